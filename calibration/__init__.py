@@ -1,0 +1,1 @@
+"""A trained bundle and held-out good images to thresholds and evidence (before hop 1)."""

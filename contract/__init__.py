@@ -1,0 +1,1 @@
+"""What two folders must agree on: bundle, event, recipe, decision and configuration (every hop uses it)."""

@@ -1,0 +1,216 @@
+"""The bundle: a folder with the graph and all that belongs to it, verified whenever it is opened (training to edge)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+import tempfile
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from contract.config import Strict, validate
+from contract.errors import BundleError, ConfigError
+from contract.recipe import QualityBounds, Recipe, Thresholds
+
+FORMAT = "flawline.bundle/1"
+MANIFEST = "bundle.json"
+MAX_MANIFEST_BYTES = 16 << 20
+MAX_FILE_BYTES = 4 << 30
+ROLE_GRAPH = "graph.fp32"
+ROLE_DATA = "data"
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class FileEntry(Strict):
+    """One file of the bundle, its path relative to the folder with forward slashes."""
+
+    path: str = Field(min_length=1, max_length=200)
+    sha256: Sha256
+    size: int = Field(ge=0, le=MAX_FILE_BYTES, description="bytes")
+
+
+class ModelInfo(Strict):
+    """What was trained: name in the model table, settings, parameter count, how the score is made."""
+
+    name: str
+    parameters: int = Field(ge=0)
+    score: str
+    map_hw: tuple[int, int]
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+
+class Golden(Strict):
+    """An image (uint8 tiles stacked in one ``.npy`` of [N, H, W, C]) and the scores that PyTorch gave its tiles.
+
+    Every engine must agree with ``scores`` and ``map_means`` before it serves.
+    """
+
+    role: str
+    scores: list[float]
+    map_means: list[float]
+    tolerance: float = Field(1e-4, gt=0, description="relative")
+
+
+class DataFingerprint(Strict):
+    """Which images made the model; the hashes per split stand in the file of role ``data``."""
+
+    name: str
+    fit_images: int
+    fit_groups: int
+    validation_images: int
+    validation_groups: int
+    holdout_images: int
+    holdout_groups: int
+    grouping: str
+
+
+class Manifest(Strict):
+    """``bundle.json``. ``digest`` is the sha256 of the rest in canonical JSON."""
+
+    format: Literal["flawline.bundle/1"] = FORMAT  # type: ignore[assignment]
+    id: str = Field(min_length=8, max_length=64)
+    name: str = Field(min_length=1, max_length=100)
+    created: str
+    model: ModelInfo
+    recipe: Recipe
+    files: dict[str, FileEntry] = Field(description="role -> file")
+    golden: Golden
+    data: DataFingerprint
+    training: dict[str, Any] = Field(default_factory=dict)
+    metrics: dict[str, Any] = Field(default_factory=dict)
+    thresholds: Thresholds | None = None
+    quality: QualityBounds | None = None
+    digest: str = ""
+
+    def computed_digest(self) -> str:
+        """sha256 over everything but the digest itself."""
+        content = self.model_dump(mode="json", exclude={"digest"})
+        return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+    def calibration_id(self) -> str | None:
+        """Short hash of thresholds and quality bounds: changes whenever a verdict could."""
+        if self.thresholds is None or self.quality is None:
+            return None
+        parts = [self.thresholds.model_dump_json(), self.quality.model_dump_json()]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+class Bundle:
+    """An opened, verified bundle: its manifest and the paths of its files by role."""
+
+    def __init__(self, root: Path, manifest: Manifest) -> None:
+        self.root = root
+        self.manifest = manifest
+
+    def path(self, role: str) -> Path:
+        """Path of the file of ``role``; raises BundleError naming the roles that there are."""
+        entry = self.manifest.files.get(role)
+        if entry is None:
+            raise BundleError(f"{self.root}: no file of role {role!r}; it has {', '.join(sorted(self.manifest.files))}")
+        return self.root / entry.path
+
+    def json(self, role: str) -> Any:
+        """Content of a JSON file of the bundle."""
+        return json.loads(self.path(role).read_bytes())
+
+    @property
+    def model_sha256(self) -> str:
+        return self.manifest.files[ROLE_GRAPH].sha256
+
+
+def open_bundle(folder: Path) -> Bundle:
+    """Open and verify a bundle: format, digest, every path, size and sha256. Raises BundleError."""
+    manifest = _read_manifest(folder)
+    for role, entry in manifest.files.items():
+        _verify(folder, role, entry)
+    for role in (ROLE_GRAPH, ROLE_DATA, manifest.golden.role):
+        if role not in manifest.files:
+            raise BundleError(f"{folder}: the bundle has no file of role {role!r}; train it again")
+    return Bundle(folder, manifest)
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    path = folder / MANIFEST
+    if not folder.is_dir():
+        raise BundleError(f"{folder}: no such folder; expected a bundle written by `flawline train --out {folder}`")
+    if not path.is_file():
+        raise BundleError(f"{folder}: not a bundle: {MANIFEST} is missing; `flawline train` writes it last")
+    if path.stat().st_size > MAX_MANIFEST_BYTES:
+        raise BundleError(f"{path}: {path.stat().st_size} bytes, at most {MAX_MANIFEST_BYTES}: not a bundle's manifest")
+    try:
+        raw = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{path}: not valid JSON ({error}): the bundle is damaged, copy it again") from error
+    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+        found = raw.get("format") if isinstance(raw, dict) else type(raw).__name__
+        raise BundleError(f"{path}: format {found!r:.60}; this version reads {FORMAT!r}")
+    try:
+        manifest = validate(Manifest, raw, str(path))
+    except ConfigError as error:
+        raise BundleError(f"{error}\n{path}: the manifest was changed or written by another version") from error
+    if manifest.digest != manifest.computed_digest():
+        raise BundleError(f"{path}: content and digest differ: the manifest was changed after it was written")
+    return manifest
+
+
+def _verify(folder: Path, role: str, entry: FileEntry) -> None:
+    path = _inside(folder, entry.path, role)
+    try:
+        info = path.lstat()
+    except OSError as error:
+        raise BundleError(f"{path}: role {role!r}: cannot be read ({error.strerror})") from error
+    if not stat.S_ISREG(info.st_mode):
+        raise BundleError(f"{path}: role {role!r}: not a regular file")
+    if info.st_size != entry.size:
+        raise BundleError(f"{path}: role {role!r}: {info.st_size} bytes, the manifest says {entry.size}")
+    found = sha256_of(path)
+    if found != entry.sha256:
+        raise BundleError(f"{path}: role {role!r}: sha256 {found[:12]}..., the manifest says {entry.sha256[:12]}...")
+
+
+def _inside(folder: Path, relative: str, role: str) -> Path:
+    pure = PurePosixPath(relative)
+    if pure.is_absolute() or ".." in pure.parts or "\\" in relative or ":" in relative:
+        raise BundleError(f"{folder}: role {role!r}: path {relative!r} leaves the bundle")
+    path = folder / relative
+    if folder.resolve() not in path.resolve().parents:
+        raise BundleError(f"{folder}: role {role!r}: path {relative!r} leaves the bundle through a link")
+    return path
+
+
+def sha256_of(path: Path) -> str:
+    """sha256 of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_entry(folder: Path, relative: str) -> FileEntry:
+    """Describe a file that was written into a bundle's folder."""
+    path = folder / relative
+    return FileEntry(path=relative, sha256=sha256_of(path), size=path.stat().st_size)
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write ``bundle.json`` whole or not at all (temporary file, fsync, rename), with its digest."""
+    content = manifest.model_copy(update={"digest": manifest.computed_digest()})
+    write_atomic(folder / MANIFEST, (content.model_dump_json(indent=1) + "\n").encode())
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Replace ``path`` by ``data`` so that a reader or a power cut sees the old file or the new one."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

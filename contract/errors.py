@@ -1,0 +1,44 @@
+"""The errors a user can meet, each a sentence that names the thing, what was found and the way out (every hop).
+
+FlawlineError
+├── ConfigError    a TOML file, an option or an environment variable
+├── BundleError    a bundle folder: missing, changed, foreign or not calibrated
+├── DatasetError   a folder of images
+├── ImageError     one image or frame
+└── EventError     a message on the wire or a row in a spool
+"""
+
+from __future__ import annotations
+
+
+class FlawlineError(Exception):
+    """Base of every error that is the user's to mend; commands print it without a traceback and exit with 2."""
+
+    exit_code = 2
+
+
+class ConfigError(FlawlineError):
+    """A setting is missing, unknown or out of range."""
+
+
+class BundleError(FlawlineError):
+    """A bundle cannot be trusted or used."""
+
+
+class DatasetError(FlawlineError):
+    """A folder of images cannot be used as asked."""
+
+
+class ImageError(FlawlineError):
+    """An image or a frame cannot be read or does not fit the recipe."""
+
+
+class EventError(FlawlineError):
+    """A message does not follow the event contract.
+
+    ``code`` is one of ``schema``, ``size``, ``parts`` or ``version`` and travels in the negative acknowledgement.
+    """
+
+    def __init__(self, message: str, code: str = "schema") -> None:
+        super().__init__(message)
+        self.code = code

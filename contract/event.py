@@ -1,0 +1,322 @@
+"""The event on the wire: typed headers, their multipart form, acknowledgements (hop 6 to hop 7).
+
+A message is ``[MAGIC, envelope, header, part, part, ...]``. The header never changes once spooled; the envelope
+says what differs between transmissions (age, attempt). Identity is ``(edge_id, spool_id, seq)``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from enum import IntEnum, StrEnum
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from contract.errors import EventError
+
+MAGIC = b"FLAWLINE1"
+SCHEMA = "flawline.event/1.0"
+MAX_ENVELOPE_BYTES = 4 << 10
+MAX_HEADER_BYTES = 256 << 10
+MAX_PART_BYTES = 64 << 20
+MAX_PARTS = 8
+
+
+class Verdict(StrEnum):
+    """What a part is told to be; whatever goes wrong is NOT_INSPECTED."""
+
+    PASS = "PASS"
+    REVIEW = "REVIEW"
+    REJECT = "REJECT"
+    NOT_INSPECTED = "NOT_INSPECTED"
+
+
+class LineCode(IntEnum):
+    """The same for a line controller: only a fresh, sequence-matched 1 is OK."""
+
+    PASS = 1
+    REJECT = 2
+    REVIEW = 3
+    NOT_INSPECTED = 4
+
+
+class Wire(BaseModel):
+    """Base of wire models: unknown fields are ignored, new fields have defaults, numbers are finite."""
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False, frozen=True)
+
+
+Text = Annotated[str, Field(max_length=500)]
+Name = Annotated[str, Field(min_length=1, max_length=100)]
+Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
+
+
+class Region(Wire):
+    """One connected area of deviation, in pixels of the cut-out part: ``box_px`` is x, y, width, height."""
+
+    view: Name
+    box_px: tuple[float, float, float, float]
+    area_px: float
+    area_mm2: float | None = None
+    peak: float
+
+
+class PartRef(Wire):
+    """A binary part of this message: what it holds and how to read it.
+
+    ``codec`` is ``raw`` (C order, little endian, ``dtype`` and ``shape``), ``png`` or ``jpeg``.
+    ``to_part`` maps array pixels to pixels of the cut-out part: x = a*u + b*v + c, y = d*u + e*v + f.
+    """
+
+    role: Literal["map", "image", "reconstruction", "thumbnail"]
+    view: Name = "main"
+    codec: Literal["raw", "png", "jpeg"]
+    dtype: Literal["float16", "float32", "uint8"] = "uint8"
+    shape: tuple[int, ...] = Field(max_length=4)
+    size: int = Field(ge=0, le=MAX_PART_BYTES, description="bytes")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    to_part: tuple[float, float, float, float, float, float] | None = None
+
+
+class Timing(Wire):
+    """When each hop was done, CLOCK_MONOTONIC nanoseconds of the edge; 0 where the hop was not reached."""
+
+    t_capture_ns: Count = 0
+    t_trigger_ns: Count = 0
+    t_taken_ns: Count = 0
+    t_prepared_ns: Count = 0
+    t_inferred_ns: Count = 0
+    t_decided_ns: Count = 0
+    t_spooled_ns: Count = 0
+
+
+class BaseHeader(Wire):
+    """Fields of every header. ``run_id`` is new at each start of the edge, ``spool_id`` belongs to the spool."""
+
+    schema_id: str = Field(SCHEMA, alias="schema", max_length=50)
+    edge_id: Name
+    spool_id: Name
+    seq: int = Field(ge=1, le=2**63 - 1)
+    run_id: Name
+    t_wall_ns: Count = Field(description="UTC nanoseconds since 1970; a label, never used for durations")
+    parts: tuple[PartRef, ...] = Field((), max_length=MAX_PARTS)
+
+    model_config = ConfigDict(populate_by_name=True)
+
+
+class PartHeader(BaseHeader):
+    """Fields of what is said about one part: its trigger, camera and frame."""
+
+    part_id: Name
+    camera_id: Name
+    trigger_id: Count
+    frame_no: Count
+    box_px: tuple[int, int, int, int] | None = Field(None, description="x, y, width, height in the camera's frame")
+    timing: Timing = Timing()
+
+
+class Trigger(PartHeader):
+    """A part was seen and will be inspected; exactly one Result or Missed follows."""
+
+    kind: Literal["trigger"] = "trigger"
+
+
+class Result(PartHeader):
+    """The verdict on one part. ``score`` is None where nothing was scored; ``reason`` says why it is not PASS."""
+
+    kind: Literal["result"] = "result"
+    verdict: Verdict
+    reason: Text | None = None
+    score: float | None = None
+    threshold: float | None = None
+    review_threshold: float | None = None
+    map_threshold: float | None = None
+    regions: tuple[Region, ...] = Field((), max_length=64)
+    quality: dict[str, float] = Field(default_factory=dict)
+    recipe: Name
+    bundle_id: Name
+    model_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    calibration_id: Name | None = None
+    engine: Name
+    images: tuple[PartRef, ...] = Field((), max_length=MAX_PARTS, description="pictures that follow as attachments")
+
+
+class Missed(PartHeader):
+    """A trigger that was never inspected: NOT_INSPECTED to the line, with the reason."""
+
+    kind: Literal["missed"] = "missed"
+    reason: Text
+
+
+class Attachment(BaseHeader):
+    """Binary parts of a Result, sent after the verdicts. A spool that ran full keeps the header and says so."""
+
+    kind: Literal["attachment"] = "attachment"
+    part_id: Name
+    result_seq: int = Field(ge=1)
+    dropped: bool = False
+
+
+class Gap(BaseHeader):
+    """A time in which this edge saw nothing: parts that passed then are not accounted for singly."""
+
+    kind: Literal["gap"] = "gap"
+    reason: Text
+    from_wall_ns: Count
+    to_wall_ns: Count
+    duration_ns: Count = Field(description="by a clock that survives a restart of the edge where there is one")
+
+
+class CameraState(Wire):
+    """One camera in a heartbeat; ages in milliseconds, -1 before the first frame."""
+
+    camera_id: Name
+    state: Literal["starting", "running", "stalled", "ended", "failed"]
+    frames: Count = 0
+    triggers: Count = 0
+    frame_age_ms: float = -1.0
+    detail: Text | None = None
+
+
+class State(BaseHeader):
+    """The edge's heartbeat: what it does, how much waits in its spool, how fresh its cameras are."""
+
+    kind: Literal["state"] = "state"
+    state: Literal["starting", "running", "stopping", "stopped", "failed"]
+    detail: Text | None = None
+    spool_rows: Count = 0
+    spool_bytes: Count = 0
+    attachments_dropped: Count = 0
+    cameras: tuple[CameraState, ...] = Field((), max_length=64)
+
+
+Header = Annotated[Trigger | Result | Missed | Attachment | Gap | State, Field(discriminator="kind")]
+HEADER: TypeAdapter[Header] = TypeAdapter(Header)
+
+
+class Envelope(Wire):
+    """What differs between transmissions. ``age_ms``: from capture (or from writing) to this sending."""
+
+    age_ms: float = Field(ge=0)
+    attempt: int = Field(1, ge=1)
+
+
+class Ack(Wire):
+    """The host has committed these numbers; the edge may forget them."""
+
+    kind: Literal["ack"] = "ack"
+    spool_id: Name
+    seqs: tuple[int, ...] = Field(max_length=4096)
+
+
+class Nack(Wire):
+    """The host will never take this message: the edge moves it to its dead letters."""
+
+    kind: Literal["nack"] = "nack"
+    spool_id: Name
+    seq: int
+    code: Literal["schema", "size", "parts", "version", "identity"]
+    message: Text
+
+
+Reply = Annotated[Ack | Nack, Field(discriminator="kind")]
+REPLY: TypeAdapter[Reply] = TypeAdapter(Reply)
+
+
+class Message(NamedTuple):
+    """One decoded message: header, its binary parts in the order of ``header.parts``, and the envelope."""
+
+    header: Header
+    parts: tuple[bytes, ...]
+    envelope: Envelope
+
+
+def part_ref(role: Literal["map", "image", "reconstruction", "thumbnail"], data: bytes, **fields: Any) -> PartRef:
+    """Describe ``data`` as a binary part; ``fields`` are PartRef's (codec, dtype, shape, view, to_part)."""
+    return PartRef(role=role, size=len(data), sha256=hashlib.sha256(data).hexdigest(), **fields)
+
+
+def encode_header(header: Header) -> bytes:
+    """Header as JSON bytes, as spooled and sent. Raises EventError where it is over MAX_HEADER_BYTES."""
+    data = header.model_dump_json(by_alias=True, exclude_none=True).encode()
+    if len(data) > MAX_HEADER_BYTES:
+        raise EventError(f"header of {len(data)} bytes, at most {MAX_HEADER_BYTES}", "size")
+    return data
+
+
+def to_frames(header: bytes, parts: tuple[bytes, ...], envelope: Envelope) -> list[bytes]:
+    """The frames to send for a spooled header and its parts."""
+    return [MAGIC, envelope.model_dump_json().encode(), header, *parts]
+
+
+def from_frames(frames: list[bytes]) -> Message:
+    """Decode and check a message. Raises EventError; never trusts a size or a hash that it did not compute."""
+    if len(frames) < 3 or frames[0] != MAGIC:
+        raise EventError(
+            f"{len(frames)} frame(s) beginning {frames[0][:12]!r} are not a Flawline message"
+            if frames
+            else "no frames",
+            "version",
+        )
+    if len(frames) > 3 + MAX_PARTS:
+        raise EventError(f"{len(frames) - 3} binary parts, at most {MAX_PARTS}", "size")
+    for name, frame, limit in (("envelope", frames[1], MAX_ENVELOPE_BYTES), ("header", frames[2], MAX_HEADER_BYTES)):
+        if len(frame) > limit:
+            raise EventError(f"{name} of {len(frame)} bytes, at most {limit}", "size")
+    try:
+        envelope = Envelope.model_validate_json(frames[1])
+        header = HEADER.validate_json(frames[2])
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise EventError(f"header at {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    _check_schema(header.schema_id)
+    parts = tuple(frames[3:])
+    _check_parts(header, parts)
+    return Message(header, parts, envelope)
+
+
+def _check_schema(schema: str) -> None:
+    name, _, version = schema.partition("/")
+    if name != "flawline.event" or version.split(".")[0] != "1":
+        raise EventError(f"schema {schema[:50]!r}; this side reads flawline.event/1.x", "version")
+
+
+def _check_parts(header: Header, parts: tuple[bytes, ...]) -> None:
+    if len(parts) != len(header.parts):
+        raise EventError(f"header declares {len(header.parts)} binary part(s), {len(parts)} came", "parts")
+    for reference, data in zip(header.parts, parts, strict=True):
+        if len(data) != reference.size:
+            raise EventError(f"{reference.role}: header claims {reference.size} bytes, {len(data)} came", "size")
+        if hashlib.sha256(data).hexdigest() != reference.sha256:
+            raise EventError(f"{reference.role}: the bytes do not match their sha256", "parts")
+        if reference.codec == "raw" and _raw_size(reference) != reference.size:
+            raise EventError(f"{reference.role}: shape {reference.shape} does not make {reference.size} bytes", "size")
+
+
+def _raw_size(reference: PartRef) -> int:
+    size = {"float16": 2, "float32": 4, "uint8": 1}[reference.dtype]
+    for length in reference.shape:
+        if length < 0:
+            return -1
+        size *= length
+    return size
+
+
+def identity_of(frames: list[bytes]) -> tuple[str, int] | None:
+    """(spool_id, seq) of a message that did not decode, so that it can be refused by name; None if it has none."""
+    try:
+        header = json.loads(frames[2]) if len(frames) > 2 and len(frames[2]) <= MAX_HEADER_BYTES else None
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(header, dict):
+        return None
+    spool_id, seq = header.get("spool_id"), header.get("seq")
+    if isinstance(spool_id, str) and 0 < len(spool_id) <= 100 and type(seq) is int and 0 < seq < 2**63:
+        return spool_id, seq
+    return None
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of the header, published as ``docs/event.schema.json``."""
+    return HEADER.json_schema(by_alias=True)

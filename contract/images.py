@@ -1,0 +1,130 @@
+"""Decodes image files and brings pixels to the recipe's channels, after checking the size they claim (hops 1 and 3)."""
+
+from __future__ import annotations
+
+import struct
+from enum import StrEnum
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from contract.errors import ImageError
+
+Pixels = NDArray[np.uint8]
+Channels = Literal[1, 3]
+
+MAX_FILE_BYTES = 256 << 20
+MAX_PIXELS = 120_000_000
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
+
+
+class PixelFormat(StrEnum):
+    """How the bytes of a frame are to be read; nothing guesses."""
+
+    MONO8 = "mono8"
+    BGR8 = "bgr8"
+    RGB8 = "rgb8"
+
+    @property
+    def channels(self) -> Channels:
+        return 1 if self is PixelFormat.MONO8 else 3
+
+
+def to_channels(pixels: Pixels, pixel_format: PixelFormat, channels: Channels) -> Pixels:
+    """Return uint8 [H, W] (channels 1) or RGB [H, W, 3] (channels 3); no copy where nothing changes.
+
+    Grey from colour is ITU-R BT.601 luma. Raises ImageError where the array does not fit its format.
+    """
+    expected = 2 if pixel_format is PixelFormat.MONO8 else 3
+    if pixels.dtype != np.uint8 or pixels.ndim != expected or (expected == 3 and pixels.shape[2] != 3):
+        raise ImageError(
+            f"frame of shape {pixels.shape}, {pixels.dtype}: expected uint8 "
+            f"{'[H, W]' if expected == 2 else '[H, W, 3]'} for {pixel_format.value}"
+        )
+    if pixel_format is PixelFormat.MONO8:
+        return pixels if channels == 1 else _convert(pixels, cv2.COLOR_GRAY2RGB)
+    if channels == 1:
+        code = cv2.COLOR_BGR2GRAY if pixel_format is PixelFormat.BGR8 else cv2.COLOR_RGB2GRAY
+        return _convert(pixels, code)
+    return pixels if pixel_format is PixelFormat.RGB8 else _convert(pixels, cv2.COLOR_BGR2RGB)
+
+
+def _convert(pixels: Pixels, code: int) -> Pixels:
+    return np.asarray(cv2.cvtColor(pixels, code), dtype=np.uint8)
+
+
+def read_image(path: Path, channels: Channels) -> Pixels:
+    """Read an image file as uint8 [H, W] or RGB [H, W, 3].
+
+    The size is read from the file's header and refused above MAX_PIXELS before memory is taken for it.
+    Raises ImageError naming the file.
+    """
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise ImageError(f"{path}: {path.stat().st_size} bytes, at most {MAX_FILE_BYTES} are read")
+        data = path.read_bytes()
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be read ({error.strerror or error})") from error
+    return decode_image(data, channels, str(path))
+
+
+def decode_image(data: bytes, channels: Channels, name: str) -> Pixels:
+    """Decode an encoded image held in memory; ``name`` stands in the error."""
+    if not data:
+        raise ImageError(f"{name}: the file is empty (0 bytes); expected a PNG, JPEG, BMP, TIFF or WebP image")
+    size = declared_size(data)
+    if size is not None and size[0] * size[1] > MAX_PIXELS:
+        raise ImageError(f"{name}: declares {size[0]} x {size[1]} pixels, at most {MAX_PIXELS} are read")
+    flag = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR
+    try:
+        decoded = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
+    except cv2.error as error:
+        raise ImageError(f"{name}: not a readable image ({error.err or 'decoder error'})") from error
+    if decoded is None:
+        raise ImageError(f"{name}: not a readable image ({len(data)} bytes); is it truncated or of another type?")
+    pixels = np.asarray(decoded, dtype=np.uint8)
+    return pixels if channels == 1 else _convert(pixels, cv2.COLOR_BGR2RGB)
+
+
+def encode_png(pixels: Pixels) -> bytes:
+    """PNG bytes of uint8 [H, W] or RGB [H, W, 3]; fast, lossless."""
+    return _encode(pixels, ".png", [cv2.IMWRITE_PNG_COMPRESSION, 1])
+
+
+def encode_jpeg(pixels: Pixels, quality: int = 90) -> bytes:
+    """JPEG bytes of uint8 [H, W] or RGB [H, W, 3]; for people to look at, never to score."""
+    return _encode(pixels, ".jpg", [cv2.IMWRITE_JPEG_QUALITY, quality])
+
+
+def _encode(pixels: Pixels, suffix: str, options: list[int]) -> bytes:
+    if pixels.ndim == 3:
+        pixels = _convert(pixels, cv2.COLOR_RGB2BGR)
+    ok, data = cv2.imencode(suffix, pixels, options)
+    if not ok:
+        raise ImageError(f"an image of shape {pixels.shape} cannot be encoded as {suffix}")
+    return data.tobytes()
+
+
+def declared_size(data: bytes) -> tuple[int, int] | None:
+    """(width, height) that a PNG, JPEG or BMP header declares, None where the format is another or the header torn."""
+    if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) >= 24:
+        width, height = struct.unpack(">II", data[16:24])
+        return int(width), int(height)
+    if data[:2] == b"BM" and len(data) >= 26:
+        width, height = struct.unpack("<ii", data[18:26])
+        return abs(int(width)), abs(int(height))
+    return _jpeg_size(data) if data[:2] == b"\xff\xd8" else None
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int] | None:
+    at = 2
+    while at + 9 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            height, width = struct.unpack(">HH", data[at + 5 : at + 9])
+            return int(width), int(height)
+        at += 2 + int(struct.unpack(">H", data[at + 2 : at + 4])[0])
+    return None

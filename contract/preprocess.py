@@ -1,0 +1,133 @@
+"""Cut-out part -> quality measures -> uint8 tiles: the same code for training, calibration and the line (hop 3)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from contract.errors import ImageError
+from contract.images import Pixels
+from contract.recipe import QualityBounds, Recipe, View
+
+MEASURES = ("mean", "contrast", "dark", "saturated", "focus", "aspect", "likeness")
+THUMB = 16
+
+
+class Prepared(NamedTuple):
+    """One part ready for the engine: ``tiles`` uint8 [T, h, w, C] in view order, row-major within a view."""
+
+    tiles: Pixels
+    canvases: dict[str, Pixels]
+
+
+def prepare(part: Pixels, recipe: Recipe) -> Prepared:
+    """Resize every view of a cut-out part and cut it into tiles.
+
+    ``part``: uint8 [H, W] or RGB [H, W, 3], as the recipe's channels say. Shrinking averages areas
+    (``INTER_AREA``), enlarging is linear. Raises ImageError where the channels differ or the part is under 2 px.
+    """
+    _check(part, recipe)
+    canvases = {view.name: _canvas(part, view, recipe) for view in recipe.views}
+    tiles = [tile for view in recipe.views for tile in _cut(canvases[view.name], view, recipe)]
+    stacked = np.stack(tiles)
+    return Prepared(stacked if stacked.ndim == 4 else stacked[..., np.newaxis], canvases)
+
+
+def _check(part: Pixels, recipe: Recipe) -> None:
+    channels = 1 if part.ndim == 2 else part.shape[-1]
+    if part.dtype != np.uint8 or part.ndim not in (2, 3) or channels != recipe.channels:
+        raise ImageError(
+            f"image of shape {part.shape}, {part.dtype}: recipe {recipe.name!r} expects uint8 with "
+            f"{recipe.channels} channel(s)"
+        )
+    if min(part.shape[:2]) < 2:
+        raise ImageError(f"image of {part.shape[1]} x {part.shape[0]} pixels is too small to inspect")
+
+
+def view_box(view: View, part_hw: tuple[int, int]) -> tuple[int, int, int, int]:
+    """(x, y, width, height) of a view in pixels of the cut-out part, at least 1 x 1."""
+    height, width = part_hw
+    x0, y0 = int(view.region[0] * width), int(view.region[1] * height)
+    x1 = max(x0 + 1, round((view.region[0] + view.region[2]) * width))
+    y1 = max(y0 + 1, round((view.region[1] + view.region[3]) * height))
+    return x0, y0, min(x1, width) - x0, min(y1, height) - y0
+
+
+def _canvas(part: Pixels, view: View, recipe: Recipe) -> Pixels:
+    x, y, width, height = view_box(view, (part.shape[0], part.shape[1]))
+    region = part[y : y + height, x : x + width]
+    target_h, target_w = recipe.canvas_hw(view)
+    shrinking = width >= target_w and height >= target_h
+    resized = cv2.resize(region, (target_w, target_h), interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR)
+    return np.asarray(resized, dtype=np.uint8)
+
+
+def _cut(canvas: Pixels, view: View, recipe: Recipe) -> list[Pixels]:
+    tile_h, tile_w = recipe.tile_hw
+    return [canvas[y : y + tile_h, x : x + tile_w] for y, x in tile_origins(view, recipe)]
+
+
+def tile_origins(view: View, recipe: Recipe) -> list[tuple[int, int]]:
+    """(y, x) of each tile's corner on the view's canvas, row-major."""
+    step_h = recipe.tile_hw[0] - view.tiling.overlap_px
+    step_w = recipe.tile_hw[1] - view.tiling.overlap_px
+    return [(row * step_h, column * step_w) for row in range(view.tiling.rows) for column in range(view.tiling.columns)]
+
+
+def thumbnail(canvas: Pixels) -> NDArray[np.float32]:
+    """The canvas as 16 x 16 grey, standardised to mean 0 and deviation 1 (flat pictures become zeros), float32 [256]."""
+    grey = canvas if canvas.ndim == 2 else np.asarray(cv2.cvtColor(canvas, cv2.COLOR_RGB2GRAY))
+    thumb = cv2.resize(grey, (THUMB, THUMB), interpolation=cv2.INTER_AREA).astype(np.float32).ravel()
+    thumb -= thumb.mean()
+    deviation = float(thumb.std())
+    return thumb / deviation if deviation > 1e-3 else np.zeros_like(thumb)
+
+
+def measure(canvas: Pixels, part_hw: tuple[int, int], good_thumb: NDArray[np.float32] | None) -> dict[str, float]:
+    """Quality measures of one view's canvas, keyed by MEASURES.
+
+    ``mean`` and ``contrast`` (standard deviation) in grey levels; ``dark`` and ``saturated`` the shares of pixels
+    at most 4 and at least 251; ``focus`` the mean absolute Laplacian over ``contrast``, so that dimming alone does
+    not look like blur; ``aspect`` width over height of the cut-out part; ``likeness`` the correlation with the
+    mean good thumbnail (1.0 where there is none).
+    """
+    grey = canvas if canvas.ndim == 2 else np.asarray(cv2.cvtColor(canvas, cv2.COLOR_RGB2GRAY))
+    mean, deviation = (float(value.item()) for value in cv2.meanStdDev(grey))
+    detail = float(cv2.norm(cv2.Laplacian(grey, cv2.CV_16S, ksize=1), cv2.NORM_L1)) / grey.size
+    histogram = np.bincount(grey.ravel(), minlength=256)
+    return {
+        "mean": mean,
+        "contrast": deviation,
+        "dark": float(histogram[:5].sum()) / grey.size,
+        "saturated": float(histogram[251:].sum()) / grey.size,
+        "focus": detail / deviation if deviation > 0.5 else 0.0,
+        "aspect": part_hw[1] / part_hw[0],
+        "likeness": 1.0 if good_thumb is None else float(np.dot(thumbnail(canvas), good_thumb)) / good_thumb.size,
+    }
+
+
+class Gate:
+    """The image-quality gate: built once from a bundle's bounds, asked for every part."""
+
+    def __init__(self, bounds: QualityBounds) -> None:
+        self._views = bounds.views
+        self._thumbs = {name: np.asarray(thumb, np.float32) for name, thumb in bounds.likeness_thumb.items()}
+
+    def check(self, prepared: Prepared, part_hw: tuple[int, int]) -> tuple[dict[str, float], str | None]:
+        """Measures keyed ``view.measure`` and the reason why the picture is unusable, or None."""
+        values: dict[str, float] = {}
+        reason: str | None = None
+        for view, canvas in prepared.canvases.items():
+            measured = measure(canvas, part_hw, self._thumbs.get(view))
+            values |= {f"{view}.{name}": value for name, value in measured.items()}
+            bounds = self._views.get(view)
+            if bounds is None:
+                reason = reason or f"view {view!r} has no quality bounds: calibrate again"
+                continue
+            for name, bound in bounds.items():
+                breach = bound.breach(measured[name])
+                reason = reason or (f"image quality: {name} of view {view!r} is {breach}" if breach else None)
+        return values, reason

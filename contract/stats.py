@@ -1,0 +1,38 @@
+"""The interval behind every rate that Flawline prints (evaluation, demo and the host's counts)."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+
+class Rate(NamedTuple):
+    """``hits`` of ``total`` with its 95 % Wilson interval; the three rates are None where total is 0."""
+
+    hits: int
+    total: int
+    rate: float | None
+    low: float | None
+    high: float | None
+
+    def text(self) -> str:
+        """``3 of 40, 7.5 % (2.6 to 19.9 %)``."""
+        if self.rate is None or self.low is None or self.high is None:
+            return f"{self.hits} of {self.total}"
+        return f"{self.hits} of {self.total}, {100 * self.rate:.1f} % ({100 * self.low:.1f} to {100 * self.high:.1f} %)"
+
+
+def rate(hits: int, total: int) -> Rate:
+    """Binomial proportion with the Wilson score interval (E. B. Wilson, JASA 22, 1927) at 95 %."""
+    if not 0 <= hits <= total:
+        raise ValueError(f"hits must lie in 0..total, found {hits} of {total}")
+    if total == 0:
+        return Rate(0, 0, None, None, None)
+    z = 1.959963984540054
+    p = hits / total
+    scale = 1 + z * z / total
+    centre = (p + z * z / (2 * total)) / scale
+    half = z * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total)) / scale
+    low = 0.0 if hits == 0 else max(0.0, centre - half)
+    high = 1.0 if hits == total else min(1.0, centre + half)
+    return Rate(hits, total, p, low, high)

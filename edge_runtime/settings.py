@@ -1,0 +1,91 @@
+"""The edge's configuration file as strict models (read at start, before hop 1)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from contract.config import Strict, load_toml
+
+Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
+
+
+class PresenceSettings(Strict):
+    """How a part on the belt is told from the belt."""
+
+    foreground: Literal["bright", "dark"] = Field("bright", description="the part against the belt")
+    threshold: int | None = Field(None, ge=1, le=254, description="grey level; none: from the belt at the frame's rim")
+    min_area: float = Field(0.005, gt=0, lt=1, description="smallest part as a share of the frame")
+    direction: Literal["right", "left", "down", "up"] = "right"
+    part_length_px: int | None = Field(None, ge=8, description="length along the belt; set, it parts two that touch")
+    settle_frames: int = Field(2, ge=1, le=50, description="frames wholly in view before a part is taken")
+    margin_px: int = Field(0, ge=0, le=512, description="belt left around the cut-out part")
+
+
+class CameraSettings(Strict):
+    """One camera: where it is, what triggers a part, what happens when the station is slower than the line."""
+
+    id: Identifier
+    url: str = Field(min_length=1, description="file://, synthetic://, usb:// or rtsp://")
+    trigger: Literal["presence", "every-frame"] = "presence"
+    fixture: Literal["foreground", "region"] = Field("foreground", description="what is cut out of the frame")
+    region: tuple[int, int, int, int] | None = Field(None, description="x, y, width, height in the frame")
+    policy: Literal["every-part", "freshest"] = "every-part"
+    slots: int = Field(8, ge=3, le=256, description="frames in shared memory")
+    max_frame_mb: float = Field(16.0, gt=0, le=512, description="largest frame that a slot takes")
+    stall_s: float = Field(3.0, gt=0.1, le=60, description="no frame for so long: the camera process is replaced")
+    presence: PresenceSettings = Field(default_factory=PresenceSettings)
+
+    @model_validator(mode="after")
+    def _region_given(self) -> CameraSettings:
+        if self.fixture == "region" and self.region is None:
+            raise ValueError(f"camera {self.id!r}: fixture = 'region' needs region = [x, y, width, height]")
+        return self
+
+
+class SpoolSettings(Strict):
+    """The edge's own record of what the host has not committed yet."""
+
+    max_mb: float = Field(2048.0, ge=1)
+    sync_ms: float = Field(10.0, ge=0, le=1000, description="longest time an event stands unsynced")
+
+
+class HostLink(Strict):
+    """Where events go."""
+
+    endpoint: str = Field("tcp://127.0.0.1:5701", pattern=r"^(tcp|ipc)://.+")
+    window: int = Field(64, ge=1, le=4096, description="messages sent and not yet acknowledged")
+    resend_ms: int = Field(2000, ge=50, description="sent again when not acknowledged for so long")
+
+
+class EdgeSettings(Strict):
+    """``edge.toml``. Paths are relative to the file's folder."""
+
+    edge_id: Identifier
+    bundle: Path
+    state_dir: Path = Path("state")
+    engine: Literal["auto", "openvino", "onnxruntime"] = "auto"
+    threads: int = Field(1, ge=1, le=64, description="engine threads")
+    deadline_ms: int = Field(1000, ge=10, description="capture to verdict; later is NOT_INSPECTED")
+    heartbeat_ms: int = Field(1000, ge=100)
+    images: Literal["flagged", "all", "none"] = Field("flagged", description="which parts' pictures are sent")
+    host: HostLink = Field(default_factory=HostLink)
+    spool: SpoolSettings = Field(default_factory=SpoolSettings)
+    cameras: list[CameraSettings] = Field(min_length=1, max_length=64)
+
+    @model_validator(mode="after")
+    def _unique(self) -> EdgeSettings:
+        ids = [camera.id for camera in self.cameras]
+        if len(set(ids)) != len(ids):
+            raise ValueError(f"two cameras share an id: {ids}")
+        return self
+
+
+def load_settings(path: Path) -> EdgeSettings:
+    """Read ``edge.toml`` and make its paths absolute; raises ConfigError."""
+    settings = load_toml(path, EdgeSettings)
+    settings.bundle = (path.parent / settings.bundle).resolve()
+    settings.state_dir = (path.parent / settings.state_dir).resolve()
+    return settings

@@ -1,0 +1,1 @@
+"""Good images to a bundle, on the engineer's machine (before hop 1)."""
