@@ -78,7 +78,7 @@ def tile_origins(view: View, recipe: Recipe) -> list[tuple[int, int]]:
 
 
 def thumbnail(canvas: Pixels) -> NDArray[np.float32]:
-    """The canvas as 16 x 16 grey, standardised to mean 0 and deviation 1 (flat pictures become zeros), float32 [256]."""
+    """The canvas as 16 x 16 grey, of mean 0 and deviation 1 (a flat picture: zeros), float32 [256]."""
     grey = canvas if canvas.ndim == 2 else np.asarray(cv2.cvtColor(canvas, cv2.COLOR_RGB2GRAY))
     thumb = cv2.resize(grey, (THUMB, THUMB), interpolation=cv2.INTER_AREA).astype(np.float32).ravel()
     thumb -= thumb.mean()
