@@ -139,7 +139,6 @@ class Result(PartHeader):
     model_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     calibration_id: Name | None = None
     engine: Name
-    images: tuple[PartRef, ...] = Field((), max_length=MAX_PARTS, description="pictures that follow as attachments")
 
 
 class Missed(PartHeader):
@@ -163,6 +162,7 @@ class Gap(BaseHeader):
 
     kind: Literal["gap"] = "gap"
     reason: Text
+    camera_id: Name | None = Field(None, description="the one camera that was blind; none: the whole edge")
     from_wall_ns: Count
     to_wall_ns: Count
     duration_ns: Count = Field(description="by a clock that survives a restart of the edge where there is one")
@@ -180,7 +180,10 @@ class CameraState(Wire):
 
 
 class State(BaseHeader):
-    """The edge's heartbeat: what it does, how much waits in its spool, how fresh its cameras are."""
+    """The edge's heartbeat: what it does, how much waits in its spool, how fresh its cameras are.
+
+    Never spooled: its ``spool_id`` is ``state-<run_id>``, numbered apart, and one that is lost is not missed.
+    """
 
     kind: Literal["state"] = "state"
     state: Literal["starting", "running", "stopping", "stopped", "failed"]

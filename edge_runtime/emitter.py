@@ -1,0 +1,198 @@
+"""Sends spooled events to the host and keeps each until the host says that it has committed it (hop 6)."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from contextlib import suppress
+
+import zmq
+from pydantic import ValidationError
+
+from contract.event import (
+    MAGIC,
+    MAX_HEADER_BYTES,
+    REPLY,
+    Ack,
+    Envelope,
+    Nack,
+    State,
+    encode_header,
+    to_frames,
+)
+from edge_runtime.settings import HostLink
+from edge_runtime.spool import Row, Spool
+
+ATTACHMENT_WINDOW = 4
+"""Attachments under way at once: small, so that a verdict never waits behind pictures."""
+
+log = logging.getLogger(__name__)
+
+
+class Emitter:
+    """A thread that owns the DEALER socket; ``wake`` tells it that the spool has something new."""
+
+    def __init__(self, spool: Spool, link: HostLink, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+        self._spool = spool
+        self._link = link
+        self._context = context
+        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK)
+        self._stopping = threading.Event()
+        self._drained = threading.Event()
+        self._state: bytes | None = None
+        self._in_flight: tuple[dict[tuple[str, int], _Sent], dict[tuple[str, int], _Sent]] = ({}, {})
+        self._cursor = [0, 0]
+        self._thread = threading.Thread(target=self._run, name="emitter", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Something was appended to the spool."""
+        self._drained.clear()
+        os.eventfd_write(self._wake_fd, 1)
+
+    def send_state(self, state: State) -> None:
+        """Send a heartbeat; the newest replaces one that has not left yet, none is ever sent again."""
+        self._state = encode_header(state)
+        os.eventfd_write(self._wake_fd, 1)
+
+    def wait_until_empty(self, timeout_s: float) -> bool:
+        """Whether the host committed everything within the time."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            if self._spool.size[0] == 0:
+                return True
+            self._drained.wait(0.02)
+        return self._spool.size[0] == 0
+
+    def stop(self) -> None:
+        """Stop sending; what is not committed stays in the spool."""
+        self._stopping.set()
+        os.eventfd_write(self._wake_fd, 1)
+        self._thread.join(timeout=5)
+        os.close(self._wake_fd)
+
+    def _run(self) -> None:
+        socket = self._connect()
+        poller = zmq.Poller()
+        poller.register(socket, zmq.POLLIN)
+        poller.register(self._wake_fd, zmq.POLLIN)
+        try:
+            while not self._stopping.is_set():
+                ready = dict(poller.poll(self._timeout_ms()))
+                if self._wake_fd in ready:
+                    with suppress(BlockingIOError):
+                        os.eventfd_read(self._wake_fd)
+                if socket in ready:
+                    self._receive(socket)
+                self._send_due(socket)
+        finally:
+            socket.close(linger=200)
+
+    def _connect(self) -> zmq.Socket[bytes]:
+        socket = self._context.socket(zmq.DEALER)
+        socket.set(zmq.LINGER, 0)
+        socket.set(zmq.IMMEDIATE, 1)
+        socket.set(zmq.SNDHWM, 2 * self._link.window)
+        socket.set(zmq.RCVHWM, 2 * self._link.window)
+        socket.set(zmq.HEARTBEAT_IVL, 1000)
+        socket.set(zmq.HEARTBEAT_TIMEOUT, 3000)
+        socket.set(zmq.HEARTBEAT_TTL, 3000)
+        socket.set(zmq.RECONNECT_IVL, 100)
+        socket.set(zmq.RECONNECT_IVL_MAX, 2000)
+        socket.set(zmq.MAXMSGSIZE, MAX_HEADER_BYTES)
+        socket.connect(self._link.endpoint)
+        return socket
+
+    def _timeout_ms(self) -> int:
+        """Until the next message would be sent again; a second where nothing is under way."""
+        return min(self._link.resend_ms, 1000) if any(self._in_flight) else 1000
+
+    def _receive(self, socket: zmq.Socket[bytes]) -> None:
+        while True:
+            try:
+                frames = socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            try:
+                if len(frames) != 2 or frames[0] != MAGIC:
+                    raise ValueError(f"{len(frames)} frame(s)")
+                reply = REPLY.validate_json(frames[1])
+            except (ValidationError, ValueError) as error:
+                log.warning("the host's reply is not understood: %s", error)
+                continue
+            self._apply(reply)
+
+    def _apply(self, reply: Ack | Nack) -> None:
+        seqs = reply.seqs if isinstance(reply, Ack) else (reply.seq,)
+        if isinstance(reply, Ack):
+            self._spool.forget(reply.spool_id, seqs)
+        else:
+            log.error("the host refuses event %s/%d: %s", reply.spool_id, reply.seq, reply.message)
+            self._spool.bury(reply.spool_id, reply.seq, reply.code, reply.message)
+        for flights in self._in_flight:
+            for seq in seqs:
+                flights.pop((reply.spool_id, seq), None)
+        if self._spool.size[0] == 0:
+            self._drained.set()
+
+    def _send_due(self, socket: zmq.Socket[bytes]) -> None:
+        if self._state is not None:
+            state, self._state = self._state, None
+            self._put(socket, to_frames(state, (), Envelope(age_ms=0.0)))
+        for priority, window in enumerate((self._link.window, ATTACHMENT_WINDOW)):
+            if not (self._resend(socket, priority) and self._send_new(socket, priority, window)):
+                return
+
+    def _resend(self, socket: zmq.Socket[bytes], priority: int) -> bool:
+        """Send again what was not acknowledged in time; False where the socket takes no more."""
+        flights = self._in_flight[priority]
+        due = time.monotonic() - self._link.resend_ms / 1000
+        for key, sent in list(flights.items()):
+            if sent.at > due:
+                continue
+            row = self._spool.row(sent.n)
+            if row is None:
+                del flights[key]
+            elif not self._put(socket, to_frames(row.header, row.parts, _envelope(row, sent.attempt + 1))):
+                return False
+            else:
+                flights[key] = _Sent(sent.n, sent.attempt + 1)
+        return True
+
+    def _send_new(self, socket: zmq.Socket[bytes], priority: int, window: int) -> bool:
+        flights = self._in_flight[priority]
+        free = window - len(flights)
+        if free <= 0:
+            return True
+        for row in self._spool.pending(priority, self._cursor[priority], free):
+            if not self._put(socket, to_frames(row.header, row.parts, _envelope(row, 1))):
+                return False
+            self._cursor[priority] = row.n
+            flights[(row.spool_id, row.seq)] = _Sent(row.n, 1)
+        return True
+
+    def _put(self, socket: zmq.Socket[bytes], frames: list[bytes]) -> bool:
+        try:
+            socket.send_multipart(frames, zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        return True
+
+
+class _Sent:
+    """A message under way: its row, when it was last sent (monotonic seconds), how often."""
+
+    __slots__ = ("at", "attempt", "n")
+
+    def __init__(self, n: int, attempt: int) -> None:
+        self.n = n
+        self.attempt = attempt
+        self.at = time.monotonic()
+
+
+def _envelope(row: Row, attempt: int) -> Envelope:
+    return Envelope(age_ms=row.age_ms, attempt=attempt)
