@@ -1,0 +1,156 @@
+"""The engine seam: uint8 tiles in, scores and deviation maps out, checked on both sides (hop 4)."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contract.bundle import ROLE_GRAPH, Bundle
+from contract.errors import BundleError
+from contract.images import Pixels
+from edge_runtime.errors import EngineError
+
+INPUT = "image"
+SCORE = "score"
+MAP = "map"
+RECONSTRUCTION = "reconstruction"
+OUTPUTS = (SCORE, MAP, RECONSTRUCTION)
+
+
+class GraphSpec(NamedTuple):
+    """What the bundle promises about its graph: the batch is the recipe's tiles, ``map_hw`` None where unknown."""
+
+    batch: int
+    tile_hw: tuple[int, int]
+    channels: int
+    map_hw: tuple[int, int] | None
+
+    @property
+    def input_shape(self) -> tuple[int, int, int, int]:
+        """[N, H, W, C] of every inference."""
+        return (self.batch, *self.tile_hw, self.channels)
+
+
+class EngineOutput(NamedTuple):
+    """``scores`` float32 [N] and ``maps`` float32 [N, h, w], higher = more deviant; the caller's own copies."""
+
+    scores: NDArray[np.float32]
+    maps: NDArray[np.float32]
+
+
+def graph_spec(bundle: Bundle) -> GraphSpec:
+    """The shapes that the bundle's recipe and model promise."""
+    recipe = bundle.manifest.recipe
+    return GraphSpec(recipe.tiles, recipe.tile_hw, recipe.channels, bundle.manifest.model.map_hw)
+
+
+def read_graph(bundle: Bundle) -> bytes:
+    """The graph's bytes, held against the manifest once more.
+
+    Engines are given these bytes and never a path: the file cannot change between check and use, and a graph
+    cannot pull in weights from outside the bundle.
+    """
+    path = bundle.path(ROLE_GRAPH)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise BundleError(f"{path}: the graph cannot be read ({error.strerror or error})") from error
+    if hashlib.sha256(data).hexdigest() != bundle.model_sha256:
+        raise BundleError(f"{path}: the graph changed after the bundle was opened; copy the bundle again")
+    return data
+
+
+class Engine(ABC):
+    """One compiled graph of fixed batch. Not thread-safe: one engine belongs to one thread.
+
+    A back-end supplies ``_load``, ``_run``, ``_reconstruction`` and ``describe``; every check is made here.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, graph: bytes, spec: GraphSpec, threads: int = 1) -> None:
+        self.spec = spec
+        self.threads = threads
+        self._fresh = False
+        try:
+            names = self._load(graph)
+        except EngineError:
+            raise
+        except Exception as error:
+            raise EngineError(f"{self.name}: the graph cannot be loaded: {_short(error)}") from error
+        missing = [output for output in OUTPUTS if output not in names]
+        if missing:
+            raise EngineError(f"{self.name}: the graph has no output {missing}; it has {sorted(names)}")
+
+    @abstractmethod
+    def _load(self, graph: bytes) -> set[str]:
+        """Compile the graph for ``spec.input_shape`` and return the names of its outputs."""
+
+    @abstractmethod
+    def _run(self, tiles: Pixels) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Infer and return scores and maps; both may be views of memory that the next call overwrites."""
+
+    @abstractmethod
+    def _reconstruction(self) -> Pixels:
+        """The reconstruction of the last ``_run``; may be a view."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """Engine, version, precision and device, as thresholds and events name it: ``openvino-2026.4 fp32 cpu``."""
+
+    def warm_up(self) -> None:
+        """Run once on grey, so that the first part does not pay for first-time allocations. Raises EngineError."""
+        self.infer(np.full(self.spec.input_shape, 128, np.uint8))
+        self._fresh = False
+
+    def infer(self, tiles: Pixels) -> EngineOutput:
+        """Score one part's tiles: uint8 [N, H, W, C], N the recipe's tiles. Raises EngineError.
+
+        The result belongs to the caller. ``tiles`` must stay unchanged until this returns, not longer.
+        """
+        self._fresh = False
+        if tiles.dtype != np.uint8 or tiles.shape != self.spec.input_shape:
+            raise EngineError(
+                f"{self.name}: tiles of shape {tiles.shape}, {tiles.dtype}; expected uint8 {self.spec.input_shape}"
+            )
+        try:
+            scores, maps = self._run(np.ascontiguousarray(tiles))
+        except Exception as error:
+            raise EngineError(f"{self.name}: inference failed: {_short(error)}") from error
+        self._check(scores, maps)
+        self._fresh = True
+        return EngineOutput(scores.copy(), maps.copy())
+
+    def _check(self, scores: NDArray[np.float32], maps: NDArray[np.float32]) -> None:
+        batch, map_hw = self.spec.batch, self.spec.map_hw
+        if scores.shape != (batch,) or maps.ndim != 3 or maps.shape[0] != batch:
+            raise EngineError(f"{self.name}: scores {scores.shape} and maps {maps.shape} for {batch} tile(s)")
+        if map_hw is not None and maps.shape[1:] != map_hw:
+            raise EngineError(f"{self.name}: maps of {maps.shape[1:]}, the bundle promises {map_hw}")
+        if scores.dtype != np.float32 or maps.dtype != np.float32:
+            raise EngineError(f"{self.name}: {scores.dtype} scores and {maps.dtype} maps; expected float32")
+        finite = int(np.count_nonzero(np.isfinite(maps))) + int(np.count_nonzero(np.isfinite(scores)))
+        if finite != maps.size + scores.size:
+            raise EngineError(f"{self.name}: {maps.size + scores.size - finite} of the output's values are not finite")
+
+    def reconstruction(self) -> Pixels:
+        """What the tiles of the last ``infer`` should look like: uint8 [N, H, W, C], the caller's own copy.
+
+        Fetched only when asked for, because most parts are good and nobody looks. Raises EngineError where the
+        last inference failed or there was none.
+        """
+        if not self._fresh:
+            raise EngineError(f"{self.name}: there is no reconstruction: nothing was inferred, or it failed")
+        pixels = self._reconstruction()
+        if pixels.dtype != np.uint8 or pixels.shape != self.spec.input_shape:
+            raise EngineError(f"{self.name}: reconstruction {pixels.shape}, {pixels.dtype}; expected uint8 tiles")
+        return pixels.copy()
+
+
+def _short(error: Exception) -> str:
+    """First line of a runtime's message; theirs can run over pages."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -1,0 +1,71 @@
+"""Golden images through the engine that will serve: it must agree with training before it may (start of hop 4)."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+
+from contract.bundle import Bundle
+from contract.errors import BundleError
+from contract.images import Pixels
+from edge_runtime.engines.base import Engine
+from edge_runtime.errors import ParityError
+
+FLOOR = 1e-3  # a value under this share of the largest is compared absolutely: 0 has no relative error
+
+
+def golden_tiles(bundle: Bundle) -> Pixels:
+    """The bundle's golden tiles, uint8 [N, H, W, C], with as many scores and map means. Raises BundleError."""
+    golden = bundle.manifest.golden
+    path = bundle.path(golden.role)
+    try:
+        tiles = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise BundleError(f"{path}: the golden images cannot be read ({error})") from error
+    recipe = bundle.manifest.recipe
+    expected = (*recipe.tile_hw, recipe.channels)
+    if tiles.dtype != np.uint8 or tiles.ndim != 4 or tiles.shape[1:] != expected or not len(tiles):
+        raise BundleError(f"{path}: golden images {tiles.shape}, {tiles.dtype}; expected uint8 [N, {expected}]")
+    if not len(tiles) == len(golden.scores) == len(golden.map_means):
+        raise BundleError(
+            f"{path}: {len(tiles)} golden image(s), {len(golden.scores)} score(s), {len(golden.map_means)} map mean(s)"
+        )
+    return np.asarray(tiles, dtype=np.uint8)
+
+
+def check_golden(engine: Engine, bundle: Bundle) -> float:
+    """Largest relative deviation of the engine from training over the golden images.
+
+    Raises ParityError naming image, found and expected where it exceeds the bundle's tolerance.
+    """
+    tiles = golden_tiles(bundle)
+    golden = bundle.manifest.golden
+    scores, means = _run(engine, tiles)
+    worst = 0.0
+    for what, found, expected in (("score", scores, golden.scores), ("map mean", means, golden.map_means)):
+        floor = FLOOR * max(abs(value) for value in expected) or 1.0
+        for index, (ours, theirs) in enumerate(zip(found, expected, strict=True)):
+            deviation = abs(ours - theirs) / max(abs(theirs), floor)
+            if not deviation <= golden.tolerance:  # a NaN is not within any tolerance
+                raise ParityError(
+                    f"{engine.describe()} disagrees with training on golden image {index}: {what} {ours:.7g}, "
+                    f"expected {theirs:.7g} within {golden.tolerance:g} relative; "
+                    "try engine = 'onnxruntime', or train the bundle again"
+                )
+            worst = max(worst, deviation)
+    return worst
+
+
+def _run(engine: Engine, tiles: Pixels) -> tuple[list[float], list[float]]:
+    """Scores and map means in batches of the engine's size; the last batch is filled up with its last tile."""
+    batch = engine.spec.batch
+    scores: list[float] = []
+    means: list[float] = []
+    for start in range(0, len(tiles), batch):
+        piece = tiles[start : start + batch]
+        filled = np.concatenate([piece, np.repeat(piece[-1:], batch - len(piece), axis=0)])
+        output = engine.infer(filled)
+        scores += output.scores[: len(piece)].astype(float).tolist()
+        means += output.maps[: len(piece)].mean(axis=(1, 2), dtype=np.float64).tolist()
+    return scores, means

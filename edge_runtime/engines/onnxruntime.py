@@ -1,0 +1,44 @@
+"""ONNX Runtime on the CPU: the portable reference that every other engine is held against (hop 4)."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from contract.images import Pixels
+from edge_runtime.engines.base import INPUT, MAP, OUTPUTS, RECONSTRUCTION, SCORE, Engine
+
+ERRORS_ONLY = 3
+
+
+class OnnxRuntimeEngine(Engine):
+    """One sequential session with a bounded number of threads that sleep when there is nothing to do."""
+
+    name = "onnxruntime"
+
+    def _load(self, graph: bytes) -> set[str]:
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+        options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+        options.intra_op_num_threads = self.threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = ERRORS_ONLY
+        # A waiting pool must not spin on cores that cameras need; the arena would keep its peak for ever.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.enable_cpu_mem_arena = False
+        self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        self._last: dict[str, NDArray[np.generic]] = {}
+        return {output.name for output in self._session.get_outputs()}
+
+    def _run(self, tiles: Pixels) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        values = self._session.run(list(OUTPUTS), {INPUT: tiles})
+        self._last = dict(zip(OUTPUTS, values, strict=True))
+        return np.asarray(self._last[SCORE]), np.asarray(self._last[MAP])
+
+    def _reconstruction(self) -> Pixels:
+        return np.asarray(self._last[RECONSTRUCTION])
+
+    def describe(self) -> str:
+        """As in the base class."""
+        return f"onnxruntime-{'.'.join(onnxruntime.__version__.split('.')[:2])} fp32 cpu"

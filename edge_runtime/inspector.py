@@ -1,0 +1,145 @@
+"""One part from pixels to verdict: prepare, quality gate, engine, decision (hops 3 to 5)."""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+import numpy as np
+
+from contract.bundle import Bundle
+from contract.decision import PartScore, decide, find_regions, fuse
+from contract.event import Region, Verdict
+from contract.images import Pixels
+from contract.preprocess import Gate, Prepared, prepare, tile_origins
+from contract.recipe import View
+from edge_runtime.engines.base import Engine
+from edge_runtime.errors import EngineError
+
+FROZEN = "frozen: the picture is identical, pixel for pixel, to that of the part before"
+UNGATED = "the bundle has no quality bounds: run `flawline calibrate thresholds`"
+MAX_REASON = 400
+
+
+class Outcome(NamedTuple):
+    """What became of one part.
+
+    ``reason`` is None only for PASS; ``score``, ``part`` are None and ``regions`` empty where nothing was scored.
+    ``quality`` is keyed ``view.measure``. Times are CLOCK_MONOTONIC nanoseconds, 0 for a step that was not reached.
+    """
+
+    verdict: Verdict
+    reason: str | None
+    score: float | None
+    part: PartScore | None
+    regions: list[Region]
+    quality: dict[str, float]
+    t_prepared_ns: int
+    t_inferred_ns: int
+    t_decided_ns: int
+
+
+class Inspector:
+    """Verdicts for one bundle on one engine; not thread-safe, one part at a time.
+
+    ``frozen_check``: a part whose pixels equal those of the part before is NOT_INSPECTED. For live cameras, whose
+    noise never repeats; leave it off for files, where the same picture twice is no fault.
+    """
+
+    def __init__(self, bundle: Bundle, engine: Engine, *, frozen_check: bool = False) -> None:
+        manifest = bundle.manifest
+        self.bundle = bundle
+        self.engine = engine
+        self._recipe = manifest.recipe
+        self._thresholds = manifest.thresholds
+        self._gate = None if manifest.quality is None else Gate(manifest.quality)
+        self._frozen_check = frozen_check
+        self._before: Pixels | None = None
+
+    def inspect(self, part: Pixels) -> Outcome:
+        """Verdict on a cut-out part, uint8 [H, W] or RGB [H, W, 3]; ``part`` is not kept.
+
+        Raises nothing for a bad picture or a failing engine: both are NOT_INSPECTED with the reason.
+        """
+        try:
+            prepared = prepare(part, self._recipe)
+            quality, fault = self._check(part, prepared)
+        except Exception as error:  # noqa: BLE001 - whatever a picture does to the code, the part has no verdict
+            return _not_inspected(str(error))
+        t_prepared_ns = time.monotonic_ns()
+        if fault is not None:
+            return _not_inspected(fault, quality, t_prepared_ns)
+        try:
+            scored = self._score(prepared, part)
+        except Exception as error:  # noqa: BLE001 - an engine that fails, however, has given no verdict
+            return _not_inspected(str(error), quality, t_prepared_ns)
+        t_inferred_ns = time.monotonic_ns()
+        verdict, reason, regions = self._decide(scored)
+        return Outcome(
+            verdict, reason, scored.score, scored, regions, quality, t_prepared_ns, t_inferred_ns, time.monotonic_ns()
+        )
+
+    def _check(self, part: Pixels, prepared: Prepared) -> tuple[dict[str, float], str | None]:
+        """Quality measures and why the picture must not be scored, or None."""
+        frozen = self._frozen_check and self._is_repeated(part)
+        quality, fault = ({}, None) if self._gate is None else self._gate.check(prepared, _size(part))
+        return quality, FROZEN if frozen else fault
+
+    def _is_repeated(self, part: Pixels) -> bool:
+        """Whether the part equals the one before; keeps a copy, because frames live in memory that is reused."""
+        before = self._before
+        if before is None or before.shape != part.shape:
+            self._before = part.copy()
+            return False
+        if np.array_equal(before, part):
+            return True
+        np.copyto(before, part)
+        return False
+
+    def _score(self, prepared: Prepared, part: Pixels) -> PartScore:
+        scores, maps = self.engine.infer(prepared.tiles)
+        return fuse(scores, maps, self._recipe, _size(part))
+
+    def _decide(self, scored: PartScore) -> tuple[Verdict, str | None, list[Region]]:
+        verdict, reason = decide(scored.score, self._thresholds)
+        if self._thresholds is None:
+            return verdict, reason, []
+        if self._gate is None:
+            return Verdict.NOT_INSPECTED, UNGATED, []
+        flagged = verdict is not Verdict.PASS
+        return verdict, reason, find_regions(scored, self._thresholds.map, self._recipe) if flagged else []
+
+    def score(self, part: Pixels) -> tuple[PartScore, Prepared]:
+        """Score without gate and thresholds, for calibration. Raises ImageError or EngineError."""
+        prepared = prepare(part, self._recipe)
+        return self._score(prepared, part), prepared
+
+    def reconstruction(self) -> dict[str, Pixels]:
+        """What each view of the part last scored should look like, uint8 [H', W'] or RGB, the view's canvas size.
+
+        Raises EngineError where nothing was scored.
+        """
+        tiles = self.engine.reconstruction()
+        if len(tiles) != self._recipe.tiles:
+            raise EngineError(f"{len(tiles)} reconstructed tile(s); the recipe has {self._recipe.tiles}")
+        views: dict[str, Pixels] = {}
+        at = 0
+        for view in self._recipe.views:
+            views[view.name] = self._join(tiles[at : at + view.tiling.count], view)
+            at += view.tiling.count
+        return views
+
+    def _join(self, tiles: Pixels, view: View) -> Pixels:
+        canvas = np.zeros((*self._recipe.canvas_hw(view), self._recipe.channels), np.uint8)
+        for tile, (y, x) in zip(tiles, tile_origins(view, self._recipe), strict=True):
+            canvas[y : y + tile.shape[0], x : x + tile.shape[1]] = tile
+        return canvas[..., 0] if self._recipe.channels == 1 else canvas
+
+
+def _size(part: Pixels) -> tuple[int, int]:
+    return part.shape[0], part.shape[1]
+
+
+def _not_inspected(reason: str, quality: dict[str, float] | None = None, t_prepared_ns: int = 0) -> Outcome:
+    short = reason[:MAX_REASON] or "inspection failed without a message"
+    return Outcome(Verdict.NOT_INSPECTED, short, None, None, [], quality or {}, t_prepared_ns, 0, time.monotonic_ns())
