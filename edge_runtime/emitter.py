@@ -88,7 +88,8 @@ class Emitter:
                         os.eventfd_read(self._wake_fd)
                 if socket in ready:
                     self._receive(socket)
-                self._send_due(socket)
+                blocked = not self._send_due(socket)
+                poller.modify(socket, zmq.POLLIN | zmq.POLLOUT if blocked else zmq.POLLIN)
         finally:
             socket.close(linger=200)
 
@@ -139,13 +140,15 @@ class Emitter:
         if self._spool.size[0] == 0:
             self._drained.set()
 
-    def _send_due(self, socket: zmq.Socket[bytes]) -> None:
+    def _send_due(self, socket: zmq.Socket[bytes]) -> bool:
+        """Send what is new and what is due again, verdicts first; False where the socket takes no more."""
         if self._state is not None:
             state, self._state = self._state, None
             self._put(socket, to_frames(state, (), Envelope(age_ms=0.0)))
         for priority, window in enumerate((self._link.window, ATTACHMENT_WINDOW)):
             if not (self._resend(socket, priority) and self._send_new(socket, priority, window)):
-                return
+                return False
+        return True
 
     def _resend(self, socket: zmq.Socket[bytes], priority: int) -> bool:
         """Send again what was not acknowledged in time; False where the socket takes no more."""

@@ -278,7 +278,8 @@ class Spool:
         """Move a row that the host refuses for good to the dead letters, so that it is not sent for ever."""
         with self._lock:
             self._writer.execute(
-                "INSERT INTO dead_letters SELECT spool_id, seq, header, ?, ?, ? FROM rows WHERE spool_id = ? AND seq = ?",
+                "INSERT INTO dead_letters SELECT spool_id, seq, header, ?, ?, ? FROM rows "
+                "WHERE spool_id = ? AND seq = ?",
                 (code, message, time.time_ns(), spool_id, seq),
             )
         self.forget(spool_id, [seq])

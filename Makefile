@@ -1,0 +1,35 @@
+# Everything works from a fresh clone with Python 3.11 and make; each target makes the environment where it is missing.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DEMO := $(if $(DATA),--data "$(DATA)") $(if $(VIDEO),--video "$(VIDEO)") $(if $(MINUTES),--minutes $(MINUTES))
+
+.PHONY: help install demo test test-long lint clean
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+install: $(STAMP)  ## the environment in .venv, with everything
+
+# torch first and by itself: an index that offers a CPU build under the same version then serves it alone.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$(grep '^torch==' constraints.txt)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[edge,host,train,calibrate,dev]'
+	@touch $(STAMP)
+
+demo: $(STAMP)  ## train, calibrate and run a whole line; DATA=DIR VIDEO=FILE for your own
+	$(BIN)/flawline demo $(DEMO)
+
+test: $(STAMP)  ## the tests
+	$(BIN)/python -m pytest -m "not long and not gpu"
+
+test-long: $(STAMP)  ## the tests that take long
+	$(BIN)/python -m pytest -m "long and not gpu" --timeout 3600
+
+lint: $(STAMP)  ## style, types, imports
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
+
+clean:  ## remove what was made, the environment too
+	rm -rf $(VENV) runs build dist *.egg-info

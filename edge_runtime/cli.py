@@ -1,0 +1,100 @@
+"""The commands of the box beside the line: run the edge, draw synthetic parts, write a line's truth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="The edge beside the line.",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+EXAMPLE = """\
+edge_id = "line-1"
+bundle = "bundle"              # folder written by `flawline train` and `flawline calibrate`
+engine = "auto"                # openvino on x86, else onnxruntime
+
+[host]
+endpoint = "tcp://127.0.0.1:5701"
+
+[[cameras]]
+id = "top"
+url = "synthetic://line?seed=1&parts=50"    # or usb://0, rtsp://camera/stream, file:///videos/line.avi
+trigger = "presence"
+"""
+
+
+@app.command()
+def run(
+    config: Annotated[Path, typer.Argument(help="edge.toml", show_default=False)],
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no line for each part")] = False,
+) -> None:
+    """Watch the cameras, inspect each part, send every verdict to the host.
+
+    Ends by itself when every camera has ended (a video file); else Ctrl-C or SIGTERM stops it cleanly.
+
+    \b
+    Example:
+      flawline edge init edge.toml
+      flawline edge run edge.toml
+    """
+    from edge_runtime.run import run_edge
+
+    raise typer.Exit(run_edge(config, quiet))
+
+
+@app.command()
+def init(path: Annotated[Path, typer.Argument(help="file to write", show_default=False)]) -> None:
+    """Write a commented edge.toml to start from."""
+    if path.exists():
+        raise typer.BadParameter(f"{path} exists already; it is left as it is")
+    path.write_text(EXAMPLE)
+    typer.echo(f"{path} written. Next: flawline edge run {path}")
+
+
+@app.command()
+def draw(
+    out: Annotated[Path, typer.Argument(help="folder to write, MVTec AD layout", show_default=False)],
+    url: Annotated[str, typer.Option(help="the synthetic line to draw from")] = "synthetic://line?seed=1",
+    good: Annotated[int, typer.Option(min=1, help="good parts to train and calibrate with")] = 160,
+    test_good: Annotated[int, typer.Option(min=0, help="good parts to test with")] = 40,
+    defective: Annotated[int, typer.Option(min=0, help="defective parts to test with")] = 60,
+) -> None:
+    """Draw a folder of synthetic parts, cut from camera frames as the line cuts them.
+
+    \b
+    Example:
+      flawline edge draw data/synthetic
+      flawline train --data data/synthetic --out bundle
+    """
+    from rich.progress import Progress
+
+    from edge_runtime.draw import draw_dataset
+
+    with Progress() as progress:
+        task = progress.add_task("Drawing parts", total=good + test_good + defective)
+        draw_dataset(url, out, good, test_good, defective, lambda done: progress.update(task, completed=done))
+    typer.echo(f"{good + test_good + defective} parts in {out}")
+
+
+@app.command()
+def truth(
+    url: Annotated[str, typer.Argument(help="a synthetic:// line", show_default=False)],
+    csv: Annotated[Path, typer.Argument(help="file to write", show_default=False)],
+) -> None:
+    """Write what a synthetic line really shows, frame by frame, to compare verdicts with.
+
+    \b
+    Example:
+      flawline edge truth 'synthetic://line?seed=1&parts=50' line_frames.csv
+    """
+    from edge_runtime.draw import write_truth
+
+    write_truth(url, csv)
+    typer.echo(f"{csv} written")

@@ -1,0 +1,428 @@
+"""The station: the only place that calls hops 2 to 6, from an announced trigger to a spooled verdict."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import select
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from contract.bundle import Bundle
+from contract.decision import ViewMap, map_to_part
+from contract.errors import FlawlineError
+from contract.event import (
+    Attachment,
+    CameraState,
+    Gap,
+    Missed,
+    PartRef,
+    Result,
+    State,
+    Timing,
+    Trigger,
+    Verdict,
+    part_ref,
+)
+from contract.images import Pixels, encode_png, to_channels
+from edge_runtime.capture import CameraProcess, CapturedTrigger
+from edge_runtime.emitter import Emitter
+from edge_runtime.engines import Engine
+from edge_runtime.inspector import Inspector, Outcome
+from edge_runtime.settings import EdgeSettings
+from edge_runtime.spool import Draft, Outage, Spool
+
+ALIVE_S = 0.2
+ATTACHMENT_QUEUE = 32
+
+log = logging.getLogger(__name__)
+
+
+class Pending(NamedTuple):
+    """A trigger that was announced and waits for its verdict."""
+
+    camera: CameraProcess
+    trigger: CapturedTrigger
+    header: Trigger
+
+
+class Station:
+    """Takes triggers from the cameras in order, gives each one verdict, and writes it to the spool."""
+
+    def __init__(
+        self,
+        settings: EdgeSettings,
+        bundle: Bundle,
+        engine: Engine,
+        spool: Spool,
+        emitter: Emitter,
+        on_result: Callable[[Result], None] | None = None,
+    ) -> None:
+        self._settings = settings
+        self._bundle = bundle
+        self._inspectors = {camera.id: Inspector(bundle, engine, frozen_check=True) for camera in settings.cameras}
+        self._engine_name = engine.describe()
+        self._spool = spool
+        self._emitter = emitter
+        self._on_result = on_result or (lambda result: None)
+        self._cameras = [
+            CameraProcess(camera, settings.state_dir, resumed=spool.outage is not None) for camera in settings.cameras
+        ]
+        self._pending: deque[Pending] = deque()
+        self._watch = {camera.settings.id: _CameraWatch() for camera in self._cameras}
+        self._pictures = _Pictures(spool, emitter, settings)
+        self._state = "starting"
+        self._state_seq = 0
+        self._next_state = self._next_alive = 0.0
+        self.stop_event = threading.Event()
+
+    def run(self) -> None:
+        """Until asked to stop or every camera has ended: watch, announce, inspect, record."""
+        self._finish_last_run()
+        for camera in self._cameras:
+            camera.start()
+        self._pictures.start()
+        try:
+            while not self.stop_event.is_set():
+                self._wait()
+                self._step()
+                if not self._pending and all(self._ended(camera) for camera in self._cameras):
+                    break
+        finally:
+            self._shut_down()
+
+    def _ended(self, camera: CameraProcess) -> bool:
+        return camera.status().state == "ended" and not self._announce(camera)
+
+    def _wait(self) -> None:
+        """Sleep until a camera has something new; at most 50 ms, so that clocks and watchdogs go on."""
+        if self._pending:
+            return
+        with suppress(InterruptedError):
+            select.select([camera.fileno() for camera in self._cameras], [], [], 0.05)
+
+    def _step(self) -> None:
+        for camera in self._cameras:
+            camera.supervise()
+            self._announce(camera)
+        self._keep_watch()
+        if self._pending:
+            self._inspect(self._pending.popleft())
+
+    def _announce(self, camera: CameraProcess) -> bool:
+        """Spool a Trigger for everything new, so that the host knows of each part before it is inspected."""
+        taken = camera.drain()
+        if not taken:
+            return False
+        drafts = []
+        for trigger in taken:
+            header = self._trigger_header(camera, trigger)
+            drafts.append(Draft(header, t_ref_ns=trigger.t_capture_ns))
+            if trigger.lost is None:
+                self._pending.append(Pending(camera, trigger, header))
+            else:
+                drafts.append(Draft(_missed(header, trigger.lost), t_ref_ns=trigger.t_capture_ns))
+        self._record(drafts)
+        return True
+
+    def _trigger_header(self, camera: CameraProcess, trigger: CapturedTrigger) -> Trigger:
+        camera_id = camera.settings.id
+        return Trigger(
+            edge_id=self._settings.edge_id,
+            spool_id=self._spool.spool_id,
+            seq=1,
+            run_id=self._spool.run_id,
+            t_wall_ns=time.time_ns() - (time.monotonic_ns() - trigger.t_capture_ns),
+            part_id=f"{camera_id}-{self._spool.run_id}-{trigger.trigger_id:06d}",
+            camera_id=camera_id,
+            trigger_id=trigger.trigger_id,
+            frame_no=trigger.frame_no,
+            box_px=trigger.box,
+            timing=Timing(
+                t_capture_ns=trigger.t_capture_ns, t_trigger_ns=trigger.t_trigger_ns, t_taken_ns=time.monotonic_ns()
+            ),
+        )
+
+    def _inspect(self, item: Pending) -> None:
+        """One verdict for one trigger; whatever goes wrong on the way is NOT_INSPECTED with the reason."""
+        header, t_taken_ns = item.header, time.monotonic_ns()
+        part: Pixels | None = None
+        inspector = self._inspectors[header.camera_id]
+        try:
+            if self._late(header):
+                raise FlawlineError(self._deadline_text(header))
+            pixels, pixel_format = item.camera.cut(item.trigger)
+            part = to_channels(pixels, pixel_format, self._bundle.manifest.recipe.channels)
+            outcome = inspector.inspect(part)
+            if outcome.verdict is not Verdict.NOT_INSPECTED and self._late(header):
+                outcome = outcome._replace(verdict=Verdict.NOT_INSPECTED, reason=self._deadline_text(header))
+        except FlawlineError as error:
+            outcome = _not_inspected(str(error))
+        except Exception as error:
+            log.exception("part %s", header.part_id)
+            outcome = _not_inspected(f"internal error: {type(error).__name__}: {error}")
+        finally:
+            item.camera.release(item.trigger)
+        result = self._result(header, outcome, t_taken_ns)
+        numbers = self._record([Draft(result, t_ref_ns=header.timing.t_capture_ns)])
+        self._on_result(result)
+        self._pictures.offer(result.model_copy(update={"seq": numbers[0]}), outcome, part, inspector)
+
+    def _late(self, header: Trigger) -> bool:
+        return time.monotonic_ns() - header.timing.t_capture_ns > self._settings.deadline_ms * 1_000_000
+
+    def _deadline_text(self, header: Trigger) -> str:
+        waited_ms = (time.monotonic_ns() - header.timing.t_capture_ns) / 1e6
+        return f"deadline: {waited_ms:.0f} ms since capture, at most {self._settings.deadline_ms} ms"
+
+    def _result(self, header: Trigger, outcome: Outcome, t_taken_ns: int) -> Result:
+        manifest = self._bundle.manifest
+        thresholds = manifest.thresholds
+        return Result(
+            **header.model_dump(exclude={"kind", "timing", "parts", "schema_id"}),
+            timing=header.timing.model_copy(
+                update={
+                    "t_taken_ns": t_taken_ns,
+                    "t_prepared_ns": outcome.t_prepared_ns,
+                    "t_inferred_ns": outcome.t_inferred_ns,
+                    "t_decided_ns": outcome.t_decided_ns,
+                    "t_spooled_ns": time.monotonic_ns(),
+                }
+            ),
+            verdict=outcome.verdict,
+            reason=None if outcome.reason is None else outcome.reason[:500],
+            score=outcome.score if outcome.score is not None and np.isfinite(outcome.score) else None,
+            threshold=None if thresholds is None else thresholds.reject,
+            review_threshold=None if thresholds is None else thresholds.review,
+            map_threshold=None if thresholds is None else thresholds.map,
+            regions=tuple(outcome.regions),
+            quality={name: value for name, value in outcome.quality.items() if np.isfinite(value)},
+            recipe=manifest.recipe.name,
+            bundle_id=manifest.id,
+            model_sha256=self._bundle.model_sha256,
+            calibration_id=manifest.calibration_id(),
+            engine=self._engine_name,
+        )
+
+    def _record(self, drafts: list[Draft]) -> list[int]:
+        numbers = self._spool.append(drafts)
+        self._emitter.wake()
+        return numbers
+
+    def _finish_last_run(self) -> None:
+        """Triggers that the last run announced and never finished become Missed: each part has one end."""
+        drafts = [
+            Draft(_missed(trigger, "the edge stopped before its verdict")) for trigger in self._spool.open_triggers()
+        ]
+        if drafts:
+            self._record(drafts)
+
+    def _keep_watch(self) -> None:
+        """Declare what was not seen, mark what is, send heartbeats."""
+        now = time.monotonic()
+        for camera in self._cameras:
+            self._watch_camera(camera)
+        outage = self._spool.outage
+        if outage is not None and all(self._watch[camera.settings.id].first_frame_ns for camera in self._cameras):
+            self._declare_outage(outage)
+        if now >= self._next_alive and self._spool.outage is None and self._state == "running":
+            self._next_alive = now + ALIVE_S
+            self._spool.mark_alive()
+        if now >= self._next_state:
+            self._next_state = now + self._settings.heartbeat_ms / 1000
+            self._send_state()
+
+    def _watch_camera(self, camera: CameraProcess) -> None:
+        status, watch = camera.status(), self._watch[camera.settings.id]
+        if status.frames and not watch.first_frame_ns:
+            watch.first_frame_ns = time.time_ns()
+        if self._state == "starting" and all(watch.first_frame_ns for watch in self._watch.values()):
+            self._state = "running"
+        if status.state in ("stalled", "failed") and watch.blind_since_ns is None:
+            watch.blind_since_ns = time.monotonic_ns() - int(max(0.0, status.frame_age_ms) * 1e6)
+            watch.detail = status.detail or status.state
+            log.warning("camera %s: %s", camera.settings.id, watch.detail)
+        elif status.state == "running" and watch.blind_since_ns is not None:
+            self._declare_blind(camera.settings.id, watch)
+
+    def _declare_blind(self, camera_id: str, watch: _CameraWatch) -> None:
+        duration_ns = time.monotonic_ns() - (watch.blind_since_ns or 0)
+        watch.blind_since_ns = None
+        self._record([Draft(self._gap(duration_ns, f"camera {camera_id}: {watch.detail}", camera_id))])
+
+    def _declare_outage(self, outage: Outage) -> None:
+        if outage.same_boot:
+            duration_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - outage.since_boot_ns
+        else:
+            duration_ns = max(0, time.time_ns() - outage.since_wall_ns)
+        self._record([Draft(self._gap(duration_ns, "the edge was down: it had not stopped cleanly", None))])
+
+    def _gap(self, duration_ns: int, reason: str, camera_id: str | None) -> Gap:
+        now = time.time_ns()
+        return Gap(
+            edge_id=self._settings.edge_id,
+            spool_id=self._spool.spool_id,
+            seq=1,
+            run_id=self._spool.run_id,
+            t_wall_ns=now,
+            reason=reason,
+            camera_id=camera_id,
+            from_wall_ns=now - duration_ns,
+            to_wall_ns=now,
+            duration_ns=duration_ns,
+        )
+
+    def _send_state(self) -> None:
+        self._state_seq += 1
+        rows, size = self._spool.size
+        self._emitter.send_state(
+            State(
+                edge_id=self._settings.edge_id,
+                spool_id=f"state-{self._spool.run_id}",
+                seq=self._state_seq,
+                run_id=self._spool.run_id,
+                t_wall_ns=time.time_ns(),
+                state=self._state,
+                spool_rows=rows,
+                spool_bytes=size,
+                attachments_dropped=self._spool.dropped + self._pictures.dropped,
+                cameras=tuple(_camera_state(camera) for camera in self._cameras),
+            )
+        )
+
+    def _shut_down(self) -> None:
+        """Stop the cameras first, then give every trigger that was taken its verdict."""
+        self._state = "stopping"
+        for camera in self._cameras:
+            camera.stop_capture()
+            self._announce(camera)
+        while self._pending:
+            self._inspect(self._pending.popleft())
+        self._pictures.stop()
+        self._state = "stopped"
+        self._send_state()
+        for camera in self._cameras:
+            camera.stop()
+
+
+class _CameraWatch:
+    """When a camera was first seen alive, and since when it has been blind (monotonic nanoseconds)."""
+
+    def __init__(self) -> None:
+        self.first_frame_ns = 0
+        self.blind_since_ns: int | None = None
+        self.detail = ""
+
+
+class _Picture(NamedTuple):
+    result: Result
+    part: Pixels | None
+    maps: list[ViewMap]
+    reconstruction: dict[str, Pixels]
+
+
+class _Pictures:
+    """Encodes maps and pictures beside the station and spools them as attachments, behind the verdicts."""
+
+    def __init__(self, spool: Spool, emitter: Emitter, settings: EdgeSettings) -> None:
+        self._spool = spool
+        self._emitter = emitter
+        self._images = settings.images
+        self._queue: queue.Queue[_Picture | None] = queue.Queue(ATTACHMENT_QUEUE)
+        self._thread = threading.Thread(target=self._run, name="pictures", daemon=True)
+        self.dropped = 0
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def offer(self, result: Result, outcome: Outcome, part: Pixels | None, inspector: Inspector) -> None:
+        """Take what belongs to a verdict; where the encoder is behind, pictures are dropped and counted."""
+        flagged = result.verdict is not Verdict.PASS
+        wanted = self._images == "all" or (self._images == "flagged" and flagged)
+        maps = [] if outcome.part is None else outcome.part.maps
+        reconstruction = inspector.reconstruction() if wanted and maps and flagged else {}
+        picture = _Picture(result, part if wanted else None, maps, reconstruction)
+        if picture.part is None and not maps:
+            return
+        try:
+            self._queue.put_nowait(picture)
+        except queue.Full:
+            self.dropped += 1
+
+    def _run(self) -> None:
+        while (picture := self._queue.get()) is not None:
+            try:
+                self._spool.append([_attachment(picture)])
+                self._emitter.wake()
+            except FlawlineError:
+                self.dropped += 1
+                log.exception("pictures of part %s", picture.result.part_id)
+
+    def stop(self) -> None:
+        self._queue.put(None)
+        self._thread.join(timeout=10)
+
+
+def _attachment(picture: _Picture) -> Draft:
+    result = picture.result
+    references: list[PartRef] = []
+    parts: list[bytes] = []
+    for view_map in picture.maps:
+        data = np.ascontiguousarray(view_map.values, dtype="<f2").tobytes()
+        references.append(
+            part_ref(
+                "map",
+                data,
+                view=view_map.view,
+                codec="raw",
+                dtype="float16",
+                shape=view_map.values.shape,
+                to_part=map_to_part(view_map),
+            )
+        )
+        parts.append(data)
+    for role, view, pixels in _pictures_of(picture):
+        data = encode_png(pixels)
+        references.append(part_ref(role, data, view=view, codec="png", shape=pixels.shape))
+        parts.append(data)
+    header = Attachment(
+        **result.model_dump(include={"edge_id", "spool_id", "seq", "run_id", "part_id"}),
+        t_wall_ns=time.time_ns(),
+        result_seq=result.seq,
+        parts=tuple(references[:8]),
+    )
+    return Draft(header, tuple(parts[:8]))
+
+
+def _pictures_of(picture: _Picture) -> list[tuple[Literal["image", "reconstruction"], str, Pixels]]:
+    found: list[tuple[Literal["image", "reconstruction"], str, Pixels]] = (
+        [] if picture.part is None else [("image", "main", picture.part)]
+    )
+    found += [("reconstruction", view, pixels) for view, pixels in picture.reconstruction.items()]
+    return found
+
+
+def _missed(trigger: Trigger, reason: str) -> Missed:
+    return Missed(**trigger.model_dump(exclude={"kind", "parts", "schema_id"}), reason=reason[:500])
+
+
+def _not_inspected(reason: str) -> Outcome:
+    return Outcome(Verdict.NOT_INSPECTED, reason, None, None, [], {}, 0, 0, time.monotonic_ns())
+
+
+def _camera_state(camera: CameraProcess) -> CameraState:
+    status = camera.status()
+    return CameraState(
+        camera_id=camera.settings.id,
+        state=status.state,
+        frames=status.frames,
+        triggers=status.triggers,
+        frame_age_ms=status.frame_age_ms,
+        detail=status.detail,
+    )
