@@ -323,3 +323,9 @@ def identity_of(frames: list[bytes]) -> tuple[str, int] | None:
 def json_schema() -> dict[str, Any]:
     """JSON Schema of the header, published as ``docs/event.schema.json``."""
     return HEADER.json_schema(by_alias=True)
+
+
+if __name__ == "__main__":
+    import sys
+
+    sys.stdout.write(json.dumps(json_schema(), indent=1) + "\n")

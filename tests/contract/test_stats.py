@@ -1,0 +1,37 @@
+"""Wilson's interval against known values, and that nothing is ever a bare zero."""
+
+from __future__ import annotations
+
+import pytest
+
+from contract.stats import rate
+
+
+@pytest.mark.parametrize(
+    ("hits", "total", "low", "high"),
+    [
+        (0, 10, 0.0, 0.2775),
+        (10, 10, 0.7225, 1.0),
+        (5, 10, 0.2366, 0.7634),
+        (1, 50, 0.0035, 0.1050),
+        (81, 263, 0.2553, 0.3662),
+    ],
+)
+def test_interval_is_wilson_s(hits: int, total: int, low: float, high: float) -> None:
+    found = rate(hits, total)
+    assert found.rate == hits / total
+    assert (found.low, found.high) == pytest.approx((low, high), abs=1e-4)
+
+
+def test_no_parts_no_rate() -> None:
+    assert rate(0, 0).rate is None
+    assert rate(0, 0).text() == "0 of 0"
+
+
+def test_zero_escapes_are_said_with_their_interval() -> None:
+    assert rate(0, 12).text() == "0 of 12, 0.0 % (0.0 to 24.2 %)"
+
+
+def test_impossible_counts_are_refused() -> None:
+    with pytest.raises(ValueError, match="3 of 2"):
+        rate(3, 2)
