@@ -1,0 +1,242 @@
+"""Data folder -> trained model -> verified bundle: the whole of ``flawline train`` as one function (before hop 1)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from contract.bundle import (
+    MANIFEST,
+    ROLE_DATA,
+    ROLE_GRAPH,
+    DataFingerprint,
+    Golden,
+    Manifest,
+    ModelInfo,
+    file_entry,
+    open_bundle,
+    write_atomic,
+    write_manifest,
+)
+from contract.dataset import load_dataset
+from contract.errors import ConfigError
+from contract.recipe import Recipe
+from training.checkpoint import FOLDER, checkpoint_path, load_checkpoint
+from training.data import Split, fingerprint, groups_in, load_tiles, make_recipe, split_by_group
+from training.export import export
+from training.fit import Fitted, Tiles, fit, new_model
+from training.graph import Inspection, Inspector
+from training.models import model_class
+from training.report import Quiet, Reporter
+from training.settings import TrainSettings
+
+ROLE_WEIGHTS = "weights"
+ROLE_GOLDEN = "golden"
+FILES = {
+    ROLE_GRAPH: "model.fp32.onnx",
+    ROLE_WEIGHTS: "weights.safetensors",
+    ROLE_DATA: "data.json",
+    ROLE_GOLDEN: "golden.npy",
+}
+GOLDEN_TILES = 6
+TYPICAL_TILES = 2000
+LIBRARIES = ("flawline", "torch", "lightning", "onnx", "onnxscript", "onnxruntime", "numpy", "opencv-python-headless")
+
+
+class Learnt(NamedTuple):
+    """Everything that a bundle is written from."""
+
+    recipe: Recipe
+    split: Split
+    document: dict[str, list[dict[str, str]]]
+    fitted: Fitted
+    inspector: Inspector
+    golden: Tensor
+    expected: Inspection
+
+
+def train(settings: TrainSettings, reporter: Reporter | None = None) -> Path:
+    """Train on ``settings.data`` and write a verified bundle to ``settings.out``; returns that folder.
+
+    Raises a FlawlineError of ``contract.errors`` or ``training.errors``; a bundle is there whole or not at all.
+    """
+    reporter = reporter or Quiet()
+    model_class(settings.model)
+    claim_folder(settings)
+    _choose_device(settings)
+    dataset = load_dataset(settings.data, settings.group_pattern)
+    split = split_by_group(dataset, settings.holdout, settings.validation, settings.seed)
+    recipe = make_recipe(settings, split.fit)
+    tiles = Tiles(load_tiles(split.fit, recipe), load_tiles(split.validation, recipe))
+    document = split.document(settings.data)
+    reporter.say(_summary(settings, split, recipe))
+    data_sha256 = hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+    resumed = None
+    if settings.resume:
+        resumed = load_checkpoint(checkpoint_path(settings.out), settings.learnt(), data_sha256)
+    model = new_model(settings, recipe.channels)
+    fitted = fit(model, tiles, settings, data_sha256, reporter, resumed)
+    reporter.say(
+        f"trained {fitted.steps} steps in {fitted.seconds:.0f} s ({fitted.images_per_s:.0f} images/s); the weights of "
+        f"step {fitted.best_step} draw good validation images best ({fitted.validation_loss:.4f})"
+    )
+    return _write(settings, recipe, split, document, tiles, fitted, reporter)
+
+
+def _write(
+    settings: TrainSettings,
+    recipe: Recipe,
+    split: Split,
+    document: dict[str, list[dict[str, str]]],
+    tiles: Tiles,
+    fitted: Fitted,
+    reporter: Reporter,
+) -> Path:
+    inspector = Inspector(fitted.judge, settings.size, settings.score)
+    inspector.learn_typical(_evenly(torch.cat([tiles.fit, tiles.validation]), TYPICAL_TILES))
+    golden = _evenly(torch.cat([tiles.validation, tiles.fit[:GOLDEN_TILES]]), GOLDEN_TILES)
+    work = settings.out / FOLDER
+    work.mkdir(parents=True, exist_ok=True)
+    expected = export(inspector, work / FILES[ROLE_GRAPH], golden)
+    learnt = Learnt(recipe, split, document, fitted, inspector, golden, expected)
+    write_bundle(settings, learnt, work)
+    reporter.say(f"bundle written and verified: {settings.out}; next: flawline calibrate thresholds {settings.out}")
+    return settings.out
+
+
+def claim_folder(settings: TrainSettings) -> None:
+    """Refuse an output folder that holds anything which this run would mix with or overwrite unasked."""
+    out, checkpoint = settings.out, checkpoint_path(settings.out)
+    if settings.resume and settings.overwrite:
+        raise ConfigError("--resume and --overwrite contradict each other: go on with the stopped run or start again?")
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out}: is a file; expected a folder to write the bundle to")
+    if settings.resume:
+        return
+    if not settings.overwrite:
+        if (out / MANIFEST).exists():
+            raise ConfigError(f"--out {out}: holds a bundle already; choose another folder, or --overwrite")
+        if checkpoint.exists():
+            raise ConfigError(f"--out {out}: holds a stopped training; --resume goes on, --overwrite starts again")
+        if out.is_dir() and any(path.name != FOLDER for path in out.iterdir()):
+            raise ConfigError(f"--out {out}: is not empty and no bundle; choose another folder, or --overwrite")
+    try:
+        checkpoint.unlink(missing_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out {out}: cannot be written ({error.strerror or error})") from error
+
+
+def _choose_device(settings: TrainSettings) -> None:
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: torch finds no NVIDIA GPU here; use --device cpu, or install torch with CUDA")
+
+
+def _summary(settings: TrainSettings, split: Split, recipe: Recipe) -> str:
+    counts = ", ".join(
+        f"{name} {len(side)} images of {groups_in(side)} parts"
+        for name, side in (
+            ("fit", split.fit),
+            ("validation", split.validation),
+            ("kept for calibration", split.holdout),
+        )
+    )
+    colour = "grey" if recipe.channels == 1 else "RGB"
+    return f"{recipe.name}: {counts}; parts told apart {split.grouping}; {recipe.tiles} tile(s) of {settings.size} px, {colour}"
+
+
+def _evenly(tiles: Tensor, count: int) -> Tensor:
+    """At most ``count`` tiles spread over all."""
+    return tiles[torch.linspace(0, len(tiles) - 1, min(count, len(tiles))).round().long()]
+
+
+def write_bundle(settings: TrainSettings, learnt: Learnt, work: Path) -> None:
+    """Move the graph from ``work``, write the other files, the manifest last, and open the result as a reader would."""
+    out = settings.out
+    (out / MANIFEST).unlink(missing_ok=True)  # from here to the new manifest the folder is no bundle
+    (work / FILES[ROLE_GRAPH]).replace(out / FILES[ROLE_GRAPH])
+    state = {name: value.contiguous() for name, value in learnt.inspector.state_dict().items()}
+    save_file(state, out / FILES[ROLE_WEIGHTS])
+    write_atomic(out / FILES[ROLE_DATA], (json.dumps(learnt.document, indent=1) + "\n").encode())
+    np.save(out / FILES[ROLE_GOLDEN], learnt.golden.numpy(), allow_pickle=False)
+    for name in FILES.values():
+        _sync(out / name)
+    write_manifest(out, manifest_of(settings, learnt))
+    open_bundle(out)
+    checkpoint_path(out).unlink(missing_ok=True)
+    if not any(work.iterdir()):
+        shutil.rmtree(work)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    path.chmod(0o644)
+
+
+def manifest_of(settings: TrainSettings, learnt: Learnt) -> Manifest:
+    """The manifest; it names no folder of this machine."""
+    fitted, recipe = learnt.fitted, learnt.recipe
+    return Manifest(
+        id=uuid.uuid4().hex,
+        name=recipe.name,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        model=ModelInfo(
+            name=settings.model,
+            parameters=sum(weights.numel() for weights in learnt.inspector.judge.parameters()),
+            score=settings.score,
+            map_hw=(settings.size, settings.size),
+            settings={"size": settings.size, "width": settings.width, "latent": settings.latent},
+        ),
+        recipe=recipe,
+        files={role: file_entry(settings.out, name) for role, name in FILES.items()},
+        golden=Golden(
+            role=ROLE_GOLDEN,
+            scores=[float(value) for value in learnt.expected.score],
+            map_means=[float(value) for value in learnt.expected.map.mean(dim=(1, 2))],
+            tolerance=1e-4,
+        ),
+        data=DataFingerprint(name=recipe.name, grouping=learnt.split.grouping, **fingerprint(learnt.document)),
+        training={
+            "settings": settings.model_dump(mode="json", exclude={"data", "out", "resume", "overwrite", "tensorboard"}),
+            "libraries": _versions(),
+            "device": "cuda" if torch.cuda.is_available() and settings.device != "cpu" else "cpu",
+        },
+        metrics=_metrics(fitted),
+    )
+
+
+def _metrics(fitted: Fitted) -> dict[str, Any]:
+    return {
+        "steps": fitted.steps,
+        "selected_step": fitted.best_step,
+        "minutes": round(fitted.seconds / 60, 3),
+        "images_per_s": round(fitted.images_per_s, 1),
+        "validation_loss": fitted.validation_loss,
+        "final_losses": fitted.losses,
+        "discriminator_restarts": fitted.mends,
+    }
+
+
+def _versions() -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed as a package"
+    return found

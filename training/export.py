@@ -1,0 +1,167 @@
+"""Trained network -> one static ONNX graph, proven against PyTorch before anything is kept (before hop 1).
+
+The graph is run by ONNX Runtime on real tiles; where score or map differ, or where an image's score depends on the
+images beside it in the batch, ExportError is raised and no bundle is written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from training.errors import ExportError
+from training.graph import Inspection, Inspector
+
+OPSET = 18
+TOLERANCE = 1e-4  # relative; FP32 against FP32 differs by rounding alone
+OUTPUTS = ("score", "map", "reconstruction")
+EXTREME_TILES = 3
+
+
+class Outputs(NamedTuple):
+    """What the graph gave: score float32 [N], map float32 [N, H, W], reconstruction uint8 [N, H, W, C]."""
+
+    score: NDArray[np.float32]
+    map: NDArray[np.float32]
+    reconstruction: NDArray[np.uint8]
+
+
+def export(inspector: Inspector, path: Path, golden: Tensor) -> Inspection:
+    """Write the graph to ``path``, prove it on ``golden`` (uint8 [N, H, W, C], N >= 2), return what PyTorch gives.
+
+    Raises ExportError, and removes the file, where the proof fails.
+    """
+    inspector.eval()
+    refuse_training_mode(inspector)
+    expected = inspector.inspect(golden)
+    try:
+        write_graph(inspector, path, golden[:2])
+        prove(path, golden, expected)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    return expected
+
+
+def refuse_training_mode(inspector: Inspector) -> None:
+    """Raise ExportError where a layer would use the statistics of its batch."""
+    training = [name for name, module in inspector.named_modules() if module.training]
+    if training:
+        raise ExportError(
+            f"{len(training)} layer(s) are in training mode ({training[0] or 'the whole network'}): their scores would "
+            "depend on the other images of the batch; call eval() before the export"
+        )
+
+
+def write_graph(inspector: Inspector, path: Path, example: Tensor) -> None:
+    """Export with a dynamic batch and weights inside the file, and check what was written."""
+    batch = torch.export.Dim("N", min=1, max=4096)
+    with _quiet():
+        program = torch.onnx.export(
+            inspector,
+            (example.contiguous(),),
+            dynamo=True,
+            input_names=["image"],
+            output_names=list(OUTPUTS),
+            dynamic_shapes={"image": {0: batch}},
+            opset_version=OPSET,
+            verbose=False,
+        )
+    if program is None:
+        raise ExportError("the exporter returned no graph")
+    model = program.model_proto
+    _forget_sources(model)
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save_model(model, str(path))
+
+
+def _forget_sources(model: Any) -> None:
+    """Drop the stack traces that the exporter writes into each node: they name this machine's folders."""
+    del model.metadata_props[:]
+    for graph in (model.graph, *model.functions):
+        del graph.metadata_props[:]
+        for item in graph.node:
+            del item.metadata_props[:]
+            item.doc_string = ""
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info, *model.graph.initializer):
+        del value.metadata_props[:]
+        value.doc_string = ""
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's own deprecation warnings, progress lines and hints about optional operators to itself."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def open_session(path: Path, threads: int = 2) -> Any:
+    """An ONNX Runtime session on the CPU."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def run_graph(session: Any, tiles: NDArray[np.uint8]) -> Outputs:
+    """Outputs of the graph for uint8 tiles [N, H, W, C]."""
+    score, deviation, reconstruction = session.run(list(OUTPUTS), {"image": tiles})
+    return Outputs(score, deviation, reconstruction)
+
+
+def prove(path: Path, golden: Tensor, expected: Inspection) -> None:
+    """Raise ExportError unless the graph agrees with PyTorch and each image's score is its own."""
+    session = open_session(path)
+    tiles = np.ascontiguousarray(golden.numpy())
+    together = run_graph(session, tiles)
+    _agree("score: ONNX Runtime and PyTorch", together.score, expected.score.numpy())
+    _agree("map: ONNX Runtime and PyTorch", together.map, expected.map.numpy())
+    apart = together.reconstruction.astype(np.int16) - expected.reconstruction.numpy()
+    if int(np.abs(apart).max()) > 1:
+        raise ExportError(f"reconstruction: ONNX Runtime and PyTorch differ by {int(np.abs(apart).max())} grey levels")
+    refuse_batch_dependence(session, tiles, together.score)
+
+
+def refuse_batch_dependence(session: Any, tiles: NDArray[np.uint8], scores: NDArray[np.float32]) -> None:
+    """Raise ExportError where a tile scores differently alone, among others, and beside black and white tiles."""
+    extremes = np.stack(
+        [np.full_like(tiles[0], level) for level in np.linspace(0, 255, EXTREME_TILES).astype(np.uint8)]
+    )
+    for index in range(len(tiles)):
+        alone = run_graph(session, tiles[index : index + 1]).score
+        beside = run_graph(session, np.concatenate([extremes, tiles[index : index + 1]])).score[-1:]
+        _agree(f"score of image {index} alone and in a batch", alone, scores[index : index + 1])
+        _agree(f"score of image {index} beside other images", beside, scores[index : index + 1])
+
+
+def _agree(what: str, found: NDArray[np.float32], expected: NDArray[np.float32]) -> None:
+    """Relative agreement; a map is held to the scale of its largest value, its small values being rounding."""
+    if not np.isfinite(found).all() or not np.isfinite(expected).all():
+        raise ExportError(f"{what}: not all values are numbers; the network is not usable, train it again")
+    scale = np.abs(expected) if found.ndim == 1 else np.full_like(expected, np.abs(expected).max())
+    worst = float((np.abs(found - expected) / np.maximum(scale, 1e-6)).max())
+    if worst > TOLERANCE:
+        raise ExportError(
+            f"{what} differ by {worst:.2e} relative, at most {TOLERANCE:.0e} is rounding: no bundle is written. "
+            "The graph does not compute what was trained; report it with the versions of torch and onnxruntime"
+        )

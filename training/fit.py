@@ -1,0 +1,377 @@
+"""The training loop: one straight line around any model of the table (before hop 1).
+
+    batch -> one step of every network -> average the weights -> sometimes: check, validate, keep the best, checkpoint
+
+The weights that are deployed are the average that draws the *good validation* tiles best. No test image is read.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
+
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor, nn
+
+from training.checkpoint import checkpoint_path, save_checkpoint
+from training.data import Batches, scale
+from training.errors import TrainingError, TrainingStopped
+from training.models import model_class
+from training.models.base import Judgement, Trainable
+from training.report import Quiet, Reporter
+from training.settings import TrainSettings
+
+MILESTONES = 20  # validations and checkpoints in one budget
+CHECKPOINT_EVERY_S = 300.0
+CHECK_EVERY = 10  # reading a loss waits for the GPU, so not every step
+AVERAGE_DECAY = 0.998
+MAX_MENDS = 20
+EVAL_BATCH = 64
+MAX_VALIDATION_TILES = 512
+ALIKE_BELOW = 0.02
+FAR_ABOVE = 3.0
+FAR_AT_LEAST = 0.1  # 5 % of the range of grey levels
+
+
+class Tiles(NamedTuple):
+    """uint8 [M, H, W, C]: what is learnt from, and what selects the weights."""
+
+    fit: Tensor
+    validation: Tensor
+
+
+class Fitted(NamedTuple):
+    """The selected network in evaluation mode on the CPU, and the figures of its training."""
+
+    judge: nn.Module
+    steps: int
+    best_step: int
+    seconds: float
+    images_per_s: float
+    validation_loss: float
+    losses: dict[str, float]
+    mends: int
+
+
+def new_model(settings: TrainSettings, channels: int) -> Trainable:
+    """The model that the settings name, initialised from their seed."""
+    torch.manual_seed(settings.seed)
+    build = model_class(settings.model).build
+    return build(size=settings.size, channels=channels, width=settings.width, latent=settings.latent)
+
+
+def fit(
+    model: Trainable,
+    tiles: Tiles,
+    settings: TrainSettings,
+    data_sha256: str,
+    reporter: Reporter | None = None,
+    resumed: dict[str, Any] | None = None,
+) -> Fitted:
+    """Train until the budget is spent and return the selected weights.
+
+    ``resumed`` is a state of ``load_checkpoint``. Raises TrainingStopped on Ctrl-C, after a checkpoint, and
+    TrainingError where the numbers say that going on is pointless; the last good checkpoint stays.
+    """
+    reporter = reporter or Quiet()
+    loop = Loop(model, tiles, settings, data_sha256)
+    if resumed is not None:
+        loop.restore(resumed)
+        reporter.say(f"resumed at step {loop.step} ({loop.seconds():.0f} s of training behind it)")
+    with _scalars(settings) as scalars, _stop_request() as stop:
+        loop.start_clock()
+        while loop.share() < 1.0:
+            losses = loop.train_once()
+            if loop.step % CHECK_EVERY == 0:
+                loop.check(losses)
+                reporter.step(loop.step, loop.share(), loop.left_s(), loop.numbers())
+            if loop.milestone_reached():
+                loop.check(losses)
+                loop.validate()
+                loop.save()
+                reporter.milestone(loop.step, loop.share(), loop.left_s(), loop.numbers())
+                scalars(loop.step, loop.numbers())
+            elif time.monotonic() - loop.saved_at > CHECKPOINT_EVERY_S:
+                loop.save()
+            if stop.is_set():
+                loop.save()
+                raise TrainingStopped(
+                    f"stopped at step {loop.step}; nothing is lost: the same command with --resume goes on from "
+                    f"{loop.checkpoint}"
+                )
+        return loop.finish()
+
+
+class Loop:
+    """Networks, optimizers, averaged weights and the clock of one run."""
+
+    def __init__(self, model: Trainable, tiles: Tiles, settings: TrainSettings, data_sha256: str) -> None:
+        self._settings = settings
+        self._data_sha256 = data_sha256
+        self.checkpoint = checkpoint_path(settings.out)
+        self._fabric = Fabric(accelerator=settings.device, devices=1, precision=settings.precision)
+        device = self._fabric.device
+        self._networks = model.networks()
+        self._live = model.deployed()  # shares the live weights, whatever Fabric wraps around the networks below
+        self._optimizers = model.optimizers(settings.learning_rate)
+        self._model = model.train()
+        for name, network in self._networks.items():
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            wrapped, self._optimizers[name] = self._fabric.setup(network, self._optimizers[name])
+            setattr(model, name, wrapped)
+        self._averaged = copy.deepcopy(self._live).to(device).eval().requires_grad_(False)
+        self._best = _clone(self._averaged.state_dict())
+        self._batches = Batches(tiles.fit.to(device), settings.batch, settings.seed, settings.flips)
+        every = max(1, len(tiles.validation) // MAX_VALIDATION_TILES)
+        self._validation = tiles.validation[::every].to(device)
+        self.step = 0
+        self._best_step = 0
+        self._best_loss = math.inf
+        self._validation_loss = math.inf
+        self._losses: dict[str, float] = {}
+        self._mends = 0
+        self._milestone = 0
+        self._seconds_before = 0.0
+        self._images_at_start = 0
+        self._validating_s = 0.0
+        self.saved_at = self._started = time.monotonic()
+
+    def start_clock(self) -> None:
+        """Time counts from here; the first step's set-up belongs to it, loading the images does not."""
+        self.saved_at = self._started = time.monotonic()
+        self._images_at_start = self.step * self._settings.batch
+
+    def seconds(self) -> float:
+        """Training time so far, over all resumptions."""
+        return self._seconds_before + time.monotonic() - self._started
+
+    def share(self) -> float:
+        """Part of the budget used, 0 to 1, by steps or by time, whichever is nearer its end."""
+        by_steps = self.step / self._settings.steps if self._settings.steps else 0.0
+        by_time = self.seconds() / (60 * self._settings.minutes) if self._settings.minutes else 0.0
+        return min(1.0, max(by_steps, by_time))
+
+    def left_s(self) -> float:
+        """Estimate of the time left."""
+        share = self.share()
+        return self.seconds() * (1 - share) / share if share > 0 else 0.0
+
+    def train_once(self) -> dict[str, Tensor]:
+        """One step of every network on the next batch, then a step of the average."""
+        losses = self._model.training_step(self._batches(self.step), self._optimizers, self._fabric.backward)
+        self.step += 1
+        _average(self._averaged, self._live, min(AVERAGE_DECAY, (1 + self.step) / (10 + self.step)))
+        return losses
+
+    def check(self, losses: dict[str, Tensor]) -> None:
+        """Read the losses; raise TrainingError where they are no numbers or a network cannot be mended."""
+        self._losses = {name: float(value) for name, value in losses.items()}
+        broken = [f"{name} = {value}" for name, value in self._losses.items() if not math.isfinite(value)]
+        if broken:
+            raise TrainingError(
+                f"step {self.step}: the loss is not a number any more ({', '.join(broken)}); {self._kept()}. "
+                f"Train again with a --learning-rate below {self._settings.learning_rate:g}, or another --seed"
+            )
+        if self._model.mend(self._losses):
+            self._mends += 1
+        if self._mends >= MAX_MENDS:
+            raise TrainingError(
+                f"step {self.step}: the discriminator collapsed {self._mends} times (its loss vanished although it was "
+                f"started afresh each time); {self._kept()}. The good images may be too few or nearly identical: add "
+                "images, or try a --learning-rate below "
+                f"{self._settings.learning_rate:g}"
+            )
+
+    def _kept(self) -> str:
+        return (
+            f"the last good checkpoint stays in {self.checkpoint}" if self.checkpoint.is_file() else "no checkpoint yet"
+        )
+
+    def milestone_reached(self) -> bool:
+        """True once in each twentieth of the budget, and at its end."""
+        reached = int(MILESTONES * self.share())
+        if reached == self._milestone:
+            return False
+        self._milestone = reached
+        return True
+
+    def validate(self) -> None:
+        """Mean deviation of the averaged network on the good validation tiles; keep the weights that have the least."""
+        began = time.monotonic()
+        self._validation_loss = validation_loss(self._averaged, self._validation)
+        if not math.isfinite(self._validation_loss):
+            raise TrainingError(
+                f"step {self.step}: the validation images are drawn as no numbers; {self._kept()}. "
+                f"Train again with a --learning-rate below {self._settings.learning_rate:g}"
+            )
+        if self._validation_loss < self._best_loss:
+            self._best_loss, self._best_step = self._validation_loss, self.step
+            self._best = _clone(self._averaged.state_dict())
+        self._validating_s += time.monotonic() - began
+
+    def numbers(self) -> dict[str, float]:
+        """The latest losses, and the validation loss where there is one."""
+        known = {"validation": self._validation_loss} if math.isfinite(self._validation_loss) else {}
+        return {**self._losses, **known}
+
+    def save(self) -> None:
+        """Write the checkpoint of this very step."""
+        state = {
+            "learnt": self._settings.learnt(),
+            "data_sha256": self._data_sha256,
+            "step": self.step,
+            "seconds": self.seconds(),
+            "milestone": self._milestone,
+            "mends": self._mends,
+            "best_step": self._best_step,
+            "best_loss": self._best_loss,
+            "validation_loss": self._validation_loss,
+            "random": torch.get_rng_state(),
+            "networks": {name: network.state_dict() for name, network in self._networks.items()},
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self._optimizers.items()},
+            "averaged": self._averaged.state_dict(),
+            "best": self._best,
+        }
+        save_checkpoint(self.checkpoint, state)
+        self.saved_at = time.monotonic()
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from a state that ``save`` wrote."""
+        for name, network in self._networks.items():
+            network.load_state_dict(state["networks"][name])
+            self._optimizers[name].load_state_dict(state["optimizers"][name])
+        self._averaged.load_state_dict(state["averaged"])
+        self._best = {key: value.to(self._fabric.device) for key, value in state["best"].items()}
+        self._best_step, self._best_loss = state["best_step"], state["best_loss"]
+        self._validation_loss = state["validation_loss"]
+        self.step, self._seconds_before = state["step"], state["seconds"]
+        self._milestone, self._mends = state["milestone"], state["mends"]
+        torch.set_rng_state(state["random"])
+
+    def finish(self) -> Fitted:
+        """Load the selected weights, refuse a network that draws everything alike, and hand it over."""
+        if not math.isfinite(self._best_loss):  # a resumed run whose budget was already spent
+            self.validate()
+        trained_s = max(1e-9, time.monotonic() - self._started - self._validating_s)
+        images = self.step * self._settings.batch - self._images_at_start
+        for name, network in self._networks.items():
+            setattr(self._model, name, network)
+        judge = self._averaged
+        judge.load_state_dict(self._best)
+        judge = judge.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        refuse_collapse(judge, self._batches.tiles[:EVAL_BATCH].cpu(), self.step, self.checkpoint)
+        return Fitted(
+            judge=judge,
+            steps=self.step,
+            best_step=self._best_step,
+            seconds=self.seconds(),
+            images_per_s=images / trained_s,
+            validation_loss=self._best_loss,
+            losses=self._losses,
+            mends=self._mends,
+        )
+
+
+def validation_loss(judge: nn.Module, tiles: Tensor) -> float:
+    """Mean deviation over uint8 tiles [M, H, W, C]; the network must be in evaluation mode."""
+    with torch.no_grad():
+        totals = [judge(scale(part)).deviation.sum(dtype=torch.float64) for part in tiles.split(EVAL_BATCH)]
+    return float(torch.stack(totals).sum()) / (tiles.shape[0] * tiles.shape[1] * tiles.shape[2])
+
+
+def refuse_collapse(judge: nn.Module, tiles: Tensor, steps: int, checkpoint: Path) -> None:
+    """Raise TrainingError where every tile is drawn alike *and* far from the average tile (all white, all grey).
+
+    Drawing alike is not wrong by itself: aligned parts that differ by noise alone should all be drawn as their mean.
+    """
+    with torch.no_grad():
+        shown = scale(tiles)
+        drawn: Judgement = judge(shown)
+    spread = float(drawn.image.std(dim=0, correction=0).mean() / (shown.std(dim=0, correction=0).mean() + 1e-6))
+    distance = float((drawn.image - shown).abs().mean())
+    mean_distance = float((shown - shown.mean(dim=0)).abs().mean())
+    if spread < ALIKE_BELOW and distance > max(FAR_ABOVE * mean_distance, FAR_AT_LEAST):
+        level = float((drawn.image.mean() + 1) * 127.5)
+        raise TrainingError(
+            f"after {steps} steps every image is drawn alike (mean grey level {level:.0f}), {distance:.3f} away from the "
+            f"images where their plain average is {mean_distance:.3f} away: the generator collapsed or has hardly learnt; "
+            f"no bundle is written, the checkpoint stays in {checkpoint}. Train longer, or with another --seed or a "
+            "smaller --learning-rate"
+        )
+
+
+def _clone(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in state.items()}
+
+
+@torch.no_grad()
+def _average(averaged: nn.Module, live: nn.Module, decay: float) -> None:
+    """Move averaged weights and normalisation statistics towards the live ones; counters are copied."""
+    target, source = averaged.state_dict(), live.state_dict()
+    moving = [name for name, value in target.items() if value.is_floating_point()]
+    torch._foreach_lerp_([target[name] for name in moving], [source[name] for name in moving], 1 - decay)
+    for name in target.keys() - set(moving):
+        target[name].copy_(source[name])
+
+
+@contextmanager
+def _stop_request() -> Iterator[threading.Event]:
+    """An event that Ctrl-C or a termination signal sets; a second Ctrl-C ends at once."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event  # Python delivers signals to the main thread alone
+        return
+
+    def request(number: int, frame: FrameType | None) -> None:
+        if event.is_set():
+            raise KeyboardInterrupt
+        event.set()
+
+    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield event
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _scalars(settings: TrainSettings) -> Iterator[Any]:
+    """A function (step, numbers) that writes TensorBoard scalars, or does nothing unless they are asked for."""
+    if not settings.tensorboard:
+        yield lambda step, numbers: None
+        return
+    from torch.utils.tensorboard.writer import SummaryWriter
+
+    writer = SummaryWriter(str(checkpoint_path(settings.out).parent / "tensorboard"))
+
+    def write(step: int, numbers: dict[str, float]) -> None:
+        for name, value in numbers.items():
+            writer.add_scalar(name, value, step)
+
+    try:
+        yield write
+    finally:
+        writer.close()
+
+
+def measure_throughput(settings: TrainSettings, channels: int, steps: int, warmup: int = 2) -> float:
+    """Images per second of the loop's own step (batching and averaging included) on tiles of noise."""
+    noise = torch.randint(0, 256, (256, settings.size, settings.size, channels), dtype=torch.uint8)
+    loop = Loop(new_model(settings, channels), Tiles(noise, noise[:1]), settings, "")
+    for _ in range(warmup):
+        loop.train_once()
+    began = time.perf_counter()
+    for _ in range(steps):
+        losses = loop.train_once()
+    loop.check(losses)  # reads the losses, and so waits for the device
+    return steps * settings.batch / (time.perf_counter() - began)

@@ -1,0 +1,53 @@
+"""What the one training loop and the one exporter ask of every model (before hop 1)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+Backward = Callable[[Tensor], None]
+
+
+class Judgement(NamedTuple):
+    """What a deployed network says of a batch of N tiles.
+
+    ``image``: float32 [N, C, H, W] in [-1, 1], what the tile should look like. ``deviation``: float32 [N, 1, H, W],
+    not negative, higher = more deviant. ``latent``: float32 [N], distance of the two codes, 0 where there are none.
+    """
+
+    image: Tensor
+    deviation: Tensor
+    latent: Tensor
+
+
+class Trainable(nn.Module, ABC):
+    """A model as the loop sees it: named networks with an optimizer each, one step, and the part that is deployed."""
+
+    @classmethod
+    @abstractmethod
+    def build(cls, *, size: int, channels: int, width: int, latent: int) -> Trainable:
+        """A freshly initialised model for tiles [C, size, size]; draws from torch's global generator."""
+
+    @abstractmethod
+    def networks(self) -> dict[str, nn.Module]:
+        """Attribute name -> network; each has an optimizer of that name."""
+
+    @abstractmethod
+    def optimizers(self, learning_rate: float) -> dict[str, Optimizer]:
+        """One optimizer a network, under the network's name."""
+
+    @abstractmethod
+    def training_step(self, batch: Tensor, optimizers: dict[str, Optimizer], backward: Backward) -> dict[str, Tensor]:
+        """Update every network once. ``batch``: float32 [N, C, H, W] in [-1, 1]. Returns detached scalar losses."""
+
+    @abstractmethod
+    def deployed(self) -> nn.Module:
+        """The module that judges: maps float32 [N, C, H, W] in [-1, 1] to a Judgement; shares this model's weights."""
+
+    def mend(self, losses: dict[str, float]) -> bool:
+        """Repair a network that has collapsed, judged by recent losses; True where something was re-initialised."""
+        return False

@@ -1,0 +1,72 @@
+"""What one training run is asked to do: checked before torch is imported (before hop 1)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from contract.config import Strict
+
+DEFAULT_MINUTES = 10.0
+# What may differ between a run and the one that resumes it: where, how long and on which hardware, not what is learnt.
+FREE_ON_RESUME = frozenset(
+    {"data", "out", "minutes", "steps", "resume", "overwrite", "threads", "device", "tensorboard"}
+)
+
+
+class TrainSettings(Strict):
+    """One training run. Where neither ``minutes`` nor ``steps`` is given, ten minutes; where both, the first reached."""
+
+    data: Path
+    out: Path
+    name: str | None = Field(None, min_length=1, max_length=100, description="product name; default: the data folder's")
+    model: str = "ganomaly"
+    minutes: float | None = Field(None, gt=0, le=60 * 24 * 14)
+    steps: int | None = Field(None, ge=1, le=100_000_000)
+    size: int = Field(64, ge=64, le=256, description="side of a tile in pixels")
+    channels: Literal["grey", "rgb", "auto"] = "auto"
+    tiles: tuple[int, int] = Field((1, 1), description="rows, columns")
+    overlap: int = Field(0, ge=0, description="pixels shared by neighbouring tiles")
+    width: int = Field(32, ge=4, le=256, description="channels of the first convolution; the paper has 64")
+    latent: int = Field(100, ge=4, le=1024)
+    batch: int = Field(32, ge=2, le=4096)
+    learning_rate: float = Field(2e-4, gt=0, le=1.0)
+    seed: int = Field(0, ge=0, lt=2**31)
+    holdout: float = Field(0.3, ge=0.0, le=0.8, description="share of the parts kept for calibration")
+    validation: float = Field(0.1, gt=0.0, le=0.5, description="share of the parts that select the weights")
+    score: Literal["residual", "latent"] = "residual"
+    group_pattern: str | None = None
+    flips: bool = False
+    resume: bool = False
+    overwrite: bool = False
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    threads: int | None = Field(None, ge=1, le=256)
+    tensorboard: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _budget(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("minutes") is None and values.get("steps") is None:
+            return {**values, "minutes": DEFAULT_MINUTES}
+        return values
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainSettings:
+        if self.size % 16:
+            raise ValueError(
+                f"size {self.size} is not a multiple of 16; expected 64, 80, ... 256 (64, 128 or 256 fit best)"
+            )
+        if not all(1 <= count <= 16 for count in self.tiles):
+            raise ValueError(f"tiles {self.tiles[0]}x{self.tiles[1]}: expected 1x1 to 16x16 (rows x columns)")
+        if self.overlap >= self.size:
+            raise ValueError(f"overlap {self.overlap} px is not below the tile's {self.size} px")
+        if self.holdout + self.validation > 0.9:
+            raise ValueError(f"holdout {self.holdout} and validation {self.validation} leave under 10 % to learn from")
+        return self
+
+    def learnt(self) -> dict[str, Any]:
+        """The settings that decide what is learnt, as JSON types: equal for a run and its resumption."""
+        return self.model_dump(mode="json", exclude=set(FREE_ON_RESUME))
