@@ -1,10 +1,12 @@
 """What stops an edge or one of its cameras, each a sentence with the way out (hops 1 to 6).
 
 contract.errors.FlawlineError
-├── CameraError    a camera that cannot be opened or read
-├── EngineError    an engine that is missing or fails
-│   └── ParityError    an engine that disagrees with the bundle's golden images
-└── SpoolError     the edge's own record cannot be opened or written
+└── EdgeError
+    ├── CameraError    a camera, or the file that stands in for one, that cannot be opened or read
+    ├── RingError      the frames in shared memory
+    ├── EngineError    an engine that is missing or fails
+    │   └── ParityError    an engine that disagrees with the bundle's golden images
+    └── SpoolError     the edge's own record cannot be opened or written
 """
 
 from __future__ import annotations
@@ -12,11 +14,19 @@ from __future__ import annotations
 from contract.errors import FlawlineError
 
 
-class CameraError(FlawlineError):
-    """A camera's URL is wrong, it is not there, or it stopped delivering."""
+class EdgeError(FlawlineError):
+    """Base of what goes wrong beside the line."""
 
 
-class EngineError(FlawlineError):
+class CameraError(EdgeError):
+    """A camera is absent, silent, or gives what cannot be used."""
+
+
+class RingError(EdgeError):
+    """A frame does not fit its slot, or the shared memory is not what it should be."""
+
+
+class EngineError(EdgeError):
     """An inference engine is not installed, refuses the graph or fails."""
 
 
@@ -24,5 +34,5 @@ class ParityError(EngineError):
     """The engine that would serve deviates from the scores that the bundle was exported with."""
 
 
-class SpoolError(FlawlineError):
+class SpoolError(EdgeError):
     """An event cannot be recorded: the station stops, since what is not recorded must not pass."""

@@ -17,7 +17,8 @@ from contract.bundle import Bundle, open_bundle
 from contract.errors import BundleError, ConfigError
 from contract.event import Result, Verdict
 from edge_runtime.emitter import Emitter
-from edge_runtime.engines import check_golden, open_engine
+from edge_runtime.engines import open_engine
+from edge_runtime.engines.golden import check_golden
 from edge_runtime.settings import EdgeSettings, load_settings
 from edge_runtime.spool import Spool
 from edge_runtime.station import Station

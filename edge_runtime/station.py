@@ -33,7 +33,7 @@ from contract.event import (
 from contract.images import Pixels, encode_png, to_channels
 from edge_runtime.capture import CameraProcess, CapturedTrigger
 from edge_runtime.emitter import Emitter
-from edge_runtime.engines import Engine
+from edge_runtime.engines.base import Engine
 from edge_runtime.inspector import Inspector, Outcome
 from edge_runtime.settings import EdgeSettings
 from edge_runtime.spool import Draft, Outage, Spool
