@@ -156,7 +156,8 @@ def _summary(settings: TrainSettings, split: Split, recipe: Recipe) -> str:
         )
     )
     colour = "grey" if recipe.channels == 1 else "RGB"
-    return f"{recipe.name}: {counts}; parts told apart {split.grouping}; {recipe.tiles} tile(s) of {settings.size} px, {colour}"
+    tiles = f"{recipe.tiles} tile(s) of {settings.size} px, {colour}"
+    return f"{recipe.name}: {counts}; parts told apart {split.grouping}; {tiles}"
 
 
 def _evenly(tiles: Tensor, count: int) -> Tensor:

@@ -37,7 +37,7 @@ def load_checkpoint(path: Path, learnt: dict[str, Any], data_sha256: str) -> dic
     try:
         # weights_only: a checkpoint is data, it runs no code.
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 - torch raises many kinds for a torn file
+    except Exception as error:  # torch raises many kinds for a torn file
         raise TrainingError(f"{path}: damaged ({type(error).__name__}); start again with --overwrite") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise TrainingError(f"{path}: written by another version; start again with --overwrite")

@@ -159,7 +159,8 @@ class Batches:
         epochs = range(first // count, (last - 1) // count + 1)
         self._epochs = {epoch: self._epochs[epoch] if epoch in self._epochs else self._order(epoch) for epoch in epochs}
         start = epochs[0] * count
-        return torch.cat(list(self._epochs.values()))[first - start : last - start]
+        stream: Tensor = torch.cat(list(self._epochs.values()))
+        return stream[first - start : last - start]
 
     def _order(self, epoch: int) -> Tensor:
         return torch.randperm(len(self.tiles), generator=self._generator(2 * epoch))
@@ -171,7 +172,8 @@ class Batches:
         picked = self.tiles[indices.to(device)[:, None, None], rows[:, :, None], columns[:, None, :]]
         gain, offset = torch.rand((2, self._batch, 1, 1, 1), generator=generator).to(device).mul_(2).sub_(1)
         pixels = scale(picked)
-        return (pixels * (1 + CONTRAST * gain) + 2 * BRIGHTNESS * offset).clamp_(-1.0, 1.0)
+        changed: Tensor = pixels * (1 + CONTRAST * gain) + 2 * BRIGHTNESS * offset
+        return changed.clamp_(-1.0, 1.0)
 
     def _places(self, length: int, generator: torch.Generator) -> Tensor:
         """Source index of each row or column, int64 [batch, length]: shifted, edges repeated, mirrored if asked."""

@@ -2,7 +2,7 @@
 
 FlawlineError
 └── TrainingError          training cannot go on, or what it made is not worth keeping
-    ├── TrainingStopped    the user stopped it; a checkpoint waits for --resume
+    ├── StoppedError       the user stopped it; a checkpoint waits for --resume
     └── ExportError        the graph does not compute what was trained
 """
 
@@ -15,7 +15,7 @@ class TrainingError(FlawlineError):
     """Training failed in a way that the user can act on; the last good checkpoint is kept."""
 
 
-class TrainingStopped(TrainingError):
+class StoppedError(TrainingError):
     """Ctrl-C or a termination signal; the exit code is the shell's for an interrupt."""
 
     exit_code = 130

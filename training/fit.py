@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from training.checkpoint import checkpoint_path, save_checkpoint
 from training.data import Batches, scale
-from training.errors import TrainingError, TrainingStopped
+from training.errors import StoppedError, TrainingError
 from training.models import model_class
 from training.models.base import Judgement, Trainable
 from training.report import Quiet, Reporter
@@ -79,7 +79,7 @@ def fit(
 ) -> Fitted:
     """Train until the budget is spent and return the selected weights.
 
-    ``resumed`` is a state of ``load_checkpoint``. Raises TrainingStopped on Ctrl-C, after a checkpoint, and
+    ``resumed`` is a state of ``load_checkpoint``. Raises StoppedError on Ctrl-C, after a checkpoint, and
     TrainingError where the numbers say that going on is pointless; the last good checkpoint stays.
     """
     reporter = reporter or Quiet()
@@ -104,7 +104,7 @@ def fit(
                 loop.save()
             if stop.is_set():
                 loop.save()
-                raise TrainingStopped(
+                raise StoppedError(
                     f"stopped at step {loop.step}; nothing is lost: the same command with --resume goes on from "
                     f"{loop.checkpoint}"
                 )
@@ -284,7 +284,7 @@ class Loop:
 def validation_loss(judge: nn.Module, tiles: Tensor) -> float:
     """Mean deviation over uint8 tiles [M, H, W, C]; the network must be in evaluation mode."""
     with torch.no_grad():
-        totals = [judge(scale(part)).deviation.sum(dtype=torch.float64) for part in tiles.split(EVAL_BATCH)]
+        totals = [judge(scale(part)).deviation.sum(dtype=torch.float64) for part in torch.split(tiles, EVAL_BATCH)]
     return float(torch.stack(totals).sum()) / (tiles.shape[0] * tiles.shape[1] * tiles.shape[2])
 
 
@@ -302,10 +302,10 @@ def refuse_collapse(judge: nn.Module, tiles: Tensor, steps: int, checkpoint: Pat
     if spread < ALIKE_BELOW and distance > max(FAR_ABOVE * mean_distance, FAR_AT_LEAST):
         level = float((drawn.image.mean() + 1) * 127.5)
         raise TrainingError(
-            f"after {steps} steps every image is drawn alike (mean grey level {level:.0f}), {distance:.3f} away from the "
-            f"images where their plain average is {mean_distance:.3f} away: the generator collapsed or has hardly learnt; "
-            f"no bundle is written, the checkpoint stays in {checkpoint}. Train longer, or with another --seed or a "
-            "smaller --learning-rate"
+            f"after {steps} steps every image is drawn alike (mean grey level {level:.0f}), {distance:.3f} away from "
+            f"the images where their plain average is {mean_distance:.3f} away: the generator collapsed or has hardly "
+            f"learnt; no bundle is written, the checkpoint stays in {checkpoint}. Train longer, or with another "
+            "--seed or a smaller --learning-rate"
         )
 
 

@@ -97,7 +97,7 @@ class Inspector(nn.Module):
         """
         total = torch.zeros_like(self.typical, dtype=torch.float64)
         squares = torch.zeros_like(total)
-        for part in tiles.split(CHUNK):
+        for part in torch.split(tiles, CHUNK):
             deviation = self._smooth(self.judge(scale(part)).deviation)[:, 0].double()
             total += deviation.sum(dim=0)
             squares += deviation.square().sum(dim=0)
@@ -111,5 +111,5 @@ class Inspector(nn.Module):
     @torch.no_grad()
     def inspect(self, tiles: Tensor) -> Inspection:
         """Outputs for uint8 tiles [M, H, W, C], computed in chunks."""
-        parts = [self(part) for part in tiles.split(CHUNK)]
+        parts = [self(part) for part in torch.split(tiles, CHUNK)]
         return Inspection(*(torch.cat(column) for column in zip(*parts, strict=True)))

@@ -1,4 +1,4 @@
-"""What the person at the terminal sees while a model trains: a bar, or plain lines where there is none (before hop 1)."""
+"""What a person sees while a model trains: a bar on a terminal, elsewhere plain lines (before hop 1)."""
 
 from __future__ import annotations
 

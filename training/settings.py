@@ -17,7 +17,7 @@ FREE_ON_RESUME = frozenset(
 
 
 class TrainSettings(Strict):
-    """One training run. Where neither ``minutes`` nor ``steps`` is given, ten minutes; where both, the first reached."""
+    """One training run: ``minutes``, ``steps``, or the first reached of both; ten minutes where neither is given."""
 
     data: Path
     out: Path

@@ -1,4 +1,4 @@
-"""GANomaly (Akcay, Atapour-Abarghouei, Breckon 2018, arXiv 1805.06725): encoder, decoder, second encoder (before hop 1).
+"""GANomaly (Akcay and others 2018, arXiv 1805.06725): encoder, decoder, second encoder (before hop 1).
 
 The generator codes a tile, draws it again from the code and codes the drawing. Trained on good tiles alone, it draws
 what a good tile would look like; where the drawing differs from the tile, the part deviates.

@@ -1,0 +1,107 @@
+"""``flawline train``: options and help; torch is imported only once there is work to do (before hop 1)."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from contract.config import validate
+from contract.errors import ConfigError, FlawlineError
+from training.settings import TrainSettings
+
+EXAMPLES = """
+Learn what good parts look like from images of good parts, and write a bundle.
+
+DIR holds train/good/*.png (test/ is never read), or just images.
+
+Examples:
+
+\b
+  flawline train --data parts --out bundle                         ten minutes at 64 px
+  flawline train --data parts --out bundle --minutes 75            longer is better
+  flawline train --data parts --out bundle --size 128 --tiles 2x3  small defects on large parts
+  flawline train --data parts --out bundle --resume                go on after Ctrl-C
+"""
+
+application = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+def parse_tiles(text: str) -> tuple[int, int]:
+    """``2x3`` -> (2, 3), rows by columns; raises ConfigError."""
+    match = re.fullmatch(r"(\d{1,2})[xX](\d{1,2})", text.strip())
+    if match is None:
+        raise ConfigError(f"--tiles {text!r}: expected ROWSxCOLUMNS such as 2x3")
+    return int(match.group(1)), int(match.group(2))
+
+
+@application.command(help=EXAMPLES)
+def train(
+    data: Annotated[Path, typer.Option(metavar="DIR", help="folder of good images (MVTec AD layout)")],
+    out: Annotated[Path, typer.Option(metavar="BUNDLE", help="folder to write the bundle to")],
+    model: Annotated[str, typer.Option(help="name in the model table")] = "ganomaly",
+    minutes: Annotated[float | None, typer.Option(help="time to train; 10 unless --steps is given")] = None,
+    steps: Annotated[int | None, typer.Option(help="steps to train")] = None,
+    name: Annotated[str | None, typer.Option(help="product name; default: the data folder's")] = None,
+    size: Annotated[int, typer.Option(help="side of a tile in pixels: 64, 128, 256 (multiples of 16)")] = 64,
+    channels: Annotated[str, typer.Option(help="grey, rgb, or auto (grey where all images are)")] = "auto",
+    tiles: Annotated[str, typer.Option(metavar="RxC", help="cut each part into rows x columns of tiles")] = "1x1",
+    overlap: Annotated[int, typer.Option(metavar="PX", help="pixels that neighbouring tiles share")] = 0,
+    width: Annotated[int, typer.Option(metavar="NGF", help="first convolution's channels; the paper has 64")] = 32,
+    latent: Annotated[int, typer.Option(help="length of the code")] = 100,
+    batch: Annotated[int, typer.Option(help="tiles in one step")] = 32,
+    learning_rate: Annotated[float, typer.Option(help="of both Adam optimizers")] = 2e-4,
+    seed: Annotated[int, typer.Option(help="of weights, split and augmentation")] = 0,
+    holdout: Annotated[float, typer.Option(help="share of the parts kept unseen for calibration")] = 0.3,
+    validation: Annotated[float, typer.Option(help="share of the parts that select the weights")] = 0.1,
+    score: Annotated[str, typer.Option(help="residual (of the image) or latent (of the codes)")] = "residual",
+    group_pattern: Annotated[
+        str | None, typer.Option(metavar="RE", help=r"names the part in a file name: 'part(\d+)_'")
+    ] = None,
+    flips: Annotated[bool, typer.Option("--flips", help="also learn mirrored parts")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with a stopped training")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace what is in BUNDLE")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    precision: Annotated[str, typer.Option(help="32-true or bf16-mixed")] = "32-true",
+    threads: Annotated[int | None, typer.Option(help="CPU threads; default: torch's choice")] = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="scalars under BUNDLE/.training/tensorboard")
+    ] = False,
+) -> None:
+    settings = make_settings({**locals(), "tiles": parse_tiles(tiles)})
+    # Spinning OpenMP threads make a step three times slower on a machine that is also doing something else.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from training.build import train as run
+    from training.report import Terminal
+
+    with Terminal(Console()) as terminal:
+        run(settings, terminal)
+
+
+def make_settings(values: dict[str, Any]) -> TrainSettings:
+    """Checked settings; raises ConfigError that names the option."""
+    try:
+        return validate(TrainSettings, values, "flawline train")
+    except ConfigError as error:
+        named = re.sub(r"at `(\w+)[.\w]*`", lambda found: f"--{found.group(1).replace('_', '-')}", str(error))
+        raise ConfigError(named.replace("at `(top level)`: Value error, ", "")) from error
+
+
+def app(args: list[str] | None = None, prog_name: str = "flawline train") -> None:
+    """Run the command; a FlawlineError passes through to the front door, which prints it."""
+    try:
+        application(args=args, prog_name=prog_name)
+    except KeyboardInterrupt as stop:
+        raise InterruptedBeforeTrainingError(
+            "interrupted; a checkpoint, if one was written, is in BUNDLE/.training: the same command with --resume"
+        ) from stop
+
+
+class InterruptedBeforeTrainingError(FlawlineError):
+    """Ctrl-C outside the loop: while images are read or the graph is exported."""
+
+    exit_code = 130
