@@ -142,9 +142,12 @@ class Emitter:
 
     def _send_due(self, socket: zmq.Socket[bytes]) -> bool:
         """Send what is new and what is due again, verdicts first; False where the socket takes no more."""
-        if self._state is not None:
-            state, self._state = self._state, None
-            self._put(socket, to_frames(state, (), Envelope(age_ms=0.0)))
+        state = self._state
+        if state is not None:
+            if not self._put(socket, to_frames(state, (), Envelope(age_ms=0.0))):
+                return False
+            if self._state is state:
+                self._state = None
         for priority, window in enumerate((self._link.window, ATTACHMENT_WINDOW)):
             if not (self._resend(socket, priority) and self._send_new(socket, priority, window)):
                 return False

@@ -1,0 +1,139 @@
+"""The installed wheel, extra by extra: each side imports with its own packages alone."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = {"contract", "training", "calibration", "edge_runtime", "plugin"}
+PIXELS = {"contract.images", "contract.preprocess", "contract.decision", "contract.locate"}
+
+# extra: (packages of its side, commands that must work, modules that must not be there)
+SIDES: dict[str, tuple[set[str], set[str], set[str]]] = {
+    "": ({"contract"}, set(), {"cv2", "torch", "onnxruntime", "fastapi"}),
+    "vision": ({"contract"}, set(), {"torch", "onnxruntime", "openvino", "fastapi"}),
+    "edge": ({"contract", "edge_runtime"}, {"edge", "inspect", "doctor", "demo"}, {"torch", "lightning", "fastapi"}),
+    "host": ({"contract", "plugin"}, {"host"}, {"torch", "cv2", "onnxruntime", "openvino", "nvidia", "tensorrt"}),
+    "train": ({"contract", "training"}, {"train"}, {"fastapi", "openvino"}),
+    "calibrate": ({"contract", "edge_runtime", "calibration"}, {"calibrate", "inspect"}, {"torch", "fastapi"}),
+}
+
+IMPORT_ALL = """
+import importlib, pkgutil, sys
+packages, skipped = set(sys.argv[1].split(",")), set(sys.argv[2].split(","))
+def broken(name):
+    raise ImportError(name)
+names = []
+for package in packages:
+    root = importlib.import_module(package)
+    assert "site-packages" in root.__file__, root.__file__
+    names += [package, *(m.name for m in pkgutil.walk_packages(root.__path__, package + ".", onerror=broken))]
+for name in names:
+    if name not in skipped and ".migrations." not in name:
+        importlib.import_module(name)
+print(len(names))
+"""
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("wheel")
+    pip(sys.executable, "wheel", "--no-deps", "--wheel-dir", str(out), str(ROOT))
+    return next(out.glob("flawline-*.whl"))
+
+
+def pip(python: str | Path, *words: str) -> None:
+    done = subprocess.run(
+        [str(python), "-m", "pip", "--disable-pip-version-check", "--retries", "10", *words],
+        capture_output=True, text=True, check=False, cwd=ROOT.parent,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+
+
+def test_the_wheel_s_top_level_is_ours_alone(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    top = {name.partition("/")[0] for name in names}
+    assert {name for name in top if not name.endswith(".dist-info")} == PACKAGES | {"flawline.py"}
+    sources = {str(path.relative_to(ROOT)) for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
+    assert sources <= set(names), "modules that the wheel forgot"
+    data = {
+        str(path.relative_to(ROOT))
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*")
+        if path.is_file() and path.suffix in {".html", ".css", ".js", ".svg", ".mako", ".ini"}
+    }
+    assert data <= set(names), "pages that the wheel forgot"
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("extra", SIDES)
+def test_each_extra_carries_its_side(extra: str, wheel: Path, tmp_path: Path) -> None:
+    packages, commands, absent = SIDES[extra]
+    python = tmp_path / "venv" / "bin" / "python"
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
+    if extra == "train":
+        pip(python, "install", "--quiet", next(line for line in constraints() if line.startswith("torch==")))
+    target = f"flawline[{extra}] @ {wheel.as_uri()}" if extra else str(wheel)
+    pip(python, "install", "--quiet", "-c", str(ROOT / "constraints.txt"), target)
+    skipped = PIXELS if extra in ("", "host") else {""}
+    run(python, "-W", "error::ImportWarning", "-c", IMPORT_ALL, ",".join(packages), ",".join(skipped))
+    run(
+        python,
+        "-c",
+        f"import importlib.util as u; found = [m for m in {absent!r} if u.find_spec(m)]; assert not found, found",
+    )
+    check_commands(python, commands)
+
+
+def check_commands(python: Path, commands: set[str]) -> None:
+    """Commands of this side help; every other one is listed, and says what to install where it is called."""
+    everything = run(python, "-c", "import flawline; print(*flawline.COMMANDS)").split()
+    for name in everything:
+        done = subprocess.run(
+            [str(python.with_name("flawline")), name, "--help"], capture_output=True, text=True, check=False
+        )
+        if name in commands:
+            assert done.returncode == 0, (name, done.stderr[-500:])
+        else:
+            assert done.returncode == 0 or "pip install 'flawline[" in done.stderr, (name, done.stderr[-500:])
+
+
+def constraints() -> list[str]:
+    return (ROOT / "constraints.txt").read_text().splitlines()
+
+
+def run(python: Path, *words: str) -> str:
+    done = subprocess.run([str(python), *words], capture_output=True, text=True, check=False, cwd=python.parent)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return done.stdout
+
+
+def test_every_dependency_is_pinned() -> None:
+    import tomllib
+    from importlib.metadata import PackageNotFoundError, distribution
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pinned = {line.partition("==")[0].lower().replace("_", "-") for line in constraints() if "==" in line}
+    wanted = [*project["dependencies"], *(r for extra in project["optional-dependencies"].values() for r in extra)]
+    names = {requirement_name(r) for r in wanted} - {"flawline"}
+    assert names <= pinned
+    for name in sorted(names):
+        try:
+            needs = distribution(name).requires or []
+        except PackageNotFoundError:
+            continue
+        direct = {requirement_name(r) for r in needs if "extra ==" not in r and ";" not in r}
+        assert direct <= pinned, f"{name} needs {sorted(direct - pinned)}, which constraints.txt does not pin"
+
+
+def requirement_name(requirement: str) -> str:
+    import re
+
+    match = re.match(r"[A-Za-z0-9_.-]+", requirement)
+    assert match is not None, requirement
+    return match[0].lower().replace("_", "-").replace(".", "-")
