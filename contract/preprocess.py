@@ -12,7 +12,7 @@ from contract.errors import ImageError
 from contract.images import Pixels
 from contract.recipe import QualityBounds, Recipe, View
 
-MEASURES = ("mean", "contrast", "dark", "saturated", "focus", "aspect", "likeness")
+MEASURES = ("mean", "contrast", "dark", "saturated", "focus", "detail", "edge", "aspect", "likeness")
 THUMB = 16
 
 
@@ -90,20 +90,25 @@ def measure(canvas: Pixels, part_hw: tuple[int, int], good_thumb: NDArray[np.flo
     """Quality measures of one view's canvas, keyed by MEASURES.
 
     ``mean`` and ``contrast`` (standard deviation) in grey levels; ``dark`` and ``saturated`` the shares of pixels
-    at most 4 and at least 251; ``focus`` the mean absolute Laplacian over ``contrast``, so that dimming alone does
-    not look like blur; ``aspect`` width over height of the cut-out part; ``likeness`` the correlation with the
-    mean good thumbnail (1.0 where there is none).
+    at most 4 and at least 251. Blur lowers three that dimming leaves alone: ``focus``, the mean absolute Laplacian
+    over ``contrast``; ``detail``, the same over ``mean``, for parts whose contrast is shading; ``edge``, the largest
+    absolute Laplacian over ``contrast``, for bare parts with few edges. ``aspect`` is width over height of the
+    cut-out part, ``likeness`` the correlation with the mean good thumbnail (1.0 where there is none).
     """
     grey = canvas if canvas.ndim == 2 else np.asarray(cv2.cvtColor(canvas, cv2.COLOR_RGB2GRAY))
     mean, deviation = (float(value.item()) for value in cv2.meanStdDev(grey))
-    detail = float(cv2.norm(cv2.Laplacian(grey, cv2.CV_16S, ksize=1), cv2.NORM_L1)) / grey.size
+    laplacian = cv2.Laplacian(grey, cv2.CV_16S, ksize=1)
+    detail = float(cv2.norm(laplacian, cv2.NORM_L1)) / grey.size
+    flat = deviation <= 0.5
     histogram = np.bincount(grey.ravel(), minlength=256)
     return {
         "mean": mean,
         "contrast": deviation,
         "dark": float(histogram[:5].sum()) / grey.size,
         "saturated": float(histogram[251:].sum()) / grey.size,
-        "focus": detail / deviation if deviation > 0.5 else 0.0,
+        "focus": 0.0 if flat else detail / deviation,
+        "detail": detail / max(mean, 1.0),
+        "edge": 0.0 if flat else float(cv2.norm(laplacian, cv2.NORM_INF)) / deviation,
         "aspect": part_hw[1] / part_hw[0],
         "likeness": 1.0 if good_thumb is None else float(np.dot(thumbnail(canvas), good_thumb)) / good_thumb.size,
     }
