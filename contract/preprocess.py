@@ -86,6 +86,11 @@ def thumbnail(canvas: Pixels) -> NDArray[np.float32]:
     return thumb / deviation if deviation > 1e-3 else np.zeros_like(thumb)
 
 
+def likeness(thumb: NDArray[np.float32], good_thumb: NDArray[np.float32]) -> float:
+    """Correlation of two standardised thumbnails, -1 to 1."""
+    return float(np.dot(thumb, good_thumb)) / good_thumb.size
+
+
 def measure(canvas: Pixels, part_hw: tuple[int, int], good_thumb: NDArray[np.float32] | None) -> dict[str, float]:
     """Quality measures of one view's canvas, keyed by MEASURES.
 
@@ -110,7 +115,7 @@ def measure(canvas: Pixels, part_hw: tuple[int, int], good_thumb: NDArray[np.flo
         "detail": detail / max(mean, 1.0),
         "edge": 0.0 if flat else float(cv2.norm(laplacian, cv2.NORM_INF)) / deviation,
         "aspect": part_hw[1] / part_hw[0],
-        "likeness": 1.0 if good_thumb is None else float(np.dot(thumbnail(canvas), good_thumb)) / good_thumb.size,
+        "likeness": 1.0 if good_thumb is None else likeness(thumbnail(canvas), good_thumb),
     }
 
 
