@@ -53,7 +53,7 @@ def write_bundle(
     golden = tiles[:4]
     np.save(folder / "golden.npy", golden)
     scores, maps = reference(golden, tiles.mean(0), tiles.astype(np.float32).std(0) + 8.0)
-    splits: dict[str, Any] = {"fit": fit or [], "validation": validation or [], "holdout": []}
+    splits: dict[str, Any] = {"fit": _rows(fit), "validation": _rows(validation), "holdout": []}
     (folder / "data.json").write_text(json.dumps(splits))
     manifest = Manifest(
         id=hashlib.sha256(graph).hexdigest()[:16],
@@ -82,6 +82,10 @@ def write_bundle(
     )
     write_manifest(folder, manifest)
     return open_bundle(folder)
+
+
+def _rows(hashes: list[str] | None) -> list[dict[str, str]]:
+    return [{"sha256": value, "group": "", "file": ""} for value in hashes or []]
 
 
 def make_graph(mean: np.ndarray, scale: np.ndarray) -> bytes:

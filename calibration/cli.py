@@ -1,0 +1,109 @@
+"""``flawline calibrate``: thresholds for a bundle, and its figures on test images (at the engineer's desk)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Set a bundle's thresholds from held-out good images, and measure it on test images.",
+)
+
+BundleFolder = Annotated[Path, typer.Argument(help="folder written by flawline train")]
+Data = Annotated[Path, typer.Option("--data", metavar="DIR", help="images in the MVTec AD layout")]
+EngineName = Annotated[str, typer.Option("--engine", help="auto, openvino or onnxruntime: the one of the line")]
+Pattern = Annotated[
+    str | None, typer.Option("--group-pattern", metavar="RE", help="its first brackets name the part in a file name")
+]
+
+
+@app.command()
+def thresholds(
+    bundle: BundleFolder,
+    data: Data,
+    false_reject_rate: Annotated[float, typer.Option(help="share of good parts that may be rejected")] = 0.05,
+    review_rate: Annotated[
+        float | None, typer.Option(help="share of good parts flagged in all; above the false-reject rate")
+    ] = None,
+    engine: EngineName = "auto",
+    group_pattern: Pattern = None,
+) -> None:
+    """Choose the false-reject rate; thresholds and the bounds of a usable picture go into the bundle.
+
+    Uses the good images of train/good whose parts training has never seen.
+
+    \b
+    Examples:
+      flawline calibrate thresholds bundle --data parts
+      flawline calibrate thresholds bundle --data parts --false-reject-rate 0.02 --review-rate 0.1
+    """
+    from calibration.calibrate import Rates, calibrate
+    from calibration.report import EXCHANGEABLE, summary
+
+    result = calibrate(bundle, data, Rates(false_reject_rate, review_rate), engine, group_pattern)
+    _print(None, summary(result.thresholds))
+    typer.echo(f"picture bounds from {result.quality.samples} good images; report: {result.report}")
+    typer.echo(EXCHANGEABLE)
+
+
+@app.command()
+def evaluate(
+    bundle: BundleFolder,
+    data: Data,
+    json: Annotated[Path, typer.Option("--json", metavar="FILE", help="the figures, for machines")],
+    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="the figures as a page")] = None,
+    looks: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="CSV to which every look at test images is appended")
+    ] = None,
+    engine: EngineName = "auto",
+    group_pattern: Pattern = None,
+) -> None:
+    """Inspect test/good and test/<defect> as the line would; false rejects, escapes and the field's metrics.
+
+    \b
+    Example:
+      flawline calibrate evaluate bundle --data parts --json figures.json --html figures.html
+    """
+    from json import dumps
+
+    from calibration.evaluate import evaluate as run
+    from calibration.evaluate import log_look
+    from calibration.report import CLASS_HEADER, class_rows, evaluation_page, evaluation_rows
+
+    result = run(bundle, data, engine, group_pattern)
+    _write(json, dumps(result.figures, indent=1, allow_nan=False) + "\n")
+    if html is not None:
+        _write(html, evaluation_page(result.figures, result.scores))
+    if looks is not None:
+        log_look(looks, result.figures)
+    _print(None, evaluation_rows(result.figures))
+    if result.figures["classes"]:
+        _print(CLASS_HEADER, class_rows(result.figures))
+
+
+def _write(path: Path, text: str) -> None:
+    from contract.bundle import write_atomic
+    from contract.errors import ConfigError
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, text.encode())
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def _print(header: Sequence[str] | None, rows: Sequence[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*(header or ("", "")), box=None, show_header=header is not None, pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    Console(markup=False, highlight=False).print(table)

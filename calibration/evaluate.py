@@ -1,0 +1,201 @@
+"""Bundle and test images -> image, pixel and line figures, in all and per defect class (at the engineer's desk).
+
+Images count for AUROC, AP and F1 with their raw score, whether or not the quality gate would have let them pass;
+for rejects and escapes with the verdict that the line would have got. Map and mask meet at the picture's own
+size, its longer side at most 256 px: the map goes there bilinearly, a mask's pixel counts if any of it is marked.
+"""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections import Counter
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from calibration.calibrate import threads
+from calibration.errors import CalibrationError
+from calibration.metrics import localization, ranking, resize_mask, scale_down
+from calibration.progress import steps
+from contract.bundle import Bundle, open_bundle
+from contract.dataset import Dataset, Sample, load_dataset
+from contract.decision import PartScore
+from contract.errors import FlawlineError, ImageError
+from contract.event import Verdict
+from contract.images import read_image
+from contract.stats import Rate, rate
+from edge_runtime.engines import open_engine
+from edge_runtime.engines.golden import check_golden
+from edge_runtime.inspector import Inspector
+from edge_runtime.picture import join_maps
+
+GOOD = "good"
+FORMAT = "flawline.evaluation/1"
+LOOKS = ("when", "bundle", "calibration", "data", "images", "image_auroc", "aupro", "false_rejects", "escapes")
+
+
+class Seen(NamedTuple):
+    """One test image: verdict, raw score (None: not readable or failed), and map and mask of equal size if wanted."""
+
+    label: str
+    verdict: Verdict
+    score: float | None
+    map: NDArray[np.float32] | None
+    mask: NDArray[np.bool_] | None
+    took_ms: float
+
+
+class Evaluation(NamedTuple):
+    """The figures, and the scores per class that a page draws."""
+
+    figures: dict[str, Any]
+    scores: dict[str, list[float]]
+
+
+def evaluate(folder: Path, data: Path, engine_name: str = "auto", pattern: str | None = None) -> Evaluation:
+    """Inspect every test image of ``data`` as the line would. Raises CalibrationError where there are none."""
+    bundle = open_bundle(folder)
+    dataset = load_dataset(data, pattern)
+    if not dataset.test:
+        raise CalibrationError(f"{data}: no test images; expected {data}/test/good and {data}/test/<defect>")
+    engine = open_engine(engine_name, bundle, threads())
+    check_golden(engine, bundle)
+    inspector = Inspector(bundle, engine)
+    seen = [look(inspector, sample) for sample in steps(dataset.test, "inspecting test images")]
+    scores = {label: [s.score for s in seen if s.label == label and s.score is not None] for label in _labels(seen)}
+    return Evaluation(_document(bundle, dataset, engine.describe(), seen), scores)
+
+
+def look(inspector: Inspector, sample: Sample) -> Seen:
+    """Inspect one test image; what cannot be read is NOT_INSPECTED without a score."""
+    try:
+        part = read_image(sample.path, inspector.bundle.manifest.recipe.channels)
+    except ImageError:
+        return Seen(sample.label, Verdict.NOT_INSPECTED, None, None, None, 0.0)
+    start = time.perf_counter()
+    outcome = inspector.inspect(part)
+    took_ms = 1e3 * (time.perf_counter() - start)
+    try:
+        scored = outcome.part or inspector.score(part)[0]
+    except FlawlineError:
+        return Seen(sample.label, outcome.verdict, None, None, None, took_ms)
+    part_hw = (part.shape[0], part.shape[1])
+    deviation, mask = _pixels(scored, sample, part_hw)
+    return Seen(sample.label, outcome.verdict, scored.score, deviation, mask, took_ms)
+
+
+def _pixels(
+    scored: PartScore, sample: Sample, part_hw: tuple[int, int]
+) -> tuple[NDArray[np.float32] | None, NDArray[np.bool_] | None]:
+    """Map and mask at the size where they meet; None for a defective image without a mask."""
+    size = scale_down(part_hw)
+    if sample.label == GOOD:
+        mask = np.zeros(size, np.bool_)
+    elif sample.mask is None:
+        return None, None
+    else:
+        whole = read_image(sample.mask, 1)
+        if whole.shape != part_hw:
+            whole = np.asarray(cv2.resize(whole, part_hw[::-1], interpolation=cv2.INTER_NEAREST), np.uint8)
+        mask = resize_mask(whole, size)
+    return join_maps(scored.maps, part_hw, size), mask
+
+
+def _labels(seen: list[Seen]) -> list[str]:
+    """Classes, good first."""
+    return sorted({image.label for image in seen}, key=lambda label: (label != GOOD, label))
+
+
+def _document(bundle: Bundle, dataset: Dataset, engine: str, seen: list[Seen]) -> dict[str, Any]:
+    manifest = bundle.manifest
+    good = [image for image in seen if image.label == GOOD]
+    bad = [image for image in seen if image.label != GOOD]
+    classes = {label: [image for image in bad if image.label == label] for label in _labels(bad)}
+    return {
+        "format": FORMAT,
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "bundle": manifest.id,
+        "model_sha256": bundle.model_sha256,
+        "calibration": manifest.calibration_id(),
+        "engine": engine,
+        "data": str(dataset.root),
+        "grouping": dataset.grouping,
+        "thresholds": None if manifest.thresholds is None else manifest.thresholds.model_dump(mode="json"),
+        "counts": {
+            "images": len(seen),
+            "good": len(good),
+            "defective": len(bad),
+            "with_mask": sum(image.mask is not None for image in bad),
+            "parts": len({sample.group for sample in dataset.test}),
+            "without_score": sum(image.score is None for image in seen),
+        },
+        "median_ms": float(np.median([image.took_ms for image in seen])),
+        **_figures(good, bad),
+        "verdicts": {"good": _verdicts(good), "defective": _verdicts(bad)},
+        "classes": {
+            label: _figures(good, images) | {"verdicts": _verdicts(images)} for label, images in classes.items()
+        },
+    }
+
+
+def _figures(good: list[Seen], bad: list[Seen]) -> dict[str, Any]:
+    ranked = ranking(_scores(good), _scores(bad))
+    pairs = [(s.map, s.mask) for s in [*good, *bad] if s.map is not None and s.mask is not None]
+    placed = localization([pair[0] for pair in pairs], [pair[1] for pair in pairs])
+    return {
+        "image_auroc": ranked.auroc,
+        "image_ap": ranked.ap,
+        "f1_max": ranked.f1_max,
+        "f1_threshold": ranked.f1_threshold,
+        "pixel_auroc": placed.pixel_auroc,
+        "pixel_ap": placed.pixel_ap,
+        "aupro": placed.aupro,
+        "images": len(bad),
+        "false_reject_rate": share(good, Verdict.REJECT)._asdict(),
+        "escape_rate": share(bad, Verdict.PASS)._asdict(),
+        "review": {"good": share(good, Verdict.REVIEW)._asdict(), "defective": share(bad, Verdict.REVIEW)._asdict()},
+        "not_inspected": {
+            "good": share(good, Verdict.NOT_INSPECTED)._asdict(),
+            "defective": share(bad, Verdict.NOT_INSPECTED)._asdict(),
+        },
+    }
+
+
+def _scores(images: list[Seen]) -> NDArray[np.float64]:
+    return np.array([image.score for image in images if image.score is not None], np.float64)
+
+
+def share(images: list[Seen], verdict: Verdict) -> Rate:
+    """How many of the images got ``verdict``, with its interval."""
+    return rate(sum(image.verdict is verdict for image in images), len(images))
+
+
+def _verdicts(images: list[Seen]) -> dict[str, int]:
+    counts = Counter(image.verdict.value for image in images)
+    return {verdict.value: counts[verdict.value] for verdict in Verdict}
+
+
+def log_look(path: Path, figures: dict[str, Any]) -> None:
+    """Append a line to the record of looks at test images: who chooses by them must know how often that was done."""
+    new = not path.exists() or path.stat().st_size == 0
+    row = [
+        figures["when"],
+        figures["bundle"],
+        figures["calibration"] or "",
+        figures["data"],
+        figures["counts"]["images"],
+        figures["image_auroc"],
+        figures["aupro"],
+        figures["false_reject_rate"]["hits"],
+        figures["escape_rate"]["hits"],
+    ]
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        if new:
+            writer.writerow(LOOKS)
+        writer.writerow(row)

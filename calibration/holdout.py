@@ -1,0 +1,56 @@
+"""Which good images may calibrate a bundle: those of parts that training has never seen (before hop 5)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from calibration.errors import CalibrationError
+from contract.bundle import ROLE_DATA, Bundle
+from contract.dataset import Dataset, Sample, sha256_of_image
+from contract.errors import BundleError
+
+SEEN_SPLITS = ("fit", "validation")
+
+
+class HeldOut(NamedTuple):
+    """``unseen`` images may calibrate; ``seen`` ones, of parts that training used, may only bound the picture."""
+
+    unseen: list[Sample]
+    seen: list[Sample]
+
+    @property
+    def groups(self) -> int:
+        """How many parts the unseen images show."""
+        return len({sample.group for sample in self.unseen})
+
+
+def training_hashes(bundle: Bundle) -> frozenset[str]:
+    """sha256 of every image that the weights or their selection rest on. Raises BundleError."""
+    try:
+        splits = bundle.json(ROLE_DATA)
+        return frozenset(row["sha256"] for name in SEEN_SPLITS for row in splits[name])
+    except (ValueError, KeyError, TypeError) as error:
+        raise BundleError(
+            f"{bundle.path(ROLE_DATA)}: does not list the training images ({error!r}); train the bundle again"
+        ) from error
+
+
+def hold_out(bundle: Bundle, dataset: Dataset) -> HeldOut:
+    """Split the good images of ``dataset.train`` by whether training saw the part that they show.
+
+    One image of a part that training saw rules out every image of that part. Raises CalibrationError where none
+    are left.
+    """
+    used = training_hashes(bundle)
+    good = dataset.train
+    seen_groups = {sample.group for sample in good if sha256_of_image(sample.path) in used}
+    held = HeldOut(
+        [sample for sample in good if sample.group not in seen_groups],
+        [sample for sample in good if sample.group in seen_groups],
+    )
+    if not held.unseen:
+        raise CalibrationError(
+            f"{dataset.root}: all {len(good)} good image(s) show parts that training used ({dataset.grouping}); "
+            "give a folder with other good parts, or train with --holdout 0.3"
+        )
+    return held

@@ -1,0 +1,103 @@
+"""Bounds of a usable picture from pictures of good parts: what the quality gate of hop 3 holds every part against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contract.preprocess import MEASURES, Prepared, likeness, measure, thumbnail
+from contract.recipe import Bounds, QualityBounds
+
+Values = NDArray[np.float64]
+
+
+class Seen(NamedTuple):
+    """What is kept of one good picture, per view: its measures and its thumbnail, float32 [256]."""
+
+    measures: dict[str, dict[str, float]]
+    thumbs: dict[str, NDArray[np.float32]]
+
+
+def see(prepared: Prepared, part_hw: tuple[int, int]) -> Seen:
+    """Measure a good picture; its likeness follows once the mean thumbnail is known."""
+    views = prepared.canvases.items()
+    return Seen(
+        {view: measure(canvas, part_hw, None) for view, canvas in views},
+        {view: thumbnail(canvas) for view, canvas in views},
+    )
+
+
+def _spread(values: Values) -> float:
+    return float(values.max() - values.min())
+
+
+def _both(absolute: float, share: float = 0.25) -> Callable[[Values], Bounds]:
+    """Lowest to highest good value, widened by ``share`` of the spread and by ``absolute``, each way."""
+
+    def bounds(values: Values) -> Bounds:
+        margin = share * _spread(values) + absolute
+        return Bounds(low=float(values.min()) - margin, high=float(values.max()) + margin)
+
+    return bounds
+
+
+def _at_most(absolute: float, share: float = 0.5) -> Callable[[Values], Bounds]:
+    return lambda values: Bounds(high=min(1.0, float(values.max()) + share * _spread(values) + absolute))
+
+
+def _at_least(factor: float) -> Callable[[Values], Bounds]:
+    return lambda values: Bounds(low=factor * float(values.min()))
+
+
+def _contrast(values: Values) -> Bounds:
+    return Bounds(low=0.7 * float(values.min()), high=1.3 * float(values.max()) + 2)
+
+
+def _aspect(values: Values) -> Bounds:
+    return Bounds(low=0.8 * float(values.min()), high=1.25 * float(values.max()))
+
+
+def _likeness(values: Values) -> Bounds:
+    return Bounds(low=float(values.min()) - 0.5 * _spread(values) - 0.05)
+
+
+# What a defect can raise has no upper bound (focus, detail, edge): a bright scratch is to be rejected by its score,
+# not turned away as a bad picture. Shares of dark and saturated pixels have, because lighting moves them most.
+MARGINS: dict[str, Callable[[Values], Bounds]] = {
+    "mean": _both(6.0),
+    "contrast": _contrast,
+    "dark": _at_most(0.02),
+    "saturated": _at_most(0.02),
+    "focus": _at_least(0.75),
+    "detail": _at_least(0.75),
+    "edge": _at_least(0.75),
+    "aspect": _aspect,
+    "likeness": _likeness,
+}
+
+
+def bounds_from(pictures: Sequence[Seen]) -> QualityBounds:
+    """Bounds per view and measure over at least one good picture."""
+    views = list(pictures[0].measures)
+    thumbs = {view: _mean_thumbnail([picture.thumbs[view] for picture in pictures]) for view in views}
+    return QualityBounds(
+        views={view: _view_bounds(pictures, view, thumbs[view]) for view in views},
+        likeness_thumb={view: [float(value) for value in thumb] for view, thumb in thumbs.items()},
+        samples=len(pictures),
+    )
+
+
+def _view_bounds(pictures: Sequence[Seen], view: str, thumb: NDArray[np.float32]) -> dict[str, Bounds]:
+    values = {name: np.array([picture.measures[view][name] for picture in pictures]) for name in MEASURES}
+    values["likeness"] = np.array([likeness(picture.thumbs[view], thumb) for picture in pictures])
+    return {name: MARGINS[name](values[name]) for name in MEASURES}
+
+
+def _mean_thumbnail(thumbs: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Mean of standardised thumbnails, standardised again: a correlation needs deviation 1."""
+    mean = np.mean(thumbs, axis=0, dtype=np.float64)
+    deviation = mean.std()
+    return np.asarray(mean / deviation if deviation > 1e-3 else np.zeros_like(mean), np.float32)
