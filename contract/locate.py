@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -17,9 +18,10 @@ Direction = Literal["right", "left", "down", "up"]
 WORK_SIDE_PX = 400  # longer frames are halved, thirded, ... until their longer side is about this
 RIM = 0.025  # share of the frame, on either side of the belt's path, that is taken for bare belt
 SPREADS = 4.5  # half inter-quartile ranges of the belt that still count as belt
-LEAST_STEP = 8.0  # grey levels that a part stands out by at least
+LEAST_STEP = 14.0  # grey levels that a part stands out by at least
 THIN = 0.04  # an edge row or column filled less than this does not belong to the part
 BRIDGE = 0.2  # a part as bright as the belt for less than this share of its length still holds together
+SPECK = 0.1  # blobs under this share of the smallest part are dirt, not pieces of one
 LONGER = 1.15  # a box longer than so many part lengths holds more than one part
 
 
@@ -67,7 +69,7 @@ def find_parts(
     under ``min_area`` of the frame are dropped. ``part_length_px`` parts those that touch. Raises ImageError.
     """
     if frame.dtype != np.uint8 or frame.ndim not in (2, 3) or min(frame.shape[:2], default=0) < 8:
-        raise ImageError(f"frame of shape {frame.shape}, {frame.dtype}: expected uint8 [H, W] or [H, W, 3], 8 px or more")
+        raise ImageError(f"frame of shape {frame.shape}, {frame.dtype}: expected uint8 [H, W] or [H, W, 3], 8 px up")
     small, scale = _reduced(frame)
     along_x = direction in ("right", "left")
     if not along_x:
@@ -116,21 +118,26 @@ def _boxes(small: Pixels, threshold: int | None, min_area: float, length: float 
     """Boxes of bright parts that move along x, in pixels of ``small``."""
     level, step = _belt(small)
     bright = level + step if threshold is None else float(threshold)
-    smooth = np.asarray(cv2.blur(small, (3, 3)), dtype=np.uint8)
-    seed = cv2.compare(smooth, bright, cv2.CMP_GT)
-    other = cv2.compare(smooth, level - step, cv2.CMP_LT) if level - step > 1 else None
-    mask = np.asarray(seed if other is None else cv2.bitwise_or(seed, other), dtype=np.uint8)
+    smooth = np.asarray(cv2.medianBlur(small, 3), dtype=np.uint8)  # a median keeps edges where they are
+    seed = _above(smooth, bright)
+    other = cv2.bitwise_not(_above(smooth, level - step))
+    mask = np.asarray(cv2.bitwise_or(seed, other), dtype=np.uint8)
     mask = np.asarray(cv2.morphologyEx(mask, cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8)), dtype=np.uint8)
     contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     least = min_area * small.shape[0] * small.shape[1]
     blobs = [Box(*(int(value) for value in cv2.boundingRect(contour))) for contour in contours]
-    blobs = [box for box in blobs if box.area >= 0.02 * least]
+    blobs = [box for box in blobs if box.area >= SPECK * least]
     found = []
     for box in _joined(blobs, small.shape[0] * 0.02, small.shape[1]):
         lit = cv2.countNonZero(seed[box.y : box.y + box.h, box.x : box.x + box.w])
-        if lit >= 0.25 * least and box.area >= least:
-            found += [piece for piece in _split(_trimmed(mask, box), mask, length) if piece.area >= least]
+        if lit < 0.25 * max(least, box.area):
+            continue
+        found += [piece for piece in _split(_trimmed(mask, box), mask, length) if piece.area >= least]
     return found
+
+
+def _above(values: Pixels, level: float) -> Pixels:
+    return np.asarray(cv2.threshold(values, max(-1.0, level), 255, cv2.THRESH_BINARY)[1], dtype=np.uint8)
 
 
 def _joined(boxes: list[Box], reach: float, frame_w: int) -> list[Box]:
@@ -156,7 +163,7 @@ def _belongs(large: Box, small: Box, reach: float, frame_w: int) -> bool:
         return gap_y <= reach
     # Along the belt a sliver is a piece of the part that it follows, unless it is the next part coming into view.
     inside = small.x > 1 and small.x + small.w < frame_w - 1
-    return inside and gap_y < 0 and 4 * small.area <= large.area and gap_x <= BRIDGE * large.w
+    return inside and gap_y < -0.3 * large.h and 4 * small.area <= large.area and gap_x <= BRIDGE * large.w
 
 
 def _union(a: Box, b: Box) -> Box:
@@ -172,7 +179,7 @@ def _trimmed(mask: Pixels, box: Box) -> Box:
     return Box(box.x + x0, box.y + y0, x1 - x0, y1 - y0)
 
 
-def _extent(fill: NDArray[np.generic]) -> tuple[int, int]:
+def _extent(fill: NDArray[Any]) -> tuple[int, int]:
     filled = np.flatnonzero(fill > 255 * THIN)
     return (int(filled[0]), int(filled[-1]) + 1) if len(filled) else (0, len(fill))
 
@@ -182,13 +189,21 @@ def _split(box: Box, mask: Pixels, length: float | None) -> list[Box]:
     if length is None or box.w <= LONGER * length:
         return [box]
     region = mask[box.y : box.y + box.h, box.x : box.x + box.w]
-    profile = np.count_nonzero(region, axis=0).astype(np.float64)
+    profile = _widths(region)
     cuts = [0, *_cuts(profile, length, box.x <= 1, box.x + box.w >= mask.shape[1] - 1), box.w]
     pieces = []
-    for start, stop in zip(cuts, cuts[1:], strict=False):
+    for start, stop in pairwise(cuts):
         if stop - start >= 2:
             pieces.append(_trimmed(mask, Box(box.x + start, box.y, stop - start, box.h)))
     return pieces
+
+
+def _widths(region: Pixels) -> NDArray[np.float64]:
+    """From the first to the last filled pixel of each column: holes in a part do not make it narrower."""
+    filled = region > 0
+    first = np.argmax(filled, axis=0)
+    last = filled.shape[0] - np.argmax(filled[::-1], axis=0)
+    return np.where(filled.any(axis=0), last - first, 0).astype(np.float64)
 
 
 def _cuts(profile: NDArray[np.float64], length: float, open_start: bool, open_stop: bool) -> list[int]:
@@ -201,9 +216,7 @@ def _cuts(profile: NDArray[np.float64], length: float, open_start: bool, open_st
         start = start if start > 0.08 * length else start + length
     else:
         start = length
-    end = total if open_start or open_stop else total - 0.5 * length
-    if open_stop:
-        end = total - 0.08 * length
+    end = total - (0.08 if open_stop else 0.5) * length
     cuts: list[int] = []
     at = start
     while at < end:
