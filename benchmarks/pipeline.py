@@ -1,8 +1,9 @@
 """Camera to wire against the bare engine, in one interleaved run.
 
-ratio_to_engine   parts per second through the whole edge (capture processes, shared memory, preprocessing, gate, engine,
-                  decision, spool, wire) over the images per second of the engine alone on one thread
-added_latency_ms  per stage at a steady rate well under the limit, and "added": everything but preprocessing and inference
+ratio_to_engine   parts per second through the whole edge (capture processes, shared memory, preprocessing, gate,
+                  engine, decision, spool, wire) over the images per second of the engine alone on one thread
+added_latency_ms  per stage at a steady rate well under the limit, from the frame's capture to the event on the wire;
+                  "added" is all of it but preprocessing and inference
 
     python -m benchmarks.pipeline --json benchmarks/results/pipeline.json
 """
@@ -16,7 +17,7 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -38,6 +39,14 @@ from flawline import main as flawline
 
 FRAMES = 6000
 CAMERAS = (1, 4)
+AGES = "ages.txt"
+
+
+class Measured(NamedTuple):
+    """A result and its age in milliseconds when it was first put on the wire (nan where it never was)."""
+
+    result: Result
+    age_ms: float
 
 
 def main() -> None:
@@ -122,24 +131,28 @@ def engine_rate(engine: Engine, bundle: Bundle, frames: Path, seconds: float) ->
     return done / (time.perf_counter() - began)
 
 
-def sink(endpoint: str) -> None:
-    """A host that acknowledges at once, in a process of its own: the host does not run on the box."""
-    with zmq.Context() as context, context.socket(zmq.ROUTER) as socket:
+def sink(endpoint: str, ages: str) -> None:
+    """A host that acknowledges at once, in a process of its own; notes each result's age when it was first sent."""
+    with Path(ages).open("w", buffering=1) as file, zmq.Context() as context, context.socket(zmq.ROUTER) as socket:
         socket.bind(endpoint)
         while True:
             peer, *frames = socket.recv_multipart()
-            header = from_frames(frames).header
+            header, _, envelope = from_frames(frames)
+            if isinstance(header, Result) and envelope.attempt == 1:
+                file.write(f"{header.part_id} {envelope.age_ms}\n")
             reply = Ack(spool_id=header.spool_id, seqs=(header.seq,)).model_dump_json().encode()
             socket.send_multipart([peer, MAGIC, reply])
 
 
 def run_station(
     folder: Path, bundle: Bundle, engine: Engine, frames: Path, cameras: int, fps: float, seconds: float
-) -> list[Result]:
+) -> list[Measured]:
     """Results of a real station for ``seconds``, capture processes and wire included."""
     state = Path(tempfile.mkdtemp(dir=folder))
     endpoint = f"ipc://{state}/sink"
-    receiver = multiprocessing.get_context("spawn").Process(target=sink, args=(endpoint,), daemon=True)
+    receiver = multiprocessing.get_context("spawn").Process(
+        target=sink, args=(endpoint, str(state / AGES)), daemon=True
+    )
     receiver.start()
     settings = EdgeSettings(
         edge_id="bench",
@@ -169,7 +182,8 @@ def run_station(
         spool.close()
     receiver.kill()
     receiver.join()
-    return results
+    ages = dict(line.split() for line in (state / AGES).read_text().splitlines())
+    return [Measured(result, float(ages.get(result.part_id, "nan"))) for result in results]
 
 
 def stop_after(station: Station, results: list[Result], seconds: float) -> None:
@@ -180,20 +194,21 @@ def stop_after(station: Station, results: list[Result], seconds: float) -> None:
     station.stop_event.set()
 
 
-def parts_per_second(results: list[Result]) -> float:
+def parts_per_second(measured: list[Measured]) -> float:
     """Rate between the fifth result and the last that was really inspected."""
-    done = sorted(r.timing.t_spooled_ns for r in results[5:] if r.timing.t_inferred_ns)
+    done = sorted(m.result.timing.t_spooled_ns for m in measured[5:] if m.result.timing.t_inferred_ns)
     return (len(done) - 1) / ((done[-1] - done[0]) / 1e9)
 
 
-def latencies(results: list[Result]) -> dict[str, dict[str, float]]:
+def latencies(measured: list[Measured]) -> dict[str, dict[str, float]]:
     """p50 and p99 of each stage in milliseconds; ``added`` leaves preprocessing and inference out."""
     stages: dict[str, list[float]] = {}
-    unscored = Counter(result.reason for result in results if not result.timing.t_inferred_ns)
+    unscored = Counter(m.result.reason for m in measured if not m.result.timing.t_inferred_ns)
     if unscored:
         raise SystemExit(f"parts that were not scored: {unscored.most_common(3)}")
-    for result in results[5:]:
+    for result, age_ms in measured[5:]:
         t = result.timing
+        scored_ns = t.t_inferred_ns - t.t_taken_ns
         marks = {
             "trigger": t.t_trigger_ns - t.t_capture_ns,
             "queue": t.t_taken_ns - t.t_trigger_ns,
@@ -201,8 +216,9 @@ def latencies(results: list[Result]) -> dict[str, dict[str, float]]:
             "inference": t.t_inferred_ns - t.t_prepared_ns,
             "decision": t.t_decided_ns - t.t_inferred_ns,
             "record": t.t_spooled_ns - t.t_decided_ns,
-            "added": (t.t_spooled_ns - t.t_capture_ns) - (t.t_inferred_ns - t.t_taken_ns),
-            "total": t.t_spooled_ns - t.t_capture_ns,
+            "send": age_ms * 1e6 - (t.t_spooled_ns - t.t_capture_ns),
+            "added": age_ms * 1e6 - scored_ns,
+            "total": age_ms * 1e6,
         }
         for name, value in marks.items():
             stages.setdefault(name, []).append(value / 1e6)
