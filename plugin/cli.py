@@ -1,0 +1,78 @@
+"""``flawline host``: run the host, write its configuration (hops 7 to 12)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    help="The host: keeps every event, tells the line controller, serves the review pages.",
+)
+
+RUN_HELP = """Run the host until it is told to stop (Ctrl-C or SIGTERM).
+
+Prints where edges connect and where the review pages are once both are ready.
+
+\b
+Examples:
+  flawline host init host.toml
+  flawline host run host.toml
+"""
+
+INIT_HELP = """Write a host.toml to start from; every setting is explained in it.
+
+\b
+Example:
+  flawline host init station/host.toml
+"""
+
+
+@app.callback()
+def host() -> None:
+    """Hold the sub-commands together."""
+
+
+@app.command("run", help=RUN_HELP)
+def run_command(config: Annotated[Path, typer.Argument(help="host.toml", show_default=False)]) -> None:
+    """Read the configuration and run the service."""
+    from plugin.settings import load_settings
+
+    settings = load_settings(config)
+
+    import logging
+
+    from plugin import service
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    service.run(settings, config.resolve().parent, _say_ready)
+
+
+def _say_ready(service: object) -> None:
+    url, endpoint = getattr(service, "url", ""), getattr(service, "endpoint", "")
+    typer.echo(f"The host is ready. Review pages: {url}  Edges connect to: {endpoint}")
+    import sys
+
+    sys.stdout.flush()
+
+
+@app.command("init", help=INIT_HELP)
+def init_command(file: Annotated[Path, typer.Argument(help="file to write", show_default=False)]) -> None:
+    """Write the example unless there is a file already."""
+    from contract.errors import ConfigError
+    from plugin.settings import EXAMPLE
+
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("x", encoding="utf-8") as output:
+            output.write(EXAMPLE)
+    except FileExistsError as error:
+        raise ConfigError(f"{file}: exists already; nothing was written") from error
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be written ({error.strerror})") from error
+    typer.echo(f"Wrote {file}. Next: flawline host run {file}")

@@ -1,0 +1,1 @@
+"""Ways to a line controller, one module each (hop 10)."""

@@ -1,0 +1,430 @@
+"""One number for each part on each line, committed before it is published, published at most once ever (hop 9).
+
+A trigger opens a part; its verdict, or else its deadline, closes it with the next number. What comes after the
+deadline is recorded and never dispatched. The ledger is a small SQLite file of its own and waits for no store.
+"""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import queue
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from contract.event import Header, LineCode, Message, Missed, Result, Trigger, Verdict
+from plugin.connectors.base import LineOutput
+from plugin.dispatch import Sent
+from plugin.errors import ConfigError
+from plugin.logs import LimitedLog
+from plugin.settings import LineSettings
+
+SCHEMA_VERSION = 1
+MAX_WAITING = 65536
+BURST = 512
+RETRY_S = 0.25
+IDLE_S = 60.0
+CODES = {
+    Verdict.PASS: LineCode.PASS,
+    Verdict.REJECT: LineCode.REJECT,
+    Verdict.REVIEW: LineCode.REVIEW,
+    Verdict.NOT_INSPECTED: LineCode.NOT_INSPECTED,
+}
+log = logging.getLogger(__name__)
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS outputs (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    line TEXT NOT NULL,
+    number INTEGER NOT NULL,
+    edge_id TEXT NOT NULL,
+    part_id TEXT NOT NULL,
+    camera_id TEXT NOT NULL,
+    trigger_id INTEGER NOT NULL,
+    code INTEGER NOT NULL,
+    source TEXT NOT NULL,
+    reason TEXT,
+    outcome TEXT NOT NULL,
+    age_ms REAL NOT NULL,
+    t_wall_ns INTEGER NOT NULL,
+    UNIQUE (line, number),
+    UNIQUE (edge_id, part_id)
+);
+CREATE INDEX IF NOT EXISTS outputs_committed ON outputs (id) WHERE outcome = 'committed';
+CREATE TABLE IF NOT EXISTS open_parts (
+    edge_id TEXT NOT NULL,
+    part_id TEXT NOT NULL,
+    line TEXT NOT NULL,
+    camera_id TEXT NOT NULL,
+    trigger_id INTEGER NOT NULL,
+    t_capture_ns INTEGER NOT NULL,
+    due_ns INTEGER NOT NULL,
+    boot_id TEXT NOT NULL,
+    PRIMARY KEY (edge_id, part_id)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS late (
+    edge_id TEXT NOT NULL,
+    part_id TEXT NOT NULL,
+    code INTEGER NOT NULL,
+    reason TEXT,
+    age_ms REAL NOT NULL,
+    t_wall_ns INTEGER NOT NULL,
+    PRIMARY KEY (edge_id, part_id)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS sends (
+    line TEXT NOT NULL,
+    number INTEGER NOT NULL,
+    connector TEXT NOT NULL,
+    outcome TEXT NOT NULL,
+    detail TEXT,
+    t_wall_ns INTEGER NOT NULL,
+    PRIMARY KEY (line, number, connector)
+) WITHOUT ROWID;
+"""
+
+_SELECT = """
+SELECT o.id, o.line, o.number, o.edge_id, o.part_id, o.camera_id, o.trigger_id, o.code, o.source, o.reason, o.outcome,
+       o.age_ms, o.t_wall_ns, l.code AS late_code, l.age_ms AS late_age_ms,
+       (SELECT min(t_wall_ns) FROM sends s WHERE s.line = o.line AND s.number = o.number AND s.outcome = 'published')
+           AS t_published_ns
+FROM outputs o LEFT JOIN late l ON l.edge_id = o.edge_id AND l.part_id = o.part_id
+"""
+
+
+class Told(NamedTuple):
+    """A header as the receiver decoded it: its age by the edge's clock, arrival by ours (CLOCK_MONOTONIC)."""
+
+    header: Trigger | Result | Missed
+    age_ms: float
+    arrived_ns: int
+
+
+class OpenPart(NamedTuple):
+    """A part that was announced and has no verdict yet; ``due_ns`` and ``captured_ns`` are CLOCK_MONOTONIC."""
+
+    line: str
+    camera_id: str
+    trigger_id: int
+    captured_ns: int
+    due_ns: int
+
+
+Key = tuple[str, str]
+
+
+class Ledger:
+    """``tell`` events from the receiver, ``record`` outcomes from connectors; ``run`` on a thread of its own."""
+
+    def __init__(self, path: Path, line_of: Callable[[str], LineSettings]) -> None:
+        self.path = path
+        self.trouble: str | None = None
+        self.lost = 0
+        self._line_of = line_of
+        self._boot_id = _boot_id()
+        self._inbox: queue.Queue[Told | Sent | None] = queue.Queue(MAX_WAITING)
+        self._log = LimitedLog(log)
+        self._stopping = False
+        self._tickets = 0
+        self._done = 0
+        self._progress = threading.Condition()
+        self._dispatch: Callable[[Sequence[LineOutput]], None] = lambda _outputs: None
+        self._connected: Callable[[str], bool] = lambda _line: False
+        self._open: dict[Key, OpenPart] = {}
+        self._due: list[tuple[int, Key]] = []
+        self._next: dict[str, int] = {}
+        self._connection = _open_file(path)
+        unknown = self._connection.execute(
+            "UPDATE outputs SET outcome = 'unknown' WHERE outcome = 'committed'"
+        ).rowcount
+        if unknown:
+            log.warning(
+                "%d output(s) of the last run may or may not have been published; they are not repeated", unknown
+            )
+        self._load()
+
+    def connect(self, dispatch: Callable[[Sequence[LineOutput]], None], connected: Callable[[str], bool]) -> None:
+        """Where outputs go once committed, and which lines anyone listens to. Call before ``run``."""
+        self._dispatch = dispatch
+        self._connected = connected
+
+    def tell(self, message: Message, arrived_ns: int) -> int:
+        """Say what arrived; returns a ticket for ``has``. Called by one thread; never blocks."""
+        header = message.header
+        if isinstance(header, Trigger | Result | Missed):
+            try:
+                self._inbox.put_nowait(Told(header, message.envelope.age_ms, arrived_ns))
+            except queue.Full:
+                self.lost += 1
+                self._log.warning("lost", "the ledger lags; an event is left unacknowledged and will be sent again")
+                return self._tickets + (1 << 62)  # a ticket that is never reached: no acknowledgement
+            self._tickets += 1
+        return self._tickets
+
+    def has(self, ticket: int, timeout_s: float) -> bool:
+        """Wait until everything up to ``ticket`` is committed; False where that takes longer."""
+        with self._progress:
+            return self._progress.wait_for(lambda: self._done >= ticket, timeout_s)
+
+    def record(self, sent: Sent) -> None:
+        """Note a connector's outcome. Called by any thread; without room it stays unknown."""
+        try:
+            self._inbox.put_nowait(sent)
+        except queue.Full:
+            self._log.warning("outcome", f"the outcome of output {sent.number} could not be recorded")
+
+    def stop(self) -> None:
+        """End ``run`` when what was told before is committed. Parts still open stay open in the file."""
+        self._stopping = True
+        try:
+            self._inbox.put_nowait(None)
+        except queue.Full:
+            return  # it is awake anyway
+
+    def run(self) -> None:
+        """Decide, commit, publish until stopped; then close the file."""
+        try:
+            while True:
+                batch = self._gather()
+                if not self._settle([item for item in batch if item is not None]):
+                    return
+                if self._stopping and self._inbox.empty():
+                    return
+        finally:
+            self._connection.close()
+
+    def _gather(self) -> list[Told | Sent | None]:
+        timeout_s = IDLE_S if not self._due else max(0.0, (self._due[0][0] - time.monotonic_ns()) / 1e9)
+        try:
+            batch = [self._inbox.get(timeout=min(timeout_s, IDLE_S))]
+        except queue.Empty:
+            return []
+        while len(batch) < BURST:
+            try:
+                batch.append(self._inbox.get_nowait())
+            except queue.Empty:
+                break
+        return batch
+
+    def _settle(self, batch: list[Told | Sent]) -> bool:
+        """Commit what ``batch`` and the clock decide, then publish; retry a failing disk until stopped (False)."""
+        while True:
+            try:
+                outputs = self._decide(batch)
+                break
+            except sqlite3.Error as error:
+                self.trouble = f"the ledger cannot be written ({error}); nothing is published until it can"
+                self._log.warning("disk", self.trouble)
+                self._recover()
+                if self._stopping:
+                    return False
+                time.sleep(RETRY_S)
+        self.trouble = None
+        self._dispatch(outputs)
+        with self._progress:
+            self._done += sum(isinstance(item, Told) for item in batch)
+            self._progress.notify_all()
+        return True
+
+    def _recover(self) -> None:
+        """Forget what a failed transaction changed in memory."""
+        try:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            self._load()
+        except sqlite3.Error:
+            return  # tried again with the next attempt
+
+    def _decide(self, batch: Iterable[Told | Sent]) -> list[LineOutput]:
+        outputs: list[LineOutput] = []
+        self._connection.execute("BEGIN IMMEDIATE")
+        for item in batch:
+            if isinstance(item, Sent):
+                self._write_sent(item)
+            else:
+                self._hear(item, outputs)
+        now_ns = time.monotonic_ns()
+        while self._due and self._due[0][0] <= now_ns:
+            due_ns, key = heapq.heappop(self._due)
+            part = self._open.get(key)
+            if part is not None and part.due_ns == due_ns:
+                self._close_at_deadline(key, part, outputs)
+        self._connection.execute("COMMIT")
+        return outputs
+
+    def _hear(self, told: Told, outputs: list[LineOutput]) -> None:
+        header = told.header
+        key = (header.edge_id, header.part_id)
+        source = self._source_of(key)
+        if source is not None:
+            if source == "deadline" and not isinstance(header, Trigger):
+                self._write_late(told)
+            return
+        part = self._open.get(key)
+        announced = part is not None
+        if part is None:
+            part = self._new_part(told)
+        in_time = time.monotonic_ns() <= part.due_ns
+        if isinstance(header, Trigger):
+            if announced:
+                return
+            if in_time:
+                self._open_part(key, part)
+            else:
+                self._write_output(
+                    key, part, LineCode.NOT_INSPECTED, "deadline", "announced after its deadline", "late"
+                )
+        elif in_time:
+            code = CODES[header.verdict] if isinstance(header, Result) else LineCode.NOT_INSPECTED
+            source = "verdict" if isinstance(header, Result) else "missed"
+            outputs.append(self._write_output(key, part, code, source, header.reason))
+        elif announced:
+            self._close_at_deadline(key, part, outputs)
+            self._write_late(told)
+        else:
+            self._write_output(key, part, LineCode.NOT_INSPECTED, "deadline", "arrived after its deadline", "late")
+            self._write_late(told)
+
+    def _new_part(self, told: Told) -> OpenPart:
+        header = told.header
+        line = self._line_of(header.edge_id)
+        captured_ns = told.arrived_ns - int(min(told.age_ms, 1e9) * 1e6)
+        due_ns = captured_ns + line.deadline_ms * 1_000_000
+        return OpenPart(line.id, header.camera_id, header.trigger_id, captured_ns, due_ns)
+
+    def _source_of(self, key: Key) -> str | None:
+        row = self._connection.execute("SELECT source FROM outputs WHERE edge_id = ? AND part_id = ?", key).fetchone()
+        return None if row is None else str(row[0])
+
+    def _open_part(self, key: Key, part: OpenPart) -> None:
+        self._connection.execute("INSERT INTO open_parts VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*key, *part, self._boot_id))
+        self._open[key] = part
+        heapq.heappush(self._due, (part.due_ns, key))
+
+    def _close_at_deadline(self, key: Key, part: OpenPart, outputs: list[LineOutput]) -> None:
+        reason = "no verdict by the deadline"
+        output = self._write_output(key, part, LineCode.NOT_INSPECTED, "deadline", reason)
+        outputs.append(output._replace(due_ns=None))
+
+    def _write_output(
+        self, key: Key, part: OpenPart, code: LineCode, source: str, reason: str | None, outcome: str | None = None
+    ) -> LineOutput:
+        outcome = outcome or ("committed" if self._connected(part.line) else "unconnected")
+        number = self._next.get(part.line, 1)
+        age_ms = (time.monotonic_ns() - part.captured_ns) / 1e6
+        self._connection.execute(
+            "INSERT INTO outputs (line, number, edge_id, part_id, camera_id, trigger_id, code, source, reason, "
+            "outcome, age_ms, t_wall_ns) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                part.line,
+                number,
+                *key,
+                part.camera_id,
+                part.trigger_id,
+                int(code),
+                source,
+                reason,
+                outcome,
+                age_ms,
+                time.time_ns(),
+            ),
+        )
+        self._next[part.line] = number + 1
+        if self._open.pop(key, None) is not None:
+            self._connection.execute("DELETE FROM open_parts WHERE edge_id = ? AND part_id = ?", key)
+        return LineOutput(part.line, number, *key, part.camera_id, part.trigger_id, code, reason, part.due_ns)
+
+    def _write_late(self, told: Told) -> None:
+        header = told.header
+        code = CODES[header.verdict] if isinstance(header, Result) else LineCode.NOT_INSPECTED
+        self._connection.execute(
+            "INSERT OR IGNORE INTO late VALUES (?, ?, ?, ?, ?, ?)",
+            (header.edge_id, header.part_id, int(code), _reason(header), told.age_ms, time.time_ns()),
+        )
+
+    def _write_sent(self, sent: Sent) -> None:
+        self._connection.execute("INSERT OR IGNORE INTO sends VALUES (?, ?, ?, ?, ?, ?)", sent)
+        self._connection.execute(
+            "UPDATE outputs SET outcome = ? WHERE line = ? AND number = ? "
+            "AND (outcome = 'committed' OR ? = 'published')",
+            (sent.outcome, sent.line, sent.number, sent.outcome),
+        )
+
+    def _load(self) -> None:
+        """Read the open parts and the next numbers. Times of another boot of the machine have passed."""
+        self._open.clear()
+        rows = self._connection.execute("SELECT * FROM open_parts").fetchall()
+        now_ns = time.monotonic_ns()
+        for edge_id, part_id, line, camera_id, trigger_id, captured_ns, due_ns, boot_id in rows:
+            same = boot_id == self._boot_id
+            part = OpenPart(line, camera_id, trigger_id, captured_ns if same else now_ns, due_ns if same else now_ns)
+            self._open[edge_id, part_id] = part
+        self._due = [(part.due_ns, key) for key, part in self._open.items()]
+        heapq.heapify(self._due)
+        numbers = self._connection.execute("SELECT line, max(number) + 1 FROM outputs GROUP BY line")
+        self._next = dict(numbers.fetchall())
+
+
+class LedgerReader:
+    """What the pages ask the ledger's file; a connection for each question, so any thread may ask."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def outputs(self, after: int, limit: int) -> list[dict[str, Any]]:
+        """Outputs in the order in which they were numbered, behind row ``after``."""
+        return self._ask(f"{_SELECT} WHERE o.id > ? ORDER BY o.id LIMIT ?", (after, limit))
+
+    def output_of(self, edge_id: str, part_id: str) -> dict[str, Any] | None:
+        """What the line was told about one part."""
+        rows = self._ask(f"{_SELECT} WHERE o.edge_id = ? AND o.part_id = ?", (edge_id, part_id))
+        return rows[0] if rows else None
+
+    def counts(self) -> dict[str, Any]:
+        """Outputs by outcome and by code, verdicts that came late, parts that still wait for theirs."""
+        outcomes = self._ask("SELECT outcome AS name, count(*) AS n FROM outputs GROUP BY outcome", ())
+        codes = self._ask("SELECT code AS name, count(*) AS n FROM outputs GROUP BY code", ())
+        rest = self._ask("SELECT (SELECT count(*) FROM late) AS late, (SELECT count(*) FROM open_parts) AS open", ())[0]
+        return {
+            "outcomes": {row["name"]: row["n"] for row in outcomes},
+            "codes": {LineCode(row["name"]).name: row["n"] for row in codes},
+            "late_verdicts": rest["late"],
+            "open": rest["open"],
+        }
+
+    def _ask(self, sql: str, values: tuple[object, ...]) -> list[dict[str, Any]]:
+        with closing(sqlite3.connect(self._path, timeout=5)) as connection:
+            connection.execute("PRAGMA query_only=ON")
+            connection.row_factory = sqlite3.Row
+            return [dict(row) for row in connection.execute(sql, values)]
+
+
+def _open_file(path: Path) -> sqlite3.Connection:
+    try:
+        connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=10)
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=NORMAL")  # a killed process loses nothing; no output waits for the disk
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if version not in (0, SCHEMA_VERSION):
+            raise ConfigError(f"{path}: ledger version {version}, this program reads {SCHEMA_VERSION}")
+        connection.executescript(_TABLES)
+        connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+    except sqlite3.Error as error:
+        raise ConfigError(f"{path}: the ledger cannot be opened ({error}); restore a backup or move it away") from error
+    return connection
+
+
+def _boot_id() -> str:
+    """Names this boot of the machine: monotonic times of another one are never compared."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return f"unknown-{time.time_ns()}"
+
+
+def _reason(header: Header) -> str | None:
+    return header.reason if isinstance(header, Result | Missed) else None

@@ -1,0 +1,175 @@
+"""What the pages and the HTTP API read from the store, on connections of their own (hop 11)."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any, Literal
+
+import sqlalchemy as sa
+
+from contract import stats
+from plugin import tables as t
+from plugin.store import open_engine
+
+FLAGGED = ("REJECT", "REVIEW")
+LATENCY_PARTS = 1000
+p = t.parts.c
+
+
+class Reader:
+    """Read-only questions to the store; any thread may ask."""
+
+    def __init__(self, path: Path) -> None:
+        self._engine = open_engine(path)
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    def parts(self, after: int, limit: int) -> list[dict[str, Any]]:
+        """Parts in the order in which they were first heard of, behind row ``after``."""
+        rows = self._all(sa.select(t.parts).where(p.id > after).order_by(p.id).limit(limit))
+        return [_part(row) for row in rows]
+
+    def part(self, part: int) -> dict[str, Any] | None:
+        """One part's row."""
+        rows = self._all(sa.select(t.parts).where(p.id == part))
+        return _part(rows[0]) if rows else None
+
+    def header_of(self, part: dict[str, Any]) -> dict[str, Any]:
+        """The header, verbatim, of the event that stands for the part now."""
+        e = t.events.c
+        found = sa.select(e.header).where(
+            e.edge_id == part["edge_id"], e.spool_id == part["spool_id"], e.seq == part["seq"]
+        )
+        rows = self._all(found)
+        return dict(json.loads(rows[0]["header"])) if rows else {}
+
+    def attachments(self, edge_id: str, part_id: str) -> list[dict[str, Any]]:
+        """Pictures and maps of a part; role ``dropped`` where its edge had to give some up."""
+        a = t.attachments.c
+        rows = self._all(sa.select(t.attachments).where(a.edge_id == edge_id, a.part_id == part_id).order_by(a.id))
+        return [
+            {**row, "shape": json.loads(row["shape"]), "to_part": json.loads(row["to_part"] or "null")} for row in rows
+        ]
+
+    def thumbnails(self, parts: list[dict[str, Any]]) -> dict[int, int]:
+        """Per part's row the attachment that shows it in a list; parts without a picture are left out."""
+        a = t.attachments.c
+        wanted = sa.and_(
+            sa.tuple_(a.edge_id, a.part_id).in_([(part["edge_id"], part["part_id"]) for part in parts]),
+            a.role.in_(("thumbnail", "image")),
+            a.codec != "raw",
+        )
+        # "image" sorts before "thumbnail", so that the smaller one is written last and stays
+        rows = self._all(sa.select(a.id, a.edge_id, a.part_id).where(wanted).order_by(a.role, a.id.desc()))
+        found = {(row["edge_id"], row["part_id"]): row["id"] for row in rows}
+        return {part["id"]: found[key] for part in parts if (key := (part["edge_id"], part["part_id"])) in found}
+
+    def attachment(self, number: int) -> dict[str, Any] | None:
+        """One picture or map by its row."""
+        rows = self._all(sa.select(t.attachments).where(t.attachments.c.id == number))
+        return rows[0] if rows else None
+
+    def reviews(self, part: int) -> list[dict[str, Any]]:
+        """Everything that inspectors said about a part, oldest first."""
+        return self._all(sa.select(t.reviews).where(t.reviews.c.part == part).order_by(t.reviews.c.id))
+
+    def queue(self, limit: int, after: tuple[float, int] | None = None) -> list[dict[str, Any]]:
+        """Flagged parts without a verdict of an inspector, worst first, behind (severity, id) ``after``."""
+        found = sa.select(t.parts).where(*_WAITING)
+        if after is not None:
+            worst, number = after
+            found = found.where(sa.or_(p.severity < worst, sa.and_(p.severity == worst, p.id > number)))
+        rows = self._all(found.order_by(p.severity.desc(), p.id).limit(limit))
+        return [_part(row) for row in rows]
+
+    def beside(self, part: dict[str, Any], side: Literal["next", "previous"]) -> int | None:
+        """The neighbour of a part in the order of the queue, decided parts left out."""
+        worst, number = part["severity"] or 0.0, part["id"]
+        if side == "next":
+            found = self.queue(1, (worst, number))
+            return int(found[0]["id"]) if found else None
+        before = sa.or_(p.severity > worst, sa.and_(p.severity == worst, p.id < number))
+        rows = self._all(sa.select(p.id).where(*_WAITING, before).order_by(p.severity.asc(), p.id.desc()).limit(1))
+        return int(rows[0]["id"]) if rows else None
+
+    def waiting(self) -> int:
+        """Flagged parts that no inspector has decided."""
+        return int(self._all(sa.select(sa.func.count().label("n")).where(*_WAITING))[0]["n"])
+
+    def not_inspected(self, limit: int) -> list[dict[str, Any]]:
+        """Parts without an inspection, newest first."""
+        rows = self._all(sa.select(t.parts).where(p.verdict == "NOT_INSPECTED").order_by(p.id.desc()).limit(limit))
+        return [_part(row) for row in rows]
+
+    def gaps(self) -> list[dict[str, Any]]:
+        """Times in which an edge or a camera saw nothing."""
+        return self._all(sa.select(t.gaps).order_by(t.gaps.c.id))
+
+    def edges(self) -> list[dict[str, Any]]:
+        """The last heartbeat of each edge and when it came."""
+        rows = self._all(sa.select(t.edges).order_by(t.edges.c.edge_id))
+        return [{**json.loads(row["header"]), "received_ns": row["received_ns"]} for row in rows]
+
+    def spools(self) -> list[dict[str, Any]]:
+        """Per spool: events stored, highest number, numbers never seen (``holes``), duplicates absorbed."""
+        rows = self._all(sa.select(t.spools).order_by(t.spools.c.edge_id, t.spools.c.spool_id))
+        return [{**row, "holes": row["max_seq"] - row["stored"]} for row in rows]
+
+    def counts(self) -> dict[str, Any]:
+        """Parts by state, verdict and inspector's verdict; events by kind."""
+        n = sa.func.count().label("n")
+        states = self._all(sa.select(p.state, n).group_by(p.state))
+        verdicts = self._all(sa.select(p.verdict, n).where(p.verdict.is_not(None)).group_by(p.verdict))
+        reviews = self._all(
+            sa.select(p.verdict, p.review, n).where(p.review.is_not(None)).group_by(p.verdict, p.review)
+        )
+        kinds = self._all(sa.select(t.events.c.kind, n).group_by(t.events.c.kind))
+        return {
+            "parts": sum(row["n"] for row in states),
+            "states": {row["state"]: row["n"] for row in states},
+            "verdicts": {row["verdict"]: row["n"] for row in verdicts},
+            "kinds": {row["kind"]: row["n"] for row in kinds},
+            "reviews": [dict(row) for row in reviews],
+        }
+
+    def reviewed_rates(self) -> dict[str, stats.Rate]:
+        """Of what the machine flagged and inspectors decided: how much they called good (false rejects)."""
+        rows = self.counts()["reviews"]
+        rates = {}
+        for verdict in FLAGGED:
+            mine = [row for row in rows if row["verdict"] == verdict]
+            good = sum(row["n"] for row in mine if row["review"] == "good")
+            rates[verdict] = stats.rate(good, sum(row["n"] for row in mine))
+        return rates
+
+    def latency_ms(self) -> dict[str, float | int | None]:
+        """Capture to sending of the last results at their first arrival, in milliseconds."""
+        rows = self._all(sa.select(p.age_ms).where(p.state == "result").order_by(p.id.desc()).limit(LATENCY_PARTS))
+        ages = sorted(row["age_ms"] for row in rows)
+        if not ages:
+            return {"parts": 0, "p50": None, "p95": None, "p99": None, "max": None}
+        return {
+            "parts": len(ages),
+            "p50": statistics.median(ages),
+            "p95": ages[int(0.95 * (len(ages) - 1))],
+            "p99": ages[int(0.99 * (len(ages) - 1))],
+            "max": ages[-1],
+        }
+
+    def _all(self, statement: sa.Select[Any]) -> list[dict[str, Any]]:
+        with self._engine.connect() as connection:
+            return [dict(row._mapping) for row in connection.execute(statement)]
+
+
+_WAITING = (
+    p.review.is_(None),
+    sa.text("verdict IN ('REJECT', 'REVIEW')"),  # word for word the index's condition, so that SQLite uses it
+)
+
+
+def _part(row: dict[str, Any]) -> dict[str, Any]:
+    timing = {**json.loads(row["timing"]), "age_ms": row["age_ms"]}
+    return {**{name: value for name, value in row.items() if name != "age_ms"}, "timing": timing}

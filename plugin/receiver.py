@@ -1,0 +1,204 @@
+"""ROUTER socket: decode, tell the ledger, hand to the writer, acknowledge what the disk has (hop 7)."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import zmq
+
+from contract.errors import EventError
+from contract.event import MAGIC, MAX_PART_BYTES, MAX_PARTS, Ack, Message, Nack, from_frames, identity_of
+from plugin.errors import ConfigError
+from plugin.logs import LimitedLog
+from plugin.store import Received
+from plugin.writer import Verdicted
+
+MAX_MESSAGE_BYTES = 128 << 20
+MAX_FRAMES = 4 + MAX_PARTS
+ACKS_PER_MESSAGE = 4096
+BURST = 64
+log = logging.getLogger(__name__)
+Socket = zmq.Socket[bytes]
+
+
+class Counts:
+    """What the receiver met since the start. Written by its thread alone, read by any."""
+
+    def __init__(self) -> None:
+        self.received = 0
+        self.garbage = 0
+        self.refused = 0
+        self.held_back = 0
+        self.unreachable = 0
+
+
+class Oversize(NamedTuple):
+    """A message that was read to its end and thrown away; its first frames are kept to answer it."""
+
+    frames: list[bytes]
+    size: int
+    frame_count: int
+
+
+class Receiver:
+    """Owns the ROUTER. ``answer`` may be called by one other thread; it speaks to ``run`` over inproc."""
+
+    def __init__(
+        self,
+        context: zmq.Context[Socket],
+        bind: str,
+        tell_ledger: Callable[[Message, int], int],
+        offer: Callable[[Received], bool],
+    ) -> None:
+        self.counts = Counts()
+        self._tell_ledger = tell_ledger
+        self._offer = offer
+        self._stopping = threading.Event()
+        self._log = LimitedLog(log)
+        self._answers = context.socket(zmq.PULL)
+        self._answers.bind(f"inproc://answers-{id(self)}")
+        self._answer_socket = context.socket(zmq.PUSH)  # used by the writer's thread only, after it started
+        self._answer_socket.set(zmq.SNDHWM, 0)  # the writer must never wait for the receiver
+        self._answer_socket.connect(f"inproc://answers-{id(self)}")
+        self._router = _bind(context, bind)
+        self.endpoint = self._router.get_string(zmq.LAST_ENDPOINT).rstrip("\0")
+
+    def run(self) -> None:
+        """Receive and answer until stopped."""
+        poller = zmq.Poller()
+        poller.register(self._router, zmq.POLLIN)
+        poller.register(self._answers, zmq.POLLIN)
+        while not self._stopping.is_set():
+            ready = dict(poller.poll(100))
+            if self._answers in ready:
+                self._send_answers()
+            if self._router in ready:
+                self._receive_some()
+
+    def stop(self) -> None:
+        """Take no more events; ``flush`` afterwards sends the last answers."""
+        self._stopping.set()
+
+    def flush(self) -> None:
+        """Send what the writer answered after ``run`` returned, and close. Call when both threads have ended."""
+        self._send_answers()
+        self._answer_socket.close(0)
+        self._answers.close(0)
+        self._router.close(200)  # the last acknowledgements; unsent ones only mean a duplicate
+
+    def answer(self, answers: list[Verdicted]) -> None:
+        """Acknowledge or refuse committed events, grouped by peer and spool. Called on the writer's thread."""
+        acks: dict[tuple[bytes, str], list[int]] = defaultdict(list)
+        for one in answers:
+            if one.refused is None:
+                acks[one.route, one.spool_id].append(one.seq)
+            else:
+                self._pass_on(
+                    one.route, Nack(spool_id=one.spool_id, seq=one.seq, code=one.refused[0], message=one.refused[1])
+                )
+        for (route, spool_id), seqs in acks.items():
+            for first in range(0, len(seqs), ACKS_PER_MESSAGE):
+                self._pass_on(route, Ack(spool_id=spool_id, seqs=tuple(seqs[first : first + ACKS_PER_MESSAGE])))
+
+    def _pass_on(self, route: bytes, reply: Ack | Nack) -> None:
+        self._answer_socket.send_multipart([route, reply.model_dump_json().encode()])
+
+    def _send_answers(self) -> None:
+        while True:
+            try:
+                route, reply = self._answers.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            self._send(route, reply)
+
+    def _send(self, route: bytes, reply: bytes) -> None:
+        try:
+            self._router.send_multipart([route, MAGIC, reply], zmq.NOBLOCK)
+        except zmq.ZMQError:  # gone or not reading: it will send again and be answered then
+            self.counts.unreachable += 1
+
+    def _receive_some(self) -> None:
+        for _ in range(BURST):  # then answers get their turn
+            try:
+                got = _read_message(self._router)
+            except zmq.Again:
+                return
+            self._take(got)
+
+    def _take(self, got: list[bytes] | Oversize) -> None:
+        self.counts.received += 1
+        frames = got.frames if isinstance(got, Oversize) else got
+        try:
+            if isinstance(got, Oversize):
+                raise EventError(
+                    f"a message of {got.size} bytes in {got.frame_count} frames, "
+                    f"at most {MAX_MESSAGE_BYTES} in {MAX_FRAMES}",
+                    "size",
+                )
+            message = from_frames(frames[1:])
+            header = frames[3].decode()
+        except (EventError, UnicodeDecodeError) as error:
+            self._refuse(frames, error)
+            return
+        ticket = self._tell_ledger(message, time.monotonic_ns())
+        if not self._offer(Received(frames[0], message, header, time.time_ns(), ticket)):
+            self.counts.held_back += 1
+            self._log.warning("backlog", "the store lags: events are left unacknowledged and will be sent again")
+
+    def _refuse(self, frames: list[bytes], error: EventError | UnicodeDecodeError) -> None:
+        identity = identity_of(frames[1:])
+        if identity is None:
+            self.counts.garbage += 1
+            self._log.warning("garbage", f"a message that is no event was dropped: {str(error)[:200]!r}")
+            return
+        self.counts.refused += 1
+        self._log.warning("refused", f"event {identity[0][:40]!r}/{identity[1]} is refused: {str(error)[:200]!r}")
+        code = _nack_code(error)
+        nack = Nack(spool_id=identity[0], seq=identity[1], code=code, message=str(error)[:500])
+        self._send(frames[0], nack.model_dump_json().encode())
+
+
+def _nack_code(error: Exception) -> Literal["schema", "size", "parts", "version"]:
+    code = getattr(error, "code", "schema")
+    codes: tuple[Literal["schema", "size", "parts", "version"], ...] = ("schema", "size", "parts", "version")
+    return next((known for known in codes if known == code), "schema")
+
+
+def _read_message(router: Socket) -> list[bytes] | Oversize:
+    """One message without ever holding more of it than the limits. Raises zmq.Again where none waits."""
+    frames = [router.recv(zmq.NOBLOCK)]
+    size, count = len(frames[0]), 1
+    while router.get(zmq.RCVMORE):
+        frame = router.recv()
+        size, count = size + len(frame), count + 1
+        if size <= MAX_MESSAGE_BYTES and count <= MAX_FRAMES:
+            frames.append(frame)
+    return frames if count == len(frames) else Oversize(frames[:4], size, count)
+
+
+def _bind(context: zmq.Context[Socket], bind: str) -> Socket:
+    router = context.socket(zmq.ROUTER)
+    router.set(zmq.LINGER, 0)  # the edge's spool is the truth
+    router.set(zmq.ROUTER_MANDATORY, 1)  # an answer to a peer that is gone is an error, not silence
+    router.set(zmq.SNDHWM, 256)
+    router.set(zmq.RCVHWM, 256)
+    router.set(zmq.MAXMSGSIZE, MAX_PART_BYTES + 1024)  # a frame
+    router.set(zmq.HEARTBEAT_IVL, 1000)
+    router.set(zmq.HEARTBEAT_TIMEOUT, 3000)
+    router.set(zmq.HEARTBEAT_TTL, 3000)
+    router.set(zmq.HANDSHAKE_IVL, 5000)
+    router.set(zmq.TCP_KEEPALIVE, 1)
+    try:
+        router.bind(bind)
+    except zmq.ZMQError as error:
+        router.close(0)
+        raise ConfigError(
+            f"events cannot be received on {bind}: {error.strerror}; is another host running? "
+            "Change `events.bind` or stop it"
+        ) from error
+    return router

@@ -1,0 +1,61 @@
+"""Puts API, pages, static files and the guard together, and answers mistakes with sentences (hop 11)."""
+
+from __future__ import annotations
+
+import concurrent.futures
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
+
+from plugin.errors import ReviewError
+from plugin.review import api, pages
+from plugin.review.guard import Guard
+from plugin.review.host import Host
+
+__all__ = ["Host", "create_app"]
+
+
+def create_app(host: Host) -> FastAPI:
+    """The web application of a host."""
+    app = FastAPI(title="Flawline host", docs_url=None, redoc_url=None, openapi_url="/api/openapi.json")
+    app.state.host = host
+    app.include_router(api.router)
+    app.include_router(pages.router)
+    app.mount("/static", StaticFiles(directory=pages.FOLDER / "static"), name="static")
+    app.add_middleware(Guard)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(RequestValidationError, _bad_request)
+    app.add_exception_handler(ReviewError, _conflict)
+    app.add_exception_handler(concurrent.futures.TimeoutError, _busy)
+    return app
+
+
+def _answer(request: Request, status: int, text: str) -> Response:
+    if request.url.path.startswith(("/api/", "/healthz")):
+        return JSONResponse({"error": text}, status)
+    return pages.page(request, "error.html", status, tab="", text=text)
+
+
+def _http_error(request: Request, error: Exception) -> Response:
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    detail = str(error.detail) if isinstance(error, HTTPException) else ""
+    return _answer(request, status, "There is no such page." if detail == "Not Found" else detail)
+
+
+def _bad_request(request: Request, error: Exception) -> Response:
+    problems = error.errors() if isinstance(error, RequestValidationError) else []
+    if problems and problems[0]["loc"][0] == "path":
+        return _answer(request, 404, "There is no such page.")
+    text = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in problems)
+    return _answer(request, 422, f"The request is not understood: {text}"[:1000])
+
+
+def _conflict(request: Request, error: Exception) -> Response:
+    return _answer(request, 409, f"{str(error)[:1].upper()}{str(error)[1:]}.")
+
+
+def _busy(request: Request, _error: Exception) -> Response:
+    return _answer(request, 503, "The store does not take the verdict now; nothing was written. Try again.")

@@ -1,0 +1,57 @@
+"""What the pages and the API are given of the host: questions to ask and one way to write (hop 11)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from plugin.ledger import LedgerReader
+from plugin.queries import Reader
+from plugin.store import Decision, Store
+
+Value = TypeVar("Value")
+
+
+class Write(Protocol):
+    """Runs a job on the store's own thread and returns its value."""
+
+    def __call__(self, job: Callable[[Store], Value], timeout_s: float = 10.0) -> Value: ...
+
+
+@dataclass(frozen=True)
+class Host:
+    """The store's and the ledger's readers, the folder of pictures, the writer, and how the host fares."""
+
+    reader: Reader
+    ledger: LedgerReader
+    blobs: Path
+    write: Write
+    health: Callable[[], dict[str, Any]]
+
+    def decide(self, part: int, decision: Decision, inspector: str) -> int:
+        """Hop 12: append an inspector's verdict."""
+        return self.write(lambda store: store.review(part, decision, inspector))
+
+    def summary(self) -> dict[str, Any]:
+        """Everything that is counted, for the API and the page of counts."""
+        reader = self.reader
+        counts, spools = reader.counts(), reader.spools()
+        return {
+            "parts": counts["parts"],
+            "states_of_parts": counts["states"],
+            "verdicts": counts["verdicts"],
+            "kinds": counts["kinds"],
+            "events": sum(counts["kinds"].values()),
+            "waiting": reader.waiting(),
+            "duplicates": sum(spool["duplicates"] for spool in spools),
+            "holes": sum(spool["holes"] for spool in spools),
+            "spools": spools,
+            "gaps": len(reader.gaps()),
+            "states": reader.edges(),
+            "latency_ms": reader.latency_ms(),
+            "line": self.ledger.counts(),
+            "false_rejects": {name: rate._asdict() for name, rate in reader.reviewed_rates().items()},
+            "receiver": self.health()["receiver"],
+        }

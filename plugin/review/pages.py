@@ -1,0 +1,216 @@
+"""The inspector's pages: queue, part, not inspected, counts (hop 11), and the verdict's form (hop 12)."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path as FilePath
+from typing import Annotated, Any
+from urllib.parse import quote, unquote
+
+from fastapi import APIRouter, Form, HTTPException, Query, Request, Response
+from fastapi.responses import RedirectResponse
+from starlette.templating import Jinja2Templates
+
+from contract.stats import Rate
+from plugin.review.api import After, Inspector, Row, host_of
+from plugin.store import Decision
+
+FOLDER = FilePath(__file__).parent
+COOKIE = "inspector"
+DEFAULT_NAME = "inspector"
+QUEUE_LENGTH = 60
+LOST_LENGTH = 300
+STAGES = [
+    ("t_trigger_ns", "trigger"),
+    ("t_taken_ns", "taken up"),
+    ("t_prepared_ns", "prepared"),
+    ("t_inferred_ns", "inferred"),
+    ("t_decided_ns", "decided"),
+    ("t_spooled_ns", "spooled"),
+]
+
+router = APIRouter(include_in_schema=False)
+templates = Jinja2Templates(directory=FOLDER / "templates")
+
+
+def when(t_wall_ns: int | None) -> str:
+    """UTC nanoseconds as text for people; a dash where the time is missing or absurd."""
+    try:
+        return (
+            datetime.fromtimestamp((t_wall_ns or 0) / 1e9, UTC).strftime("%Y-%m-%d %H:%M:%S UTC") if t_wall_ns else "–"
+        )
+    except (ValueError, OverflowError, OSError):
+        return "–"
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """A score for people: a few significant digits, a dash where there is none."""
+    return "–" if value is None else f"{value:.{digits}g}"
+
+
+def percent(value: float | None) -> str:
+    """A share as per cent with one digit."""
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def words(verdict: str | None) -> str:
+    """A verdict as words."""
+    return "in inspection" if verdict is None else verdict.replace("_", " ").lower()
+
+
+templates.env.filters.update(when=when, number=number, percent=percent, words=words)
+
+
+def name_of(request: Request) -> str | None:
+    """The inspector's name from the cookie, None where it was never said."""
+    return unquote(request.cookies.get(COOKIE, ""))[:60].strip() or None
+
+
+def page(request: Request, name: str, status: int = 200, **values: Any) -> Response:
+    """Render a template with what every page shows."""
+    host = host_of(request)
+    base = {
+        "waiting": host.reader.waiting(),
+        "inspector": name_of(request) or DEFAULT_NAME,
+        "asked": name_of(request) is not None,
+        "trouble": host.health()["trouble"],
+    }
+    return templates.TemplateResponse(request, name, {**base, **values}, status)
+
+
+@router.get("/")
+def home() -> Response:
+    return RedirectResponse("/queue")
+
+
+@router.get("/queue")
+def queue(request: Request, last: After = 0) -> Response:
+    reader = host_of(request).reader
+    parts = reader.queue(QUEUE_LENGTH)
+    return page(
+        request, "queue.html", tab="queue", parts=parts, pictures=reader.thumbnails(parts), last=_last(request, last)
+    )
+
+
+@router.get("/parts/{number}")
+def part(request: Request, number: Row, last: After = 0) -> Response:
+    host = host_of(request)
+    found = host.reader.part(number)
+    if found is None:
+        raise HTTPException(404, f"There is no part {number}.")
+    header = host.reader.header_of(found)
+    attachments = host.reader.attachments(found["edge_id"], found["part_id"])
+    following = host.reader.beside(found, "next")
+    return page(
+        request,
+        "part.html",
+        tab="queue",
+        part=found,
+        header=header,
+        views=views(header, attachments),
+        dropped=any(each["role"] == "dropped" for each in attachments),
+        stages=stages(found["timing"]),
+        reviews=host.reader.reviews(number),
+        output=host.ledger.output_of(found["edge_id"], found["part_id"]),
+        following=following,
+        previous=host.reader.beside(found, "previous"),
+        preload=_preload(request, following),
+        last=_last(request, last),
+    )
+
+
+@router.post("/parts/{number}/verdict")
+def decide(
+    request: Request, number: Row, decision: Annotated[Decision, Form()], last: Annotated[int, Query(ge=0)] = 0
+) -> Response:
+    host = host_of(request)
+    found = host.reader.part(number)
+    if found is None:
+        raise HTTPException(404, f"There is no part {number}.")
+    following = host.reader.beside(found, "next")
+    host.decide(number, decision, name_of(request) or DEFAULT_NAME)
+    if decision == "undo":
+        return RedirectResponse(f"/parts/{number}", 303)
+    return RedirectResponse(f"/parts/{following}?last={number}" if following else f"/queue?last={number}", 303)
+
+
+@router.post("/name")
+def set_name(request: Request, name: Annotated[Inspector, Form()]) -> Response:
+    response = RedirectResponse("/queue", 303)
+    response.set_cookie(COOKIE, quote(name.strip()), max_age=365 * 86400, httponly=True, samesite="strict", path="/")
+    return response
+
+
+@router.get("/name")
+def ask_name(request: Request) -> Response:
+    return page(request, "name.html", tab="")
+
+
+@router.get("/lost")
+def lost(request: Request) -> Response:
+    reader = host_of(request).reader
+    return page(
+        request,
+        "lost.html",
+        tab="lost",
+        parts=reader.not_inspected(LOST_LENGTH),
+        gaps=reader.gaps()[::-1],
+        limit=LOST_LENGTH,
+    )
+
+
+@router.get("/counts")
+def counts(request: Request) -> Response:
+    summary = host_of(request).summary()
+    rates = {name: Rate(**rate) for name, rate in summary["false_rejects"].items()}
+    return page(request, "counts.html", tab="counts", summary=summary, rates=rates, now_ns=_now_ns())
+
+
+def views(header: dict[str, Any], attachments: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What the canvas of each view needs: pictures, map, regions, the map's threshold."""
+    found: dict[str, dict[str, Any]] = {}
+    for each in attachments:
+        if each["role"] == "dropped":
+            continue
+        view = found.setdefault(each["view"], {"name": each["view"], "pictures": {}, "map": None})
+        entry = {"url": f"/api/attachments/{each['id']}", "toPart": each["to_part"], "shape": each["shape"]}
+        if each["role"] == "map" and each["codec"] == "raw" and each["dtype"] != "uint8":
+            view["map"] = {**entry, "dtype": each["dtype"]}
+        elif each["codec"] in ("png", "jpeg"):
+            view["pictures"].setdefault(each["role"], entry)
+    for view in found.values():
+        if "image" in view["pictures"]:
+            view["pictures"].pop("thumbnail", None)
+        view["threshold"] = header.get("map_threshold")
+        view["regions"] = [region for region in header.get("regions", []) if region.get("view") == view["name"]]
+    return list(found.values())
+
+
+def stages(timing: dict[str, Any]) -> list[tuple[str, float]]:
+    """(stage, milliseconds since capture) for every stage that was reached."""
+    start = timing.get("t_capture_ns") or 0
+    reached = [(name, timing.get(key) or 0) for key, name in STAGES]
+    return [(name, (at - start) / 1e6) for name, at in reached if start and at]
+
+
+def _last(request: Request, number: int) -> dict[str, Any] | None:
+    """The part decided just before, to offer its undo."""
+    found = host_of(request).reader.part(number) if number else None
+    return found if found is not None and found["review"] else None
+
+
+def _preload(request: Request, number: int | None) -> list[str]:
+    """What the next part's page will fetch, so that it stands there at once."""
+    reader = host_of(request).reader
+    found = reader.part(number) if number is not None else None
+    if found is None:
+        return []
+    return [
+        f"/api/attachments/{each['id']}"
+        for each in reader.attachments(found["edge_id"], found["part_id"])
+        if each["sha256"]
+    ]
+
+
+def _now_ns() -> int:
+    return int(datetime.now(UTC).timestamp() * 1e9)

@@ -1,0 +1,219 @@
+"""The host as one process: the only place that wires hops 7 to 12."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import uvicorn
+import zmq
+
+from plugin.dispatch import Dispatcher, make_connector
+from plugin.errors import ConfigError, FlawlineError
+from plugin.ledger import Ledger, LedgerReader
+from plugin.queries import Reader
+from plugin.receiver import Receiver
+from plugin.review.app import Host, create_app
+from plugin.settings import HostSettings
+from plugin.store import Store
+from plugin.writer import Writer
+
+STOP_S = 2.0
+log = logging.getLogger(__name__)
+
+
+class HostFailedError(FlawlineError):
+    """A part of the host ended by itself; whoever supervises the process starts it anew."""
+
+    exit_code = 1
+
+
+class Service:
+    """Everything of one host; ``start``, ``wait``, ``stop``. One at a time for a state folder."""
+
+    def __init__(self, settings: HostSettings, base_dir: Path) -> None:
+        self.settings = settings
+        self._base_dir = base_dir
+        self._ended = threading.Event()
+        self._stopping = False
+        self._failure: BaseException | None = None
+        self._threads: dict[str, threading.Thread] = {}
+        self._lock = _lock_folder(settings.state_dir)
+        try:
+            self._build()
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    def _build(self) -> None:
+        settings = self.settings
+        state_dir = settings.state_dir
+        self._http_socket = _listen(settings.http.host, settings.http.port)
+        connectors = [(each, make_connector(each.url, self._base_dir)) for each in settings.connectors]
+        self.ledger = Ledger(state_dir / "ledger.sqlite", settings.line_of)
+        self.dispatcher = Dispatcher(connectors, self.ledger.record)
+        self.ledger.connect(self.dispatcher.publish, self.dispatcher.serves)
+        self._writer = Writer(Store(state_dir), self.ledger.has, settings.events.backlog_mb << 20)
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._receiver = Receiver(self._context, settings.events.bind, self.ledger.tell, self._writer.offer)
+        self.reader = Reader(state_dir / "store.sqlite")
+        app = create_app(
+            Host(
+                reader=self.reader,
+                ledger=LedgerReader(self.ledger.path),
+                blobs=state_dir / "blobs",
+                write=self._writer.call,
+                health=self.health,
+            )
+        )
+        config = uvicorn.Config(
+            app,
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=1,
+            ws="none",
+            lifespan="off",
+            server_header=False,
+            limit_concurrency=256,
+            timeout_keep_alive=15,
+        )
+        self._http = uvicorn.Server(config)
+
+    @property
+    def endpoint(self) -> str:
+        """Where edges connect, the wildcard port filled in."""
+        return self._receiver.endpoint
+
+    @property
+    def url(self) -> str:
+        """Where the pages are."""
+        host, port = self._http_socket.getsockname()[:2]
+        return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+
+    def health(self) -> dict[str, Any]:
+        """What works, and the receiver's counts since the start."""
+        trouble = [text for text in (self._writer.trouble, self.ledger.trouble) if text]
+        counts = {**vars(self._receiver.counts), "conflicts": self._writer.conflicts, "ledger_lost": self.ledger.lost}
+        return {"ok": not trouble, "trouble": trouble, "receiver": counts}
+
+    def start(self) -> None:
+        """Start every thread, and write where the host can be reached into the state folder."""
+        self.dispatcher.start()
+        self._spawn("ledger", self.ledger.run)
+        self._spawn("writer", lambda: self._writer.run(self._receiver.answer))
+        self._spawn("http", lambda: self._http.run(sockets=[self._http_socket]))
+        self._spawn("receiver", self._receiver.run)
+        address = {"url": self.url, "host": self.settings.http.host, "port": int(self._http_socket.getsockname()[1])}
+        _write(self.settings.state_dir / "endpoint", self.endpoint + "\n")
+        _write(self.settings.state_dir / "http.json", json.dumps({**address, "pid": os.getpid()}) + "\n")
+
+    def wait(self) -> None:
+        """Until a signal or ``finish`` asks to stop, or a thread ends by itself."""
+        while not self._ended.wait(1.0):
+            pass
+
+    def finish(self, *_signal: int | FrameType | None) -> None:
+        """Ask ``wait`` to return; safe in a signal handler."""
+        self._ended.set()
+
+    def stop(self) -> None:
+        """Take no more, commit and answer what was taken, close; raises HostFailedError where a thread had died."""
+        self._stopping = True
+        self._http.should_exit = True
+        self._receiver.stop()
+        self._join("receiver")
+        self._writer.stop()
+        self._join("writer")
+        self.ledger.stop()
+        self._join("ledger")
+        self.dispatcher.stop(STOP_S / 4)
+        self._join("http")
+        if not self._threads["writer"].is_alive():
+            self._receiver.flush()
+            self._context.term()
+        self.reader.close()
+        self._http_socket.close()
+        os.close(self._lock)
+        if self._failure is not None:
+            raise HostFailedError(f"the host stopped: {self._failure!r}") from self._failure
+
+    def _spawn(self, name: str, work: Callable[[], None]) -> None:
+        def run() -> None:
+            try:
+                work()
+            except BaseException as error:
+                self._failure = error
+                log.exception("%s failed", name)
+            if not self._stopping:
+                self._failure = self._failure or RuntimeError(f"{name} ended by itself")
+                self._ended.set()  # half a host would look alive
+
+        thread = threading.Thread(target=run, name=name, daemon=True)
+        self._threads[name] = thread
+        thread.start()
+
+    def _join(self, name: str) -> None:
+        self._threads[name].join(STOP_S)
+        if self._threads[name].is_alive():
+            log.error("%s did not stop within %g s; what it had not committed will be sent again", name, STOP_S)
+
+
+def run(settings: HostSettings, base_dir: Path, ready: Callable[[Service], None]) -> None:
+    """Run a host in this process until SIGTERM or SIGINT; ``ready`` is called once it can be reached."""
+    service = Service(settings, base_dir)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, service.finish)
+    service.start()
+    try:
+        ready(service)
+        service.wait()
+    finally:
+        service.stop()
+
+
+def _lock_folder(state_dir: Path) -> int:
+    try:
+        state_dir.mkdir(parents=True, exist_ok=True)
+        handle = os.open(state_dir / "host.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ConfigError(f"{state_dir}: cannot be written ({error.strerror}); change `state_dir`") from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(handle)
+        raise ConfigError(f"{state_dir}: another host is using this folder; stop it or change `state_dir`") from error
+    for name in ("endpoint", "http.json"):
+        with suppress(FileNotFoundError):
+            (state_dir / name).unlink()  # of an earlier run: nobody may take it for this one's
+    return handle
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(128)
+    except OSError as error:
+        raise ConfigError(
+            f"the review pages cannot be served on {host} port {port}: {error.strerror or error}; "
+            "change `http.port`, or set it to 0 for any free one"
+        ) from error
+    return listener
+
+
+def _write(path: Path, text: str) -> None:
+    draft = path.with_name(path.name + ".draft")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)

@@ -1,0 +1,139 @@
+"""The host's configuration file as strict models (read at start, before hop 7)."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, field_validator, model_validator
+
+from contract.config import Strict, load_toml
+
+Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
+
+EXAMPLE = """\
+# The host: keeps every event, tells the line controller, serves the review pages.
+# Paths are relative to this file.
+
+state_dir = "host-state"
+
+[events]
+bind = "tcp://127.0.0.1:5701"   # edges connect here; "tcp://127.0.0.1:*" takes any free port
+
+[http]
+host = "127.0.0.1"
+port = 8765                     # 0 takes any free port and writes it to host-state/http.json
+
+[[lines]]
+id = "line-1"
+edges = []                      # edge ids; an edge that no line names belongs to the first line
+deadline_ms = 1000              # capture to output; without a verdict by then the part is NOT_INSPECTED
+
+[[connectors]]
+url = "loop://?path=outputs.jsonl"   # writes outputs to a file; a stand-in for a line controller
+"""
+
+
+class EventSettings(Strict):
+    """Where edges connect and how much may wait for the disk."""
+
+    bind: str = Field("tcp://127.0.0.1:5701", description="ZeroMQ endpoint; port * takes any free one")
+    backlog_mb: int = Field(256, ge=1, le=65536, description="decoded events that wait for their commit")
+
+    @field_validator("bind")
+    @classmethod
+    def _loopback(cls, value: str) -> str:
+        if value.startswith("ipc://") and len(value) > len("ipc://"):
+            return value
+        match = re.fullmatch(r"tcp://(\[[0-9a-fA-F:]+\]|[^:/\[\]]+):(\d{1,5}|\*)", value)
+        if match is None or (match[2] != "*" and int(match[2]) > 65535):
+            raise ValueError("expected tcp://ADDRESS:PORT or ipc://PATH")
+        if not is_loopback(match[1].strip("[]")):
+            raise ValueError(
+                f"{match[1]} can be reached from other machines, and events are neither encrypted nor authenticated "
+                "yet: bind to 127.0.0.1"
+            )
+        return value
+
+
+class HttpSettings(Strict):
+    """Where the review pages are served."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(8765, ge=0, le=65535, description="0 takes any free port")
+
+    @field_validator("host")
+    @classmethod
+    def _loopback(cls, value: str) -> str:
+        if not is_loopback(value):
+            raise ValueError(
+                f"{value} can be reached from other machines, and the review pages have no sign-in yet: "
+                "serve them on 127.0.0.1 and reach them through a tunnel"
+            )
+        return value
+
+
+class LineSettings(Strict):
+    """One line: which edges watch it and until when a verdict can still move its gate."""
+
+    id: Identifier
+    edges: list[Identifier] = Field(default_factory=list, max_length=256)
+    deadline_ms: int = Field(1000, ge=10, le=3_600_000, description="capture to output")
+
+
+class ConnectorSettings(Strict):
+    """One way to a line controller; ``lines`` empty means every line."""
+
+    url: str = Field(pattern=r"^[a-z][a-z0-9+.-]*://", max_length=500)
+    lines: list[Identifier] = Field(default_factory=list, max_length=64)
+    queue: int = Field(4096, ge=1, le=65536, description="outputs that may wait for this connector")
+
+
+class HostSettings(Strict):
+    """``host.toml``. Paths are relative to the file's folder."""
+
+    state_dir: Path = Path("host-state")
+    events: EventSettings = Field(default_factory=EventSettings)
+    http: HttpSettings = Field(default_factory=HttpSettings)
+    lines: list[LineSettings] = Field(default_factory=lambda: [LineSettings(id="line-1")], min_length=1, max_length=64)
+    connectors: list[ConnectorSettings] = Field(default_factory=list, max_length=64)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> HostSettings:
+        ids = [line.id for line in self.lines]
+        if len(set(ids)) != len(ids):
+            raise ValueError(f"two lines share an id: {ids}")
+        edges = [edge for line in self.lines for edge in line.edges]
+        if len(set(edges)) != len(edges):
+            raise ValueError(
+                f"an edge belongs to two lines: {sorted({edge for edge in edges if edges.count(edge) > 1})}"
+            )
+        for connector in self.connectors:
+            if unknown := sorted(set(connector.lines) - set(ids)):
+                raise ValueError(
+                    f"connector {connector.url!r} names lines that do not exist: {unknown}; there are {ids}"
+                )
+        return self
+
+    def line_of(self, edge_id: str) -> LineSettings:
+        """The line that an edge watches; the first line where none names it."""
+        return next((line for line in self.lines if edge_id in line.edges), self.lines[0])
+
+
+def is_loopback(host: str) -> bool:
+    """Whether ``host`` (a name or an address, no port) can be reached from this machine alone."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def load_settings(path: Path) -> HostSettings:
+    """Read ``host.toml`` and make its paths absolute; raises ConfigError."""
+    settings = load_toml(path, HostSettings)
+    settings.state_dir = (path.parent / settings.state_dir).resolve()
+    return settings

@@ -1,0 +1,346 @@
+"""Every event, once, on disk: the only code that writes the store (hop 8).
+
+One thread owns a Store. ``commit`` returns after the disk has the batch (SQLite WAL, synchronous=FULL), so that what
+it returned for may be acknowledged.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.sqlite import insert
+
+from contract.event import Attachment, Gap, Message, Missed, PartHeader, PartRef, Result, State, Trigger, Verdict
+from plugin import tables as t
+from plugin.blobs import BlobStore
+from plugin.errors import ConfigError, ReviewError
+
+DATABASE = "store.sqlite"
+Outcome = Literal["new", "duplicate", "conflict"]
+Decision = Literal["defect", "good", "undo"]
+_FINAL = ("state", "verdict", "reason", "score", "threshold", "severity", "timing", "age_ms", "spool_id", "seq")
+
+
+class Received(NamedTuple):
+    """A decoded event, the peer to answer, the header's JSON verbatim, UTC arrival, the ledger's ticket."""
+
+    route: bytes
+    message: Message
+    header: str
+    received_ns: int
+    ticket: int
+
+    @property
+    def identity(self) -> tuple[str, str, int]:
+        header = self.message.header
+        return header.edge_id, header.spool_id, header.seq
+
+
+def open_engine(path: Path) -> sa.Engine:
+    """An engine on the store's file; every connection waits for locks and checks references."""
+    engine = sa.create_engine(f"sqlite:///{path}", connect_args={"timeout": 10})
+
+    @sa.event.listens_for(engine, "connect")
+    def _prepare(connection: sqlite3.Connection, _record: object) -> None:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("PRAGMA foreign_keys=ON")
+        connection.execute("PRAGMA cache_size=-16000")
+
+    return engine
+
+
+def upgrade(engine: sa.Engine) -> None:
+    """Bring the tables to the newest form; raises ConfigError where the file is not a store of this product."""
+    from alembic import command
+    from alembic.config import Config
+    from alembic.util import CommandError
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    try:
+        with engine.begin() as connection:
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+    except (sa.exc.DatabaseError, CommandError) as error:
+        raise ConfigError(
+            f"{engine.url.database}: the store cannot be opened ({_short(error)}); a newer Flawline may have written "
+            "it, or the file is damaged: restore a backup or move it away"
+        ) from error
+
+
+class Store:
+    """Writes events, parts, pictures and reviews. Not safe to share: one thread, one connection."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self.path = state_dir / DATABASE
+        self.blobs = BlobStore(state_dir / "blobs")
+        self._engine = open_engine(self.path)
+        upgrade(self._engine)
+        self._connection = self._engine.connect()
+
+    def close(self) -> None:
+        """Fold the write-ahead log into the file and let go of it."""
+        self._connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+        self._connection.close()
+        self._engine.dispose()
+
+    def commit(self, batch: Sequence[Received]) -> list[Outcome]:
+        """Store a batch in one transaction: ``new``, ``duplicate`` or ``conflict`` (same identity, other words).
+
+        Raises sqlalchemy's or the system's error with nothing stored; pictures may then lie on disk unreferenced.
+        """
+        durable = [item for item in batch if not isinstance(item.message.header, State)]
+        for item in durable:
+            for reference, data in zip(item.message.header.parts, item.message.parts, strict=True):
+                self.blobs.put(reference.sha256, data)
+        with self._connection.begin():
+            outcomes = self._classify(durable)
+            fresh = [item for item in durable if outcomes[id(item)] == "new"]
+            self._insert_events(fresh)
+            self._insert_parts(fresh)
+            self._insert_attachments(fresh)
+            self._insert_gaps(fresh)
+            self._count(durable, outcomes)
+            self._keep_states(item for item in batch if isinstance(item.message.header, State))
+        return [outcomes.get(id(item), "new") for item in batch]
+
+    def _classify(self, items: Sequence[Received]) -> dict[int, Outcome]:
+        asked: dict[tuple[str, str], list[int]] = defaultdict(list)
+        for item in items:
+            edge_id, spool_id, seq = item.identity
+            asked[edge_id, spool_id].append(seq)
+        known: dict[tuple[str, str, int], str] = {}
+        e = t.events.c
+        for (edge_id, spool_id), seqs in asked.items():
+            found = sa.select(e.seq, e.header).where(e.edge_id == edge_id, e.spool_id == spool_id, e.seq.in_(seqs))
+            known |= {(edge_id, spool_id, seq): header for seq, header in self._connection.execute(found)}
+        outcomes: dict[int, Outcome] = {}
+        for item in items:
+            stands = known.setdefault(item.identity, item.header)
+            if stands is item.header:
+                outcomes[id(item)] = "new"
+            elif stands == item.header or isinstance(item.message.header, Attachment):
+                # A full spool strips pictures from an attachment that may already have been sent with them.
+                outcomes[id(item)] = "duplicate"
+            else:
+                outcomes[id(item)] = "conflict"
+        return outcomes
+
+    def _insert_events(self, items: Sequence[Received]) -> None:
+        rows = []
+        for item in items:
+            header = item.message.header
+            rows.append(
+                {
+                    "edge_id": header.edge_id,
+                    "spool_id": header.spool_id,
+                    "seq": header.seq,
+                    "kind": header.kind,
+                    "part_id": getattr(header, "part_id", None),
+                    "verdict": getattr(header, "verdict", None),
+                    "score": getattr(header, "score", None),
+                    "age_ms": item.message.envelope.age_ms,
+                    "attempt": min(item.message.envelope.attempt, 2**31),
+                    "t_wall_ns": header.t_wall_ns,
+                    "received_ns": item.received_ns,
+                    "header": item.header,
+                }
+            )
+        if rows:
+            self._connection.execute(sa.insert(t.events), rows)
+
+    def _insert_parts(self, items: Sequence[Received]) -> None:
+        announced, final = [], []
+        for item in items:
+            header = item.message.header
+            if isinstance(header, Trigger):
+                announced.append(_part_row(item, header, "triggered", None, None, None, None))
+            elif isinstance(header, Missed):
+                final.append(_part_row(item, header, "missed", Verdict.NOT_INSPECTED, header.reason, None, None))
+            elif isinstance(header, Result):
+                final.append(
+                    _part_row(item, header, "result", header.verdict, header.reason, header.score, header.threshold)
+                )
+        statement = insert(t.parts)
+        key = [t.parts.c.edge_id, t.parts.c.part_id]
+        if announced:
+            self._connection.execute(statement.on_conflict_do_nothing(index_elements=key), announced)
+        if final:
+            self._connection.execute(
+                statement.on_conflict_do_update(
+                    index_elements=key,
+                    set_={name: statement.excluded[name] for name in _FINAL},
+                    where=t.parts.c.state == "triggered",  # the first thing said about a part stands
+                ),
+                final,
+            )
+
+    def _insert_attachments(self, items: Sequence[Received]) -> None:
+        rows = []
+        for item in items:
+            header = item.message.header
+            if not isinstance(header, Result | Attachment):
+                continue
+            rows += [_attachment_row(header.edge_id, header.part_id, reference) for reference in header.parts]
+            if isinstance(header, Attachment) and header.dropped:
+                rows.append(_dropped_row(header.edge_id, header.part_id))
+        if rows:
+            self._connection.execute(sa.insert(t.attachments), rows)
+
+    def _insert_gaps(self, items: Sequence[Received]) -> None:
+        rows = [
+            header.model_dump(include={"edge_id", "camera_id", "reason", "from_wall_ns", "to_wall_ns", "duration_ns"})
+            for header in (item.message.header for item in items)
+            if isinstance(header, Gap)
+        ]
+        if rows:
+            self._connection.execute(sa.insert(t.gaps), rows)
+
+    def _count(self, items: Sequence[Received], outcomes: dict[int, Outcome]) -> None:
+        counts: dict[tuple[str, str], dict[str, int]] = {}
+        for item in items:
+            edge_id, spool_id, seq = item.identity
+            row = counts.setdefault((edge_id, spool_id), {"stored": 0, "max_seq": 0, "duplicates": 0})
+            row["max_seq"] = max(row["max_seq"], seq)
+            row["stored"] += outcomes[id(item)] == "new"
+            row["duplicates"] += outcomes[id(item)] == "duplicate"
+        statement = insert(t.spools)
+        added = statement.on_conflict_do_update(
+            index_elements=[t.spools.c.edge_id, t.spools.c.spool_id],
+            set_={
+                "stored": t.spools.c.stored + statement.excluded.stored,
+                "max_seq": sa.func.max(t.spools.c.max_seq, statement.excluded.max_seq),
+                "duplicates": t.spools.c.duplicates + statement.excluded.duplicates,
+            },
+        )
+        for (edge_id, spool_id), row in counts.items():
+            self._connection.execute(added, {"edge_id": edge_id, "spool_id": spool_id, **row})
+
+    def _keep_states(self, items: Iterable[Received]) -> None:
+        statement = insert(t.edges)
+        newest = statement.on_conflict_do_update(
+            index_elements=[t.edges.c.edge_id],
+            set_={"received_ns": statement.excluded.received_ns, "header": statement.excluded.header},
+        )
+        for item in items:
+            row = {"edge_id": item.message.header.edge_id, "received_ns": item.received_ns, "header": item.header}
+            self._connection.execute(newest, row)
+
+    def review(self, part: int, decision: Decision, inspector: str) -> int:
+        """Append an inspector's verdict or an undo of the one that stands; returns the row's id."""
+        with self._connection.begin():
+            if self._connection.execute(sa.select(t.parts.c.id).where(t.parts.c.id == part)).first() is None:
+                raise ReviewError(f"there is no part {part}")
+            rows = self._connection.execute(
+                sa.select(t.reviews.c.id, t.reviews.c.decision, t.reviews.c.inspector)
+                .where(t.reviews.c.part == part)
+                .order_by(t.reviews.c.id)
+            ).all()
+            stack = standing([(row.id, row.decision, row.inspector) for row in rows])
+            if decision == "undo" and not stack:
+                raise ReviewError("there is no verdict to undo on this part")
+            row = {
+                "part": part,
+                "decision": decision,
+                "inspector": inspector,
+                "t_wall_ns": time.time_ns(),
+                "supersedes": stack[-1][0] if stack else None,
+            }
+            added = self._connection.execute(sa.insert(t.reviews).returning(t.reviews.c.id), row).scalar_one()
+            stack = stack[:-1] if decision == "undo" else [*stack, (added, decision, inspector)]
+            stands = (
+                {"review": stack[-1][1], "review_by": stack[-1][2]} if stack else {"review": None, "review_by": None}
+            )
+            self._connection.execute(sa.update(t.parts).where(t.parts.c.id == part).values(stands))
+        return int(added)
+
+
+def standing(rows: Sequence[tuple[int, str, str]]) -> list[tuple[int, str, str]]:
+    """(id, decision, inspector) rows in order -> those not undone; the last one stands."""
+    stack: list[tuple[int, str, str]] = []
+    for row in rows:
+        if row[1] != "undo":
+            stack.append(row)
+        elif stack:
+            stack.pop()
+    return stack
+
+
+def severity(verdict: str | None, score: float | None, threshold: float | None) -> float | None:
+    """How far over the limit, to sort the queue by: score / threshold; 1 where a flagged part has no score."""
+    if score is None or threshold is None:
+        return 1.0 if verdict in (Verdict.REJECT, Verdict.REVIEW) else None
+    return score / threshold if threshold > 0 else 1.0 + score - threshold
+
+
+def _part_row(
+    item: Received,
+    header: PartHeader,
+    state: str,
+    verdict: str | None,
+    reason: str | None,
+    score: float | None,
+    threshold: float | None,
+) -> dict[str, Any]:
+    return {
+        "edge_id": header.edge_id,
+        "part_id": header.part_id,
+        "camera_id": header.camera_id,
+        "frame_no": header.frame_no,
+        "trigger_id": header.trigger_id,
+        "state": state,
+        "verdict": verdict,
+        "reason": reason,
+        "score": score,
+        "threshold": threshold,
+        "severity": severity(verdict, score, threshold),
+        "timing": header.timing.model_dump_json(),
+        "age_ms": item.message.envelope.age_ms,
+        "t_wall_ns": header.t_wall_ns,
+        "spool_id": header.spool_id,
+        "seq": header.seq,
+    }
+
+
+def _attachment_row(edge_id: str, part_id: str, reference: PartRef) -> dict[str, Any]:
+    return {
+        "edge_id": edge_id,
+        "part_id": part_id,
+        "role": reference.role,
+        "view": reference.view,
+        "codec": reference.codec,
+        "dtype": reference.dtype,
+        "shape": json.dumps(reference.shape),
+        "to_part": None if reference.to_part is None else json.dumps(reference.to_part),
+        "sha256": reference.sha256,
+        "size": reference.size,
+    }
+
+
+def _dropped_row(edge_id: str, part_id: str) -> dict[str, Any]:
+    """Stands for pictures that the edge had to give up, so that the page can say so."""
+    return {
+        "edge_id": edge_id,
+        "part_id": part_id,
+        "role": "dropped",
+        "view": "",
+        "codec": "",
+        "dtype": "",
+        "shape": "[]",
+        "to_part": None,
+        "sha256": None,
+        "size": 0,
+    }
+
+
+def _short(error: Exception) -> str:
+    return str(getattr(error, "orig", None) or error).splitlines()[0][:200]

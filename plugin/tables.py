@@ -1,0 +1,118 @@
+"""The store's tables as SQLAlchemy metadata; the migrations create them, a test keeps the two equal (hop 8)."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+metadata = sa.MetaData()
+
+events = sa.Table(
+    "events",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("edge_id", sa.Text, nullable=False),
+    sa.Column("spool_id", sa.Text, nullable=False),
+    sa.Column("seq", sa.BigInteger, nullable=False),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("part_id", sa.Text),
+    sa.Column("verdict", sa.Text),
+    sa.Column("score", sa.Float),
+    sa.Column("age_ms", sa.Float, nullable=False),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("t_wall_ns", sa.BigInteger, nullable=False),
+    sa.Column("received_ns", sa.BigInteger, nullable=False),
+    sa.Column("header", sa.Text, nullable=False),
+    sa.UniqueConstraint("edge_id", "spool_id", "seq", name="events_identity"),
+)
+
+spools = sa.Table(
+    "spools",
+    metadata,
+    sa.Column("edge_id", sa.Text, primary_key=True),
+    sa.Column("spool_id", sa.Text, primary_key=True),
+    sa.Column("stored", sa.BigInteger, nullable=False),
+    sa.Column("max_seq", sa.BigInteger, nullable=False),
+    sa.Column("duplicates", sa.BigInteger, nullable=False),
+)
+
+parts = sa.Table(
+    "parts",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("edge_id", sa.Text, nullable=False),
+    sa.Column("part_id", sa.Text, nullable=False),
+    sa.Column("camera_id", sa.Text, nullable=False),
+    sa.Column("frame_no", sa.BigInteger, nullable=False),
+    sa.Column("trigger_id", sa.BigInteger, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("verdict", sa.Text),
+    sa.Column("reason", sa.Text),
+    sa.Column("score", sa.Float),
+    sa.Column("threshold", sa.Float),
+    sa.Column("severity", sa.Float),
+    sa.Column("timing", sa.Text, nullable=False),
+    sa.Column("age_ms", sa.Float, nullable=False),
+    sa.Column("t_wall_ns", sa.BigInteger, nullable=False),
+    sa.Column("spool_id", sa.Text),
+    sa.Column("seq", sa.BigInteger),
+    sa.Column("review", sa.Text),
+    sa.Column("review_by", sa.Text),
+    sa.UniqueConstraint("edge_id", "part_id", name="parts_identity"),
+    sa.Index("parts_by_verdict", "verdict", "state"),
+    sa.Index(
+        "parts_queue",
+        sa.text("severity DESC"),
+        "id",
+        sqlite_where=sa.text("review IS NULL AND verdict IN ('REJECT', 'REVIEW')"),
+    ),
+)
+
+attachments = sa.Table(
+    "attachments",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("edge_id", sa.Text, nullable=False),
+    sa.Column("part_id", sa.Text, nullable=False),
+    sa.Column("role", sa.Text, nullable=False),
+    sa.Column("view", sa.Text, nullable=False),
+    sa.Column("codec", sa.Text, nullable=False),
+    sa.Column("dtype", sa.Text, nullable=False),
+    sa.Column("shape", sa.Text, nullable=False),
+    sa.Column("to_part", sa.Text),
+    sa.Column("sha256", sa.Text),
+    sa.Column("size", sa.BigInteger, nullable=False),
+    sa.Index("attachments_of_part", "edge_id", "part_id"),
+)
+
+gaps = sa.Table(
+    "gaps",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("edge_id", sa.Text, nullable=False),
+    sa.Column("camera_id", sa.Text),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("from_wall_ns", sa.BigInteger, nullable=False),
+    sa.Column("to_wall_ns", sa.BigInteger, nullable=False),
+    sa.Column("duration_ns", sa.BigInteger, nullable=False),
+)
+
+edges = sa.Table(
+    "edges",
+    metadata,
+    sa.Column("edge_id", sa.Text, primary_key=True),
+    sa.Column("received_ns", sa.BigInteger, nullable=False),
+    sa.Column("header", sa.Text, nullable=False),
+)
+
+reviews = sa.Table(
+    "reviews",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("part", sa.Integer, sa.ForeignKey("parts.id"), nullable=False),
+    sa.Column("decision", sa.Text, nullable=False),
+    sa.Column("inspector", sa.Text, nullable=False),
+    sa.Column("t_wall_ns", sa.BigInteger, nullable=False),
+    sa.Column("supersedes", sa.Integer, sa.ForeignKey("reviews.id")),
+    sa.CheckConstraint("decision IN ('defect', 'good', 'undo')", name="reviews_decision"),
+    sa.Index("reviews_of_part", "part"),
+)
