@@ -102,13 +102,16 @@ def _read(bundle: Bundle, sample: Sample) -> Pixels:
 
 
 def thresholds_from(measured: Measured, rates: Rates) -> Thresholds:
-    """The limits for ``rates`` and the counts that they rest on."""
+    """The limits for ``rates`` and the counts that they rest on.
+
+    The map is cut at the wider of the two rates, so that what goes to review shows where it deviates.
+    """
     groups = [sample.group for sample in measured.held.unseen]
     low, high = expected_rate(measured.held.groups, rates.reject)
     return Thresholds(
         reject=threshold(measured.scores, groups, rates.reject),
         review=None if rates.review is None else threshold(measured.scores, groups, rates.review),
-        map=threshold(measured.peaks, groups, rates.reject),
+        map=threshold(measured.peaks, groups, rates.review or rates.reject),
         method=METHOD,
         false_reject_rate=rates.reject,
         review_rate=rates.review,

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+WIDE = 400
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -106,4 +107,5 @@ def _print(header: Sequence[str] | None, rows: Sequence[Sequence[str]]) -> None:
     table = Table(*(header or ("", "")), box=None, show_header=header is not None, pad_edge=False)
     for row in rows:
         table.add_row(*row)
-    Console(markup=False, highlight=False).print(table)
+    console = Console(markup=False, highlight=False)
+    console.print(table, width=None if console.is_terminal else WIDE)  # a file or a pipe has no width to keep to

@@ -161,20 +161,30 @@ def evaluation_rows(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def class_rows(figures: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """One row a defect class: images, image AUROC, pixel AUROC, AU-PRO, escapes, not inspected."""
+    """One row a defect class: images, image AUROC, pixel AUROC, AU-PRO, escapes, reviews, not inspected."""
     return [
         (
             label,
             str(found["images"]),
             *(number(found[name]) for name in ("image_auroc", "pixel_auroc", "aupro")),
-            rate_text(found["escape_rate"]),
+            str(found["escape_rate"]["hits"]),
+            str(found["review"]["defective"]["hits"]),
             str(found["not_inspected"]["defective"]["hits"]),
         )
         for label, found in figures["classes"].items()
     ]
 
 
-CLASS_HEADER = ("class", "images", "image AUROC", "pixel AUROC", "AU-PRO", "passed (escapes)", "not inspected")
+CLASS_HEADER = (
+    "class",
+    "images",
+    "image AUROC",
+    "pixel AUROC",
+    "AU-PRO",
+    "passed (escapes)",
+    "to review",
+    "not inspected",
+)
 
 
 def number(value: float | None) -> str:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 SUFFIX = ".flawline.png"
+WIDE = 400
 HELP = """Inspect image files: a verdict for each, and a picture of image, deviation and reconstruction.
 
 An image that cannot be read gets a sentence, the others are still inspected, and the exit code is 2.
@@ -64,7 +65,9 @@ def _inspect_all(inspector: Inspector, files: list[Path], out: Path | None) -> i
     from contract.errors import ImageError
     from contract.images import read_image
 
-    rows = Table("image", "verdict", "score", "regions", "why", box=None, pad_edge=False)
+    rows = Table(box=None, pad_edge=False)
+    for column in ("image", "verdict", "score", "regions", "why"):
+        rows.add_column(column, overflow="fold", no_wrap=column in ("verdict", "score", "regions"))
     faults = [] if files else ["no images found; give image files or a folder that holds some"]
     used: set[str] = set()
     for path in files:
@@ -79,7 +82,8 @@ def _inspect_all(inspector: Inspector, files: list[Path], out: Path | None) -> i
         if out is not None:
             _write_picture(_target(path, out, used), part, outcome, inspector)
     if rows.row_count:
-        Console(markup=False, highlight=False, soft_wrap=True).print(rows)
+        console = Console(markup=False, highlight=False)
+        console.print(rows, width=None if console.is_terminal else WIDE)  # a file or a pipe has no width to keep to
     if out is not None and rows.row_count:
         typer.echo(f"pictures: {out.resolve()}")
     for fault in faults:

@@ -49,8 +49,33 @@ def open_engine(name: str, bundle: Bundle, threads: int = 1) -> Engine:
     """Load, compile and warm up the bundle's graph; ``name`` is a key of ENGINES or ``auto``. Raises EngineError."""
     from edge_runtime.engines.base import graph_spec, read_graph
 
-    module, _, attribute = ENGINES[choose(name)].partition(":")
-    kind = getattr(importlib.import_module(module), attribute)
-    engine: Engine = kind(read_graph(bundle), graph_spec(bundle), threads)
+    engine = _kind(choose(name))(read_graph(bundle), graph_spec(bundle), threads)
     engine.warm_up()
     return engine
+
+
+def probe(name: str) -> str:
+    """Run a tiny graph on an engine and return its description. Raises EngineError where it does not work."""
+    import numpy as np
+
+    from edge_runtime.engines.base import GraphSpec
+    from edge_runtime.engines.tiny import GRAPH, SIDE
+
+    engine = _kind(choose(name))(GRAPH, GraphSpec(1, (SIDE, SIDE), 1, (SIDE, SIDE)), 1)
+    score = float(engine.infer(np.full((1, SIDE, SIDE, 1), 7, np.uint8)).scores[0])
+    if score != 7.0:
+        raise EngineError(f"engine {name!r} computes wrongly: {score} where 7 is right")
+    return engine.describe()
+
+
+def _kind(name: str) -> type[Engine]:
+    """The class behind a name of ENGINES, imported now."""
+    module, _, attribute = ENGINES[name].partition(":")
+    try:
+        kind: type[Engine] = getattr(importlib.import_module(module), attribute)
+    except ImportError as error:
+        raise EngineError(
+            f"engine {name!r} is installed but cannot be imported ({error}); reinstall it: "
+            "pip install -U 'flawline[edge]'"
+        ) from error
+    return kind

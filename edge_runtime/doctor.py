@@ -1,0 +1,311 @@
+"""``flawline doctor``: what this machine has, what it lacks and the way out (before hop 1)."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+import typer
+
+from contract.errors import FlawlineError
+
+if TYPE_CHECKING:
+    from contract.bundle import Bundle
+    from edge_runtime.settings import EdgeSettings
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+# import name -> package to install, for each extra
+EXTRAS = {
+    "edge": {"cv2": "opencv-python-headless", "onnxruntime": "onnxruntime"},
+    "host": {"fastapi": "fastapi", "uvicorn": "uvicorn", "jinja2": "jinja2", "sqlalchemy": "sqlalchemy"},
+    "train": {"torch": "torch", "lightning": "lightning", "onnx": "onnx", "onnxscript": "onnxscript"},
+    "calibrate": {"cv2": "opencv-python-headless", "onnxruntime": "onnxruntime", "onnx": "onnx"},
+}
+PORTS = {5701: "the host's receiver", 8765: "the review pages"}
+MIN_PYTHON = (3, 11)
+GIB = 1 << 30
+DISK_FAIL_GIB = 1.0
+DISK_WARN_GIB = 10.0
+SHM_WARN_GIB = 0.25
+SHM = Path("/dev/shm")  # noqa: S108 - looked at, never written
+NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
+TIMESYNC = Path("/run/systemd/timesync/synchronized")
+EARLIEST_UNIX_S = 1_700_000_000  # a clock before November 2023 was never set
+
+
+class Status(StrEnum):
+    """How a check ended; only ``fail`` makes the command fail."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+class Finding(NamedTuple):
+    """One line: what was looked at, how it is, what was found, and the way out where there is something to do."""
+
+    name: str
+    status: Status
+    found: str
+    way_out: str = ""
+
+
+class Subject(NamedTuple):
+    """What is examined beside the machine: a bundle and an edge configuration, where given."""
+
+    bundle: Path | None
+    config: Path | None
+
+
+def check_python(_: Subject) -> Iterator[Finding]:
+    """Interpreter and platform."""
+    found = f"{platform.python_version()} on {platform.system()} {platform.machine()}, {os.cpu_count()} core(s)"
+    good = sys.version_info[:2] >= MIN_PYTHON
+    yield Finding("python", Status.OK if good else Status.FAIL, found, "" if good else "install Python 3.11 or newer")
+
+
+def check_extras(_: Subject) -> Iterator[Finding]:
+    """Which extras are there, whole or in part; none of them is needed by everyone."""
+    for extra, modules in EXTRAS.items():
+        missing = [package for module, package in modules.items() if importlib.util.find_spec(module) is None]
+        status = Status.WARN if missing else Status.OK
+        found = f"missing: {', '.join(missing)}" if missing else "installed"
+        yield Finding(f"extra {extra}", status, found, f"pip install 'flawline[{extra}]'" if missing else "")
+
+
+def check_engines(_: Subject) -> Iterator[Finding]:
+    """Every engine of the table runs a tiny graph; at least one has to."""
+    from edge_runtime.engines import AUTO_ORDER, ENGINES, choose, installed
+
+    working = 0
+    for name in ENGINES:
+        if not installed(name):
+            yield Finding(f"engine {name}", Status.WARN, "not installed", "pip install 'flawline[edge]'")
+            continue
+        finding = _try_engine(name)
+        working += finding.status is Status.OK
+        yield finding
+    if working:
+        yield Finding("engine auto", Status.OK, f"stands for {choose('auto')} here")
+    else:
+        yield Finding(
+            "engine auto", Status.FAIL, f"none of {', '.join(AUTO_ORDER)} works", "pip install 'flawline[edge]'"
+        )
+
+
+def _try_engine(name: str) -> Finding:
+    from edge_runtime.engines import probe
+
+    try:
+        return Finding(f"engine {name}", Status.OK, probe(name))
+    except FlawlineError as error:
+        return Finding(f"engine {name}", Status.FAIL, str(error), "reinstall it: pip install -U 'flawline[edge]'")
+
+
+def check_disk(subject: Subject) -> Iterator[Finding]:
+    """Room where the spool will grow."""
+    settings = _settings_or_none(subject)
+    place = _existing(settings.state_dir) if settings else Path.cwd()
+    free = shutil.disk_usage(place).free / GIB
+    wanted = max(DISK_WARN_GIB, settings.spool.max_mb / 1024 if settings else 0.0)
+    status = Status.FAIL if free < DISK_FAIL_GIB else Status.WARN if free < wanted else Status.OK
+    way_out = "" if status is Status.OK else f"free space or choose another state_dir; {wanted:.0f} GiB are comfortable"
+    yield Finding("disk", status, f"{free:.1f} GiB free at {place}", way_out)
+
+
+def check_shared_memory(subject: Subject) -> Iterator[Finding]:
+    """Frames travel between processes in shared memory; containers often give 64 MiB."""
+    if not SHM.is_dir():
+        yield Finding("shared memory", Status.WARN, f"{SHM} is not there; its size is unknown on {platform.system()}")
+        return
+    free = shutil.disk_usage(SHM).free / GIB
+    settings = _settings_or_none(subject)
+    cameras = settings.cameras if settings else []
+    wanted = sum(camera.slots * camera.max_frame_mb for camera in cameras) / 1024 or SHM_WARN_GIB
+    good = free >= wanted
+    way_out = "" if good else "container: run with --shm-size=1g; else fewer slots or a smaller max_frame_mb"
+    found = f"{free:.2f} GiB free, {wanted:.2f} wanted"
+    yield Finding("shared memory", Status.OK if good else Status.FAIL if cameras else Status.WARN, found, way_out)
+
+
+def check_clock(_: Subject) -> Iterator[Finding]:
+    """Durations use the monotonic clock; the wall clock only labels events, but it should be right."""
+    resolution = time.get_clock_info("monotonic").resolution
+    status = Status.OK if resolution <= 1e-3 else Status.WARN
+    yield Finding("monotonic clock", status, f"resolution {resolution:.0e} s")
+    now = time.time()
+    if now < EARLIEST_UNIX_S:
+        yield Finding("wall clock", Status.FAIL, time.strftime("%Y-%m-%d", time.gmtime(now)), "set the clock; use NTP")
+    elif TIMESYNC.exists():
+        yield Finding("wall clock", Status.OK, "synchronised by systemd-timesyncd")
+    else:
+        yield Finding("wall clock", Status.OK, "plausible; whether NTP keeps it right cannot be told from here")
+
+
+def check_ports(_: Subject) -> Iterator[Finding]:
+    """The host's ports; on an edge box without a host it does not matter."""
+    for port, purpose in PORTS.items():
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError as error:
+                way_out = "fine where a host is running; else stop what listens there or choose another port"
+                yield Finding(f"port {port}", Status.WARN, f"{purpose}: in use ({error.strerror})", way_out)
+            else:
+                yield Finding(f"port {port}", Status.OK, f"{purpose}: free")
+
+
+def check_gpu(_: Subject) -> Iterator[Finding]:
+    """Graphics card and TensorRT; this version's engines compute on the CPU, so that none is needed."""
+    driver = NVIDIA_DRIVER.is_file() or shutil.which("nvidia-smi") is not None
+    yield Finding("NVIDIA driver", Status.OK, "found" if driver else "not found (no engine here needs it)")
+    runtimes = [name for name in ("tensorrt", "tensorrt_rtx") if importlib.util.find_spec(name) is not None]
+    yield Finding("TensorRT", Status.OK, ", ".join(runtimes) or "not found (no engine here needs it)")
+
+
+def check_config(subject: Subject) -> Iterator[Finding]:
+    """The edge's configuration: every key, and every camera's URL."""
+    if subject.config is None:
+        return
+    try:
+        settings = _settings(subject)
+    except FlawlineError as error:
+        yield Finding("config", Status.FAIL, str(error), "correct the file; `flawline edge init` writes an example")
+        return
+    if settings is None:
+        return
+    yield Finding("config", Status.OK, f"{subject.config}: {len(settings.cameras)} camera(s)")
+    for camera in settings.cameras:
+        try:
+            check_url(camera.url)
+        except FlawlineError as error:
+            yield Finding(f"camera {camera.id}", Status.FAIL, str(error), "correct `url` in the configuration")
+        else:
+            yield Finding(f"camera {camera.id}", Status.OK, f"{camera.url} is well-formed; it was not opened")
+
+
+def check_url(url: str) -> None:
+    """Raise CameraError where no camera driver takes the URL."""
+    from edge_runtime.cameras import parse_url
+
+    parse_url(url)
+
+
+def check_bundle(subject: Subject) -> Iterator[Finding]:
+    """Verification, calibration and agreement with training of the bundle that is given or configured."""
+    settings = _settings_or_none(subject)
+    folder = subject.bundle or (settings.bundle if settings else None)
+    if folder is None:
+        return
+    try:
+        from contract.bundle import open_bundle
+
+        bundle = open_bundle(folder)
+    except FlawlineError as error:
+        yield Finding("bundle", Status.FAIL, str(error), "copy the bundle again, or train it again")
+        return
+    yield Finding("bundle", Status.OK, f"{bundle.manifest.name}, {bundle.manifest.id}: every file as it was written")
+    calibrated = bundle.manifest.calibration_id()
+    way_out = "" if calibrated else f"flawline calibrate thresholds {folder} --data DIR"
+    state = f"calibration {calibrated}" if calibrated else "not calibrated: every part would be NOT_INSPECTED"
+    yield Finding("calibration", Status.OK if calibrated else Status.FAIL, state, way_out)
+    yield _try_golden(bundle, settings.engine if settings else "auto")
+
+
+def _try_golden(bundle: Bundle, engine_name: str) -> Finding:
+    from edge_runtime.engines import open_engine
+    from edge_runtime.engines.golden import check_golden
+
+    try:
+        engine = open_engine(engine_name, bundle)
+        deviation = check_golden(engine, bundle)
+    except FlawlineError as error:
+        return Finding("golden images", Status.FAIL, str(error), "try another engine, or train the bundle again")
+    return Finding("golden images", Status.OK, f"{engine.describe()} agrees with training to {deviation:.1e} relative")
+
+
+CHECKS: dict[str, Callable[[Subject], Iterator[Finding]]] = {
+    "python": check_python,
+    "extras": check_extras,
+    "engines": check_engines,
+    "disk": check_disk,
+    "shared memory": check_shared_memory,
+    "clock": check_clock,
+    "ports": check_ports,
+    "gpu": check_gpu,
+    "config": check_config,
+    "bundle": check_bundle,
+}
+
+
+def _settings(subject: Subject) -> EdgeSettings | None:
+    from edge_runtime.settings import load_settings
+
+    return None if subject.config is None else load_settings(subject.config)
+
+
+def _settings_or_none(subject: Subject) -> EdgeSettings | None:
+    """For the other checks: what is wrong with the file is said once, by ``config``."""
+    try:
+        return _settings(subject)
+    except FlawlineError:
+        return None
+
+
+def _existing(path: Path) -> Path:
+    """The nearest folder above ``path`` that there is."""
+    return next((folder for folder in (path, *path.parents) if folder.is_dir()), Path.cwd())
+
+
+def examine(subject: Subject) -> list[Finding]:
+    """All findings, in the table's order. A check that breaks is itself a finding."""
+    findings: list[Finding] = []
+    for name, check in CHECKS.items():
+        try:
+            findings += check(subject)
+        except Exception as error:  # noqa: BLE001 - the doctor must get through its round on any machine
+            findings.append(Finding(name, Status.FAIL, f"the check itself failed: {error!r}", "please report this"))
+    return findings
+
+
+@app.command()
+def doctor(
+    bundle: Annotated[Path | None, typer.Option(metavar="DIR", help="also verify and run this bundle")] = None,
+    config: Annotated[Path | None, typer.Option(metavar="FILE", help="also check this edge.toml")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="the findings as JSON")] = False,
+) -> None:
+    """Check this machine and say the way out; exit code 1 where something fails.
+
+    \b
+    Examples:
+      flawline doctor
+      flawline doctor --bundle bundle --config edge.toml
+    """
+    findings = examine(Subject(bundle, config))
+    if as_json:
+        typer.echo(json.dumps([finding._asdict() for finding in findings], indent=1))
+    else:
+        _print(findings)
+    raise typer.Exit(1 if any(finding.status is Status.FAIL for finding in findings) else 0)
+
+
+def _print(findings: list[Finding]) -> None:
+    width = max(len(finding.name) for finding in findings)
+    for finding in findings:
+        colour = {Status.OK: "green", Status.WARN: "yellow", Status.FAIL: "red"}[finding.status]
+        mark = typer.style(f"{finding.status.value:<4}", fg=colour)
+        typer.echo(f"{mark}  {finding.name:<{width}}  {finding.found}")
+        if finding.way_out:
+            typer.echo(f"      {'':<{width}}  -> {finding.way_out}")
