@@ -74,10 +74,10 @@ def train(settings: TrainSettings, reporter: Reporter | None = None) -> Path:
     """
     reporter = reporter or Quiet()
     model_class(settings.model)
-    claim_folder(settings)
     _choose_device(settings)
     dataset = load_dataset(settings.data, settings.group_pattern)
     split = split_by_group(dataset, settings.holdout, settings.validation, settings.seed)
+    claim_folder(settings)
     recipe = make_recipe(settings, split.fit)
     tiles = Tiles(load_tiles(split.fit, recipe), load_tiles(split.validation, recipe))
     document = split.document(settings.data)

@@ -73,6 +73,7 @@ def train(
     ] = False,
 ) -> None:
     settings = make_settings({**locals(), "tiles": parse_tiles(tiles)})
+    _look_before_waiting(settings)
     # Spinning OpenMP threads make a step three times slower on a machine that is also doing something else.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from training.build import train as run
@@ -80,6 +81,13 @@ def train(
 
     with Terminal(Console()) as terminal:
         run(settings, terminal)
+
+
+def _look_before_waiting(settings: TrainSettings) -> None:
+    """Meet a mistaken folder or pattern at once, not after the seconds that torch takes to load."""
+    from contract.dataset import load_dataset
+
+    load_dataset(settings.data, settings.group_pattern)
 
 
 def make_settings(values: dict[str, Any]) -> TrainSettings:

@@ -36,6 +36,7 @@ CHECK_EVERY = 10  # reading a loss waits for the GPU, so not every step
 AVERAGE_DECAY = 0.998
 MAX_MENDS = 20
 EVAL_BATCH = 64
+REFERENCE_TILES = 128  # good tiles that the normalisation statistics are measured on
 MAX_VALIDATION_TILES = 512
 ALIKE_BELOW = 0.02
 FAR_ABOVE = 3.0
@@ -132,6 +133,8 @@ class Loop:
         self._best = _clone(self._averaged.state_dict())
         self._batches = Batches(tiles.fit.to(device), settings.batch, settings.seed, settings.flips)
         every = max(1, len(tiles.validation) // MAX_VALIDATION_TILES)
+        even = torch.linspace(0, len(tiles.fit) - 1, min(REFERENCE_TILES, len(tiles.fit))).round().long()
+        self._reference = tiles.fit[even].to(device)
         self._validation = tiles.validation[::every].to(device)
         self.step = 0
         self._best_step = 0
@@ -207,6 +210,7 @@ class Loop:
     def validate(self) -> None:
         """Mean deviation of the averaged network on the good validation tiles; keep the weights that have the least."""
         began = time.monotonic()
+        measure_statistics(self._averaged, self._reference)
         self._validation_loss = validation_loss(self._averaged, self._validation)
         if not math.isfinite(self._validation_loss):
             raise TrainingError(
@@ -315,12 +319,30 @@ def _clone(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _average(averaged: nn.Module, live: nn.Module, decay: float) -> None:
-    """Move averaged weights and normalisation statistics towards the live ones; counters are copied."""
-    target, source = averaged.state_dict(), live.state_dict()
-    moving = [name for name, value in target.items() if value.is_floating_point()]
-    torch._foreach_lerp_([target[name] for name in moving], [source[name] for name in moving], 1 - decay)
-    for name in target.keys() - set(moving):
-        target[name].copy_(source[name])
+    """Move averaged weights towards the live ones; normalisation statistics are copied until they are measured."""
+    torch._foreach_lerp_(list(averaged.parameters()), list(live.parameters()), 1 - decay)
+    for target, source in zip(averaged.buffers(), live.buffers(), strict=True):
+        target.copy_(source)
+
+
+@torch.no_grad()
+def measure_statistics(judge: nn.Module, tiles: Tensor) -> None:
+    """Set every BatchNorm's mean and variance to those of good uint8 tiles [M, H, W, C], and return to evaluation mode.
+
+    Averaged weights fit no statistics that training gathered on the way; with stale ones a network that trains well
+    draws badly once ``eval()`` is called.
+    """
+    layers = [module for module in judge.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # a plain mean over the batches that follow
+        layer.train()
+    for part in torch.split(tiles, EVAL_BATCH):
+        judge(scale(part))
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum
+        layer.eval()
 
 
 @contextmanager

@@ -184,9 +184,9 @@ class Ganomaly(Trainable):
         drawn, losses = self.generator_step(batch, optimizers["generator"], backward)
         critic = self.discriminator_step(batch, drawn.image.detach(), optimizers["discriminator"], backward)
         return {
-            "contextual": losses.contextual.detach(),
-            "adversarial": losses.adversarial.detach(),
-            "encoder": losses.encoder.detach(),
+            "contextual": losses.contextual,
+            "adversarial": losses.adversarial,
+            "encoder": losses.encoder,
             "discriminator": critic.detach(),
         }
 
@@ -205,7 +205,7 @@ class Ganomaly(Trainable):
         backward(losses.total())
         optimizer.step()
         critic.requires_grad_(True)
-        return drawn, losses
+        return drawn, GeneratorLosses(*(term.detach() for term in losses))
 
     def discriminator_step(self, real: Tensor, fake: Tensor, optimizer: Optimizer, backward: Backward) -> Tensor:
         """Update the discriminator on tiles and on drawings, which must be detached from the generator."""

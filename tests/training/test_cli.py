@@ -1,0 +1,119 @@
+"""The command: help at once, mistakes explained before torch is loaded, progress in plain lines off a terminal."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from contract.bundle import open_bundle
+from contract.errors import ConfigError, DatasetError
+from flawline import main
+from tests.bundles import draw_data
+from training.cli import app, make_settings, parse_tiles
+from training.report import Terminal, line
+
+
+def _fresh(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+def test_help_is_quick_and_loads_neither_torch_nor_opencv() -> None:
+    code = "import sys, flawline; flawline.main(['train', '--help']); print([m for m in ('torch', 'cv2') if m in sys.modules])"
+    began = time.perf_counter()
+    done = _fresh(code)
+    seconds = time.perf_counter() - began
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith("[]")
+    assert "flawline train --data parts --out bundle --resume" in done.stdout
+    assert seconds < 5  # half a second on an idle machine; the modules above are what decides
+
+
+def test_a_missing_folder_is_met_before_torch_is_loaded(tmp_path: Path) -> None:
+    code = (
+        "import sys, flawline\n"
+        f"code = flawline.main(['train', '--data', {str(tmp_path / 'none')!r}, '--out', {str(tmp_path / 'b')!r}])\n"
+        "print(code, 'torch' in sys.modules)"
+    )
+    done = _fresh(code)
+    assert done.stdout.strip() == "2 False"
+    assert "no such folder; expected images in" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("text", ["2", "2x", "x3", "2x3x4", "two by three", ""])
+def test_tiles_are_rows_by_columns(text: str) -> None:
+    with pytest.raises(ConfigError, match="ROWSxCOLUMNS"):
+        parse_tiles(text)
+    assert parse_tiles(" 2x3") == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"size": 70}, "size 70 is not a multiple of 16"),
+        ({"size": 512}, r"--size: Input should be less than or equal to 256 \(found 512\)"),
+        ({"minutes": -1}, "--minutes: Input should be greater than 0"),
+        ({"channels": "cmyk"}, "--channels: Input should be 'grey', 'rgb' or 'auto'"),
+        ({"learning_rate": 0}, "--learning-rate: Input should be greater than 0"),
+        ({"overlap": 64}, "overlap 64 px is not below the tile's 64 px"),
+        ({"tiles": (0, 3)}, "tiles 0x3: expected 1x1 to 16x16"),
+        ({"holdout": 0.8, "validation": 0.5}, "leave under 10 % to learn from"),
+        ({"epochs": 3}, "unknown key"),
+    ],
+)
+def test_a_mistaken_option_is_named_with_what_was_expected(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_settings({"data": Path("d"), "out": Path("o"), **changes})
+
+
+def test_the_default_budget_is_ten_minutes_unless_steps_are_given() -> None:
+    assert make_settings({"data": Path("d"), "out": Path("o")}).minutes == 10
+    assert make_settings({"data": Path("d"), "out": Path("o"), "steps": 5}).minutes is None
+
+
+def test_an_unknown_model_is_refused(parts: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"'gan': no such model; there are: ganomaly"):
+        app(["--data", str(parts), "--out", str(tmp_path / "b"), "--model", "gan"])
+
+
+def test_a_group_pattern_that_fits_nothing_is_refused(parts: Path, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="finds no group in"):
+        app(["--data", str(parts), "--out", str(tmp_path / "b"), "--group-pattern", r"tile(\d+)"])
+
+
+def test_the_command_trains_and_says_where_it_is(
+    parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = "--steps 60 --width 4 --latent 16 --batch 8 --learning-rate 0.004 --device cpu --name plate".split()
+    assert main(["train", "--data", str(parts), "--out", str(tmp_path / "b"), *words]) == 0
+    said = capsys.readouterr().out
+    assert "fit 24 images of 24 parts" in said
+    assert "100%  step 60" in said
+    assert "validation 0." in said
+    assert "bundle written and verified" in said
+    assert open_bundle(tmp_path / "b").manifest.name == "plate"
+
+
+def test_ending_up_with_three_images_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    draw_data(tmp_path / "d", good=3, test_good=0, defective=0)
+    assert main(["train", "--data", str(tmp_path / "d"), "--out", str(tmp_path / "b")]) == 2
+    assert "found 3 good image(s)" in capsys.readouterr().err
+
+
+def test_a_terminal_gets_a_bar_and_a_file_gets_lines() -> None:
+    numbers = {"contextual": 0.04123, "validation": 0.039}
+    assert line(120, 80.0, numbers) == "step 120  contextual 0.0412  validation 0.0390  1:20 left"
+    for terminal in (True, False):
+        out = io.StringIO()
+        with Terminal(Console(file=out, force_terminal=terminal, width=160)) as shown:
+            shown.step(119, 0.49, 81.0, numbers)
+            shown.milestone(120, 0.5, 80.0, numbers)
+        assert "step 120" in out.getvalue()
+        assert ("\x1b[" in out.getvalue()) is terminal
+        assert ("50%" in out.getvalue()) is not terminal
