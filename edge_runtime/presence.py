@@ -106,6 +106,11 @@ class Tracker:
             best.box, best.span, best.frame_no, best.taken = box, span, frame_no, True
         self._frame_no = frame_no if self._frame_no is None else max(self._frame_no, frame_no)
 
+    @property
+    def frame_hw(self) -> tuple[int, int]:
+        """Height and width of the last frame."""
+        return self._frame_hw
+
     def state(self) -> dict[str, Any]:
         """Everything as plain values, for ``restore``."""
         return {

@@ -353,16 +353,16 @@ class _Blank(NamedTuple):
 
 def _make_blank(open_holes: tuple[bool, ...] = (True,) * 4) -> _Blank:
     outline = _outline()
-    cover: Float = outline.astype(np.float32) / 255
-    grey: Float = np.full(_CANVAS_HW, 148, np.float32)
+    cover = (outline.astype(np.float32) / 255).astype(np.float32)
+    grey: Float = np.full(_CANVAS_HW, 148, dtype=np.float32)
     grey = np.asarray(grey + 52 * _edge_light(outline, 5.5, inward=True), np.float32)
     surface: Float = cover.copy()
     holes = [_disc(x, y, _HOLE_R) for (x, y), is_open in zip(_HOLES, open_holes, strict=True) if is_open]
     for hole in [*holes, _capsule()]:
         grey, surface = _pierced(grey, surface, hole)
     seat = _disc(*_BORE)
-    grey += 40 * _edge_light(seat, 2.5, inward=False) * surface
-    grey = np.where(seat > 127, grey - np.float32(16), grey)
+    grey = np.asarray(grey + 40 * _edge_light(seat, 2.5, inward=False) * surface, dtype=np.float32)
+    grey = np.asarray(np.where(seat > 127, grey - 16, grey), dtype=np.float32)
     grey, surface = _pierced(grey, surface, _disc(_BORE[0], _BORE[1], _BORE[2] * 0.62))
     _engrave(grey)
     room = cv2.distanceTransform((surface > 0.99).astype(np.uint8), cv2.DIST_L2, 3)

@@ -1,0 +1,152 @@
+"""What every camera can do: open, give frames with their capture time, close (hop 1)."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import NamedTuple
+
+from contract.images import PixelFormat, Pixels
+from edge_runtime.errors import CameraError
+
+MAX_LAG_S = 0.5  # a recording further behind real time than this goes on where real time is
+NAP_S = 0.2  # longest wait inside one ``read``
+
+
+class Source(NamedTuple):
+    """A camera's URL taken apart; ``place`` is what stands behind the scheme, without the options."""
+
+    url: str
+    place: str
+    options: dict[str, str]
+    camera_id: str
+    state_dir: Path
+    stall_s: float
+
+    def option(self, name: str, default: float, least: float, most: float) -> float:
+        """A number from the options; raises CameraError."""
+        text = self.options.get(name)
+        if text is None:
+            return default
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if not least <= value <= most:
+            raise CameraError(
+                f"camera {self.camera_id}: {name}={text!r} in {redacted(self.url)}: expected a number from "
+                f"{least:g} to {most:g}"
+            )
+        return value
+
+    def only(self, *known: str) -> None:
+        """Raise CameraError for an option that this camera does not know."""
+        for name in self.options:
+            if name not in known:
+                raise CameraError(
+                    f"camera {self.camera_id}: unknown option {name!r} in {redacted(self.url)}; "
+                    f"there are: {', '.join(known) or 'none'}"
+                )
+
+
+class CameraFrame(NamedTuple):
+    """One frame. ``pixels`` may be reused by the next ``read``; ``t_capture_ns`` is CLOCK_MONOTONIC."""
+
+    pixels: Pixels
+    pixel_format: PixelFormat
+    frame_no: int
+    t_capture_ns: int
+
+
+class Camera(ABC):
+    """One camera, used by one thread of one process."""
+
+    live = True  # a real sensor: two frames are never the same
+    fps = 25.0
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.ended: str | None = None  # set when no frame will ever follow: why
+
+    @abstractmethod
+    def open(self) -> None:
+        """Make ready to read; raises CameraError."""
+
+    @abstractmethod
+    def read(self) -> CameraFrame | None:
+        """The next frame; None where none came for a moment, or when it ended. Raises CameraError."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give everything back; may be called at any time."""
+
+    def error(self, text: str) -> CameraError:
+        return CameraError(f"camera {self.source.camera_id}: {text}")
+
+
+def redacted(url: str) -> str:
+    """The URL without user name, password and options: what may be logged."""
+    shown = re.sub(r"://[^/@]*@", "://***@", url)
+    return re.sub(r"\?.*", "?...", shown) if shown.startswith("rtsp") else shown
+
+
+class Playhead:
+    """Where a recording is: frame ``i`` is due ``i / fps`` after a start that outlives the process.
+
+    The start stands in ``camera-<id>.json`` with the boot's id, so that a killed edge goes on where a real line
+    would be; ``forget`` on a clean stop makes the next run begin at the beginning.
+    """
+
+    def __init__(self, source: Source, fps: float) -> None:
+        self.fps = fps
+        self.start_ns = _start_ns(source)
+
+    def due_ns(self, index: int) -> int:
+        return self.start_ns + round(index * 1e9 / self.fps)
+
+    def choose(self, following: int) -> int:
+        """The frame to give next: ``following``, or a later one where that is over MAX_LAG_S late."""
+        late_s = (time.monotonic_ns() - self.due_ns(following)) / 1e9
+        return following if late_s <= MAX_LAG_S else following + int(late_s * self.fps)
+
+    def wait(self, index: int) -> bool:
+        """Wait for a frame's time, at most NAP_S; true when it has come."""
+        left_s = (self.due_ns(index) - time.monotonic_ns()) / 1e9
+        if left_s > 0:
+            time.sleep(min(left_s, NAP_S))
+        return left_s <= NAP_S
+
+
+def playhead_file(state_dir: Path, camera_id: str) -> Path:
+    return state_dir / f"camera-{camera_id}.json"
+
+
+def forget_playhead(state_dir: Path, camera_id: str) -> None:
+    """A clean stop: the recording begins anew next time."""
+    playhead_file(state_dir, camera_id).unlink(missing_ok=True)
+
+
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def _start_ns(source: Source) -> int:
+    path = playhead_file(source.state_dir, source.camera_id)
+    now, boot = time.monotonic_ns(), _boot_id()
+    try:
+        held = json.loads(path.read_text())
+        if held["boot_id"] == boot and held["url"] == source.url and 0 < int(held["start_ns"]) <= now:
+            return int(held["start_ns"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # none yet, or of no use: this is the beginning
+    source.state_dir.mkdir(parents=True, exist_ok=True)
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps({"boot_id": boot, "url": source.url, "start_ns": now}))
+    new.replace(path)
+    return now

@@ -1,0 +1,486 @@
+"""One killable process per camera, and the supervisor's side of it (hop 1 -> hop 2).
+
+``cv2.VideoCapture.read`` can hang for ever, and only a process can be killed. The child reads frames, decides when a
+part is taken and announces it in shared memory; the supervisor fetches triggers, and replaces a child that died or
+fell silent. Whatever was announced before stands.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from pydantic import BaseModel
+
+from contract.errors import FlawlineError
+from contract.images import PixelFormat, Pixels
+from contract.locate import Box, find_parts
+from edge_runtime.cameras import make_camera
+from edge_runtime.cameras.base import Camera, CameraFrame, forget_playhead
+from edge_runtime.errors import RingError
+from edge_runtime.presence import Lost, Outcome, Tracker
+from edge_runtime.ring import ChildState, Live, Record, Ring
+from edge_runtime.settings import CameraSettings
+
+START_S = 15.0  # longest time from the start of a child to its first sign of life
+FIRST_RETRY_S, LAST_RETRY_S = 0.1, 5.0
+HEALTHY_S = 10.0  # a child that lived so long starts the back-off anew
+FROZEN_AFTER = 5  # equal frames in a row from a live camera until it counts as frozen
+PR_SET_PDEATHSIG = 1
+
+
+class CapturedTrigger(NamedTuple):
+    """A part that was seen. ``trigger_id`` counts up without gaps; with ``lost`` there is no picture."""
+
+    trigger_id: int
+    frame_no: int
+    t_capture_ns: int
+    t_trigger_ns: int
+    box: tuple[int, int, int, int] | None
+    lost: str | None
+
+
+class CameraStatus(NamedTuple):
+    """``state``: starting, running, stalled, ended or failed. ``skipped``: frames that nobody looked at."""
+
+    state: str
+    frames: int
+    triggers: int
+    frame_age_ms: float | None
+    restarts: int
+    detail: str
+    skipped: int = 0
+
+
+class ChildOrder(BaseModel):
+    """What a child is told on its standard input: one line of JSON, so that no address shows in the process list."""
+
+    settings: CameraSettings
+    state_dir: Path
+    parent_pid: int
+
+
+class CameraProcess:
+    """The supervisor's side of one camera. Not for several threads.
+
+    ``start`` and ``supervise`` belong in a thread that lives as long as the camera: the kernel kills a child when the
+    thread that made it ends.
+    """
+
+    def __init__(self, settings: CameraSettings, state_dir: Path, first_trigger_id: int = 1) -> None:
+        self.settings = settings
+        self._state_dir = state_dir
+        self._first_id = first_trigger_id
+        self._ring = Ring.create(settings.slots, int(settings.max_frame_mb * 1e6), settings.policy == "freshest")
+        self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._child: subprocess.Popen[bytes] | None = None
+        self._slots: dict[int, int] = {}
+        self._restarts = 0
+        self._retry_s = FIRST_RETRY_S
+        self._started_at = 0.0
+        self._next_start: float | None = None
+        self._stopped = False
+        self._trouble = ""
+
+    def fileno(self) -> int:
+        """Readable when there may be something new; ``drain`` clears it."""
+        return self._wake_read
+
+    @property
+    def pid(self) -> int | None:
+        """The child's process id while there is a child."""
+        return None if self._child is None else self._child.pid
+
+    # What the station does --------------------------------------------------------------------------------------------
+
+    def drain(self) -> list[CapturedTrigger]:
+        """New triggers in order, each exactly once."""
+        with contextlib.suppress(BlockingIOError):
+            while os.read(self._wake_read, 4096):
+                pass
+        try:
+            records = self._ring.drain()
+        except RingError as error:  # the child was stopped inside its critical section: supervise() will replace it
+            self._trouble = str(error)
+            return []
+        found = []
+        for record in records:
+            trigger_id = self._first_id + record.trigger_id
+            if record.slot >= 0:
+                self._slots[trigger_id] = record.slot
+            found.append(CapturedTrigger(trigger_id, *record[1:5], lost=record.lost))
+        return found
+
+    def cut(self, trigger: CapturedTrigger) -> tuple[Pixels, PixelFormat]:
+        """An own copy of the part's pixels: the fixed region, or the box with the margin around it.
+
+        Raises RingError where there is no picture (any more).
+        """
+        slot = self._slots.get(trigger.trigger_id)
+        if slot is None:
+            reason = trigger.lost or "its frame has been released"
+            raise RingError(f"camera {self.settings.id}: trigger {trigger.trigger_id} has no picture: {reason}")
+        return self._ring.read(slot, self._cut_box(trigger, slot))
+
+    def _cut_box(self, trigger: CapturedTrigger, slot: int) -> Box | None:
+        header = self._ring.slot(slot)
+        if self.settings.fixture == "region" and self.settings.region is not None:
+            box = Box(*self.settings.region)
+            if box.x < 0 or box.y < 0 or box.x + box.w > header.width or box.y + box.h > header.height:
+                raise RingError(
+                    f"camera {self.settings.id}: region {tuple(box)} leaves the frame of {header.width} x "
+                    f"{header.height} pixels"
+                )
+            return box
+        if trigger.box is None:
+            return None
+        return Box(*trigger.box).padded(self.settings.presence.margin_px, (header.height, header.width))
+
+    def release(self, trigger: CapturedTrigger) -> None:
+        """The trigger is dealt with; its frame may go. A second time does nothing."""
+        slot = self._slots.pop(trigger.trigger_id, None)
+        if slot is not None:
+            self._ring.release(slot)
+
+    def status(self) -> CameraStatus:
+        live = self._ring.live()
+        age = (time.monotonic_ns() - live.frame_ns) / 1e6 if live.frame_ns else None
+        return CameraStatus(
+            self._state(live),
+            live.frames,
+            self._ring.counts()[0],
+            age,
+            self._restarts,
+            self._ring.detail() or self._trouble,
+            live.skipped,
+        )
+
+    def _state(self, live: Live) -> str:
+        if live.state == ChildState.RUNNING and self._silent():
+            return "stalled"
+        if live.state == ChildState.RUNNING and self._child is None and not self._stopped:
+            return "failed"
+        return ChildState(live.state).name.lower()
+
+    # Life and death of the child --------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the child. Raises nothing that concerns the camera: that shows in ``status``."""
+        if self._stopped:
+            raise RingError(f"camera {self.settings.id} was stopped and cannot be started again; make a new one")
+        self._state_dir.mkdir(parents=True, exist_ok=True)
+        self._ring.set_live(self._ring.live()._replace(alive_ns=0, state=ChildState.STARTING))
+        ring_fd, wake_fd = self._ring.fd, self._wake_write
+        code = f"from edge_runtime.capture import child_main; child_main({ring_fd}, {wake_fd})"
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            "OPENCV_FFMPEG_LOGLEVEL": os.environ.get("OPENCV_FFMPEG_LOGLEVEL", "-8"),  # it logs whole addresses
+            "OPENCV_LOG_LEVEL": os.environ.get("OPENCV_LOG_LEVEL", "SILENT"),
+        }
+        self._child = subprocess.Popen(
+            [sys.executable, "-c", code], stdin=subprocess.PIPE, pass_fds=(ring_fd, wake_fd), env=environment
+        )
+        self._started_at, self._next_start = time.monotonic(), None
+        order = ChildOrder(settings=self.settings, state_dir=self._state_dir.absolute(), parent_pid=os.getpid())
+        self._tell(order.model_dump_json().encode() + b"\n")
+
+    def _tell(self, line: bytes) -> None:
+        if self._child is not None and self._child.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):  # it is dead already: supervise() finds out
+                self._child.stdin.write(line)
+                self._child.stdin.flush()
+
+    def supervise(self) -> None:
+        """Replace a child that died or fell silent, with a growing pause; to be called often, never waits long."""
+        if self._stopped:
+            return
+        if self._child is None:
+            if self._next_start is not None and time.monotonic() >= self._next_start:
+                self._restarts += 1
+                self.start()
+            return
+        code = self._child.poll()
+        if code is not None:
+            self._bury(f"the capture process ended with {_exit_words(code)}")
+        elif self._silent():
+            self._child.kill()
+            self._child.wait()
+            self._bury(f"no frame for {self.settings.stall_s:g} s: the capture process was replaced")
+
+    def _silent(self) -> bool:
+        if self._child is None:
+            return False
+        alive_ns = self._ring.live().alive_ns
+        if alive_ns == 0:
+            return time.monotonic() - self._started_at > max(START_S, self.settings.stall_s)
+        return (time.monotonic_ns() - alive_ns) / 1e9 > self.settings.stall_s
+
+    def _bury(self, reason: str) -> None:
+        """Take the dead child's affairs in order, and set the time for the next one."""
+        if self._child is not None and self._child.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self._child.stdin.close()
+        self._child = None
+        self._ring.reclaim()
+        live = self._ring.live()
+        if live.state == ChildState.ENDED:
+            return
+        if live.state != ChildState.FAILED:
+            self._ring.set_detail(reason)
+            self._ring.set_live(live._replace(state=ChildState.FAILED))
+        if time.monotonic() - self._started_at > HEALTHY_S:
+            self._retry_s = FIRST_RETRY_S
+        self._next_start = time.monotonic() + self._retry_s
+        self._retry_s = min(LAST_RETRY_S, 2 * self._retry_s)
+
+    def stop(self) -> None:
+        """Clean stop: the child is told, joined, killed if it must be; the memory goes. A recording begins anew."""
+        if self._stopped:
+            return
+        self._stopped = True
+        if self._child is not None:
+            self._tell(b"stop\n")
+            try:
+                self._child.wait(2.0)
+            except subprocess.TimeoutExpired:
+                self._child.kill()
+                self._child.wait()
+            if self._child.stdin is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    self._child.stdin.close()
+            self._child = None
+        forget_playhead(self._state_dir, self.settings.id)
+        self._slots.clear()
+        self._ring.close()
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+
+
+def _exit_words(code: int) -> str:
+    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+
+# The child -----------------------------------------------------------------------------------------------------------
+
+
+def child_main(ring_fd: int, wake_fd: int) -> None:
+    """A capture process from its beginning to its end; never returns."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the supervisor says when to stop
+    order = ChildOrder.model_validate_json(sys.stdin.buffer.readline())
+    if os.getppid() != order.parent_pid:  # it died before the kernel was asked to tell
+        os._exit(1)
+    stop = threading.Event()
+    threading.Thread(target=_await_stop, args=(stop,), name="await-stop", daemon=True).start()
+    ring = Ring.attach(ring_fd)
+    camera: Camera | None = None
+    try:
+        camera = make_camera(order.settings.url, order.settings.id, order.state_dir, order.settings.stall_s)
+        camera.open()
+        Capture(camera, ring, order.settings, wake_fd).run(stop)
+        code = 0
+    except FlawlineError as error:
+        code = _failed(ring, str(error))
+    except Exception as error:  # noqa: BLE001 - the last words of this process; the supervisor starts another
+        code = _failed(ring, f"{type(error).__name__}: {error}")
+    if camera is not None:
+        camera.close()
+    os._exit(code)  # a thread may hang in a camera's read
+
+
+def _failed(ring: Ring, reason: str) -> int:
+    ring.set_detail(reason)
+    ring.set_live(ring.live()._replace(state=ChildState.FAILED))
+    return 2
+
+
+def _await_stop(stop: threading.Event) -> None:
+    """Wait for the supervisor's word. Its end without one closes the pipe, which is a word too: die at once."""
+    line = sys.stdin.buffer.readline()
+    if not line:
+        os._exit(1)
+    stop.set()
+
+
+class Capture:
+    """The child's loop: frames in, triggers out."""
+
+    def __init__(self, camera: Camera, ring: Ring, settings: CameraSettings, wake_fd: int) -> None:
+        self._camera, self._ring, self._settings, self._wake_fd = camera, ring, settings, wake_fd
+        self._tracker = Tracker(settings.presence.direction, settings.presence.settle_frames)
+        self._kept: dict[int, int] = {}  # frame number -> slot
+        self._times: dict[int, int] = {}  # frame number -> t_capture_ns, of the frames that may yet be taken
+        self._first_no = 0
+        self._frozen = FrozenCheck()
+        self._recorded = ring.counts()[0]
+        self._restore()
+
+    def run(self, stop: threading.Event) -> None:
+        """Until told to stop or the camera ends."""
+        self._ring.set_detail("")
+        self._beat(ChildState.RUNNING)
+        while not stop.is_set():
+            frame = self._camera.read()
+            if frame is not None:
+                self.take(frame._replace(frame_no=frame.frame_no + self._first_no))
+            elif self._camera.ended is not None:
+                self._end(self._camera.ended)
+                return
+            elif not self._camera.live:
+                self._beat(ChildState.RUNNING)  # a recording that waits for its next frame is well
+
+    def take(self, frame: CameraFrame) -> None:
+        """One frame: look, keep, announce. Raises RingError for a frame that no slot can take."""
+        frozen = self._camera.live and self._frozen.stands_still(frame.pixels)
+        if self._settings.trigger == "every-frame":
+            self._every_frame(frame, frozen)
+        else:
+            self._watch(frame, frozen)
+        self._save(frame)
+
+    def _every_frame(self, frame: CameraFrame, frozen: bool) -> None:
+        box, lost = None, "frozen camera" if frozen else None
+        if lost is None and self._settings.fixture == "foreground":
+            box = max(self._find(frame.pixels), key=lambda found: found.area, default=None)
+            lost = None if box is not None else "no part found in the frame"
+        self._announce(frame.frame_no, frame.t_capture_ns, box, lost, frame)
+        self._forget_all_but(set())
+
+    def _watch(self, frame: CameraFrame, frozen: bool) -> None:
+        hw = (frame.pixels.shape[0], frame.pixels.shape[1])
+        outcomes = self._tracker.update(frame.frame_no, self._find(frame.pixels), hw)
+        for outcome in outcomes:
+            self._decide(outcome, frame, frozen)
+        wanted = self._tracker.wanted()
+        if frame.frame_no in wanted:
+            self._times[frame.frame_no] = frame.t_capture_ns
+            self._keep(frame)
+        self._forget_all_but(wanted)
+
+    def _find(self, pixels: Pixels) -> list[Box]:
+        presence = self._settings.presence
+        return find_parts(
+            pixels,
+            foreground=presence.foreground,
+            threshold=presence.threshold,
+            min_area=presence.min_area,
+            direction=presence.direction,
+            part_length_px=presence.part_length_px,
+        )
+
+    def _decide(self, outcome: Outcome, frame: CameraFrame | None, frozen: bool) -> None:
+        current = frame if frame is not None and frame.frame_no == outcome.frame_no else None
+        last_ns = self._ring.live().frame_ns if frame is None else frame.t_capture_ns
+        captured_ns = current.t_capture_ns if current else self._times.get(outcome.frame_no, last_ns)
+        lost = outcome.reason if isinstance(outcome, Lost) else ("frozen camera" if frozen else None)
+        self._announce(outcome.frame_no, captured_ns, outcome.box, lost, current)
+
+    def _announce(
+        self, frame_no: int, captured_ns: int, box: Box | None, lost: str | None, frame: CameraFrame | None
+    ) -> None:
+        slot = None
+        if lost is None:
+            slot = self._keep(frame) if frame is not None else self._kept.get(frame_no)
+            if slot is None:
+                lost = "overrun: every slot holds a part that is not inspected yet"
+        plain = None if box is None else (box.x, box.y, box.w, box.h)
+        record = Record(0, frame_no, captured_ns, time.monotonic_ns(), plain, -1 if slot is None else slot, lost)
+        self._recorded = self._ring.announce(record) + 1
+        with contextlib.suppress(BlockingIOError):  # full: the supervisor is awake already
+            os.write(self._wake_fd, b"!")
+
+    def _keep(self, frame: CameraFrame) -> int | None:
+        if frame.frame_no not in self._kept:
+            slot = self._ring.put(frame.pixels, frame.pixel_format, frame.frame_no, frame.t_capture_ns)
+            if slot is None:
+                return None
+            self._kept[frame.frame_no] = slot
+        return self._kept[frame.frame_no]
+
+    def _forget_all_but(self, wanted: set[int]) -> None:
+        for frame_no in [number for number in self._kept if number not in wanted]:
+            self._ring.unkeep(self._kept.pop(frame_no))
+        for frame_no in [number for number in self._times if number not in wanted]:
+            del self._times[frame_no]
+
+    def _end(self, reason: str) -> None:
+        for outcome in self._tracker.finish():
+            self._decide(outcome, None, frozen=False)
+        self._forget_all_but(set())
+        self._ring.set_detail(reason)
+        self._beat(ChildState.ENDED)
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._wake_fd, b"!")
+
+    # Signs of life, and what a successor must know --------------------------------------------------------------------
+
+    def _beat(self, state: ChildState) -> None:
+        self._ring.set_live(self._ring.live()._replace(alive_ns=time.monotonic_ns(), state=state))
+
+    def _save(self, frame: CameraFrame) -> None:
+        if self._settings.trigger == "presence":
+            self._ring.save_state({"recorded": self._recorded, "tracker": self._tracker.state()})
+        live = self._ring.live()
+        missed = frame.frame_no - live.frame_no - 1 if live.frame_no >= 0 else 0
+        self._ring.set_live(
+            Live(
+                time.monotonic_ns(),
+                frame.t_capture_ns,
+                frame.frame_no,
+                live.frames + 1,
+                live.skipped + max(0, missed),
+                ChildState.RUNNING,
+            )
+        )
+
+    def _restore(self) -> None:
+        """Go on where a killed predecessor stood: parts that it took are not taken again."""
+        live = self._ring.live()
+        if self._camera.live and live.frame_no >= 0:  # a live camera counts from 0 again; the line did not
+            away_s = (time.monotonic_ns() - live.frame_ns) / 1e9
+            self._first_no = live.frame_no + max(1, round(away_s * self._camera.fps))
+        state = self._ring.load_state()
+        since = 0
+        if state is not None:
+            self._tracker.restore(state["tracker"])
+            since = state["recorded"]
+        # Announced after the state was saved: the predecessor died between the two.
+        for record in self._ring.recent(since):
+            if record.box is not None:
+                hw = self._tracker.frame_hw
+                self._tracker.note_taken(record.frame_no, Box(*record.box), hw)
+        self._kept = self._ring.kept()
+        self._times = {number: self._ring.slot(slot).t_capture_ns for number, slot in self._kept.items()}
+        self._forget_all_but(self._tracker.wanted())
+
+
+class FrozenCheck:
+    """Notices a live camera that gives the same frame again and again: real sensors have noise."""
+
+    def __init__(self, after: int = FROZEN_AFTER) -> None:
+        self._after = after
+        self._previous: Pixels | None = None
+        self._same = 0
+
+    def stands_still(self, pixels: Pixels) -> bool:
+        """True from the ``after``-th equal frame on."""
+        self._same = self._same + 1 if same_as_previous(pixels, self._previous) else 0
+        if self._same == 0:
+            self._previous = pixels.copy()
+        return self._same >= self._after
+
+
+def same_as_previous(pixels: Pixels, previous: Pixels | None) -> bool:
+    """Whether two frames agree in every byte; a few rows tell most that do not."""
+    if previous is None or pixels.shape != previous.shape:
+        return False
+    return np.array_equal(pixels[::64], previous[::64]) and np.array_equal(pixels, previous)
