@@ -14,10 +14,12 @@ from collections.abc import Callable, Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
+from urllib.parse import urlsplit
 
 import typer
 
 from contract.errors import FlawlineError
+from edge_runtime.errors import CameraError
 
 if TYPE_CHECKING:
     from contract.bundle import Bundle
@@ -32,6 +34,7 @@ EXTRAS = {
     "train": {"torch": "torch", "lightning": "lightning", "onnx": "onnx", "onnxscript": "onnxscript"},
     "calibrate": {"cv2": "opencv-python-headless", "onnxruntime": "onnxruntime", "onnx": "onnx"},
 }
+SCHEMES = ("file", "synthetic", "usb", "rtsp")
 PORTS = {5701: "the host's receiver", 8765: "the review pages"}
 MIN_PYTHON = (3, 11)
 GIB = 1 << 30
@@ -198,9 +201,9 @@ def check_config(subject: Subject) -> Iterator[Finding]:
 
 def check_url(url: str) -> None:
     """Raise CameraError where no camera driver takes the URL."""
-    from edge_runtime.cameras import parse_url
-
-    parse_url(url)
+    scheme = urlsplit(url).scheme
+    if scheme not in SCHEMES:
+        raise CameraError(f"{url!r}: expected one of {', '.join(f'{name}://' for name in SCHEMES)}")
 
 
 def check_bundle(subject: Subject) -> Iterator[Finding]:
