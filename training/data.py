@@ -128,7 +128,8 @@ def _named(error: ImageError, path: Path) -> ImageError:
 
 def scale(tiles: Tensor) -> Tensor:
     """uint8 [N, H, W, C] -> float32 [N, C, H, W] in [-1, 1], the range of the generator's tanh."""
-    return tiles.permute(0, 3, 1, 2).float() / 127.5 - 1.0
+    # Cast first: TensorRT refuses to transpose uint8.
+    return tiles.float().permute(0, 3, 1, 2) / 127.5 - 1.0
 
 
 class Batches:

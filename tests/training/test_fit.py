@@ -170,9 +170,16 @@ def test_aligned_parts_drawn_as_their_mean_are_no_collapse(tiles: Tiles, tmp_pat
     refuse_collapse(_Mean(), tiles.fit, 500, tmp_path)
 
 
-def test_collapse_ends_the_whole_run_with_the_checkpoint_kept(tiles: Tiles, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="drawn alike"):
-        _fit(tiles, _settings(tmp_path, steps=2))
+def test_collapse_ends_the_whole_run_with_the_checkpoint_kept(
+    tiles: Tiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = _settings(tmp_path, steps=2)
+    model = new_model(settings, 1)
+    with torch.no_grad():
+        [*model.networks()["generator"].get_submodule("decoder").parameters()][-1].zero_()  # tanh of nothing: mid-grey
+    monkeypatch.setattr(Ganomaly, "training_step", lambda *given: {"discriminator": torch.tensor(1.0)})
+    with pytest.raises(TrainingError, match=r"drawn alike \(mean grey level 12[78]\)"):
+        fit(model, tiles, settings, "data")
     assert checkpoint_path(tmp_path).is_file()
 
 

@@ -20,7 +20,8 @@ def test_every_model_trains_and_judges(name: str, channels: int) -> None:
     losses = model.train().training_step(batch, optimizers, lambda loss: loss.backward())
     assert losses
     assert all(value.ndim == 0 and torch.isfinite(value) and not value.requires_grad for value in losses.values())
-    judged = model.deployed().eval()(batch)
+    with torch.no_grad():
+        judged = model.deployed().eval()(batch)
     assert judged.image.shape == batch.shape
     assert judged.deviation.shape == (4, 1, 64, 64)
     assert judged.latent.shape == (4,)
