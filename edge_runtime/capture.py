@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import signal
 import subprocess
@@ -25,7 +26,7 @@ from contract.errors import FlawlineError
 from contract.images import PixelFormat, Pixels
 from contract.locate import Box, find_parts
 from edge_runtime.cameras import make_camera
-from edge_runtime.cameras.base import Camera, CameraFrame, forget_playhead
+from edge_runtime.cameras.base import Camera, CameraFrame, boot_id, forget_playhead
 from edge_runtime.errors import RingError
 from edge_runtime.presence import Lost, Outcome, Tracker
 from edge_runtime.ring import ChildState, Live, Record, Ring
@@ -35,6 +36,7 @@ START_S = 15.0  # longest time from the start of a child to its first sign of li
 FIRST_RETRY_S, LAST_RETRY_S = 0.1, 5.0
 HEALTHY_S = 10.0  # a child that lived so long starts the back-off anew
 FROZEN_AFTER = 5  # equal frames in a row from a live camera until it counts as frozen
+MEMORY = 8  # parts taken last that outlive the edge's process
 PR_SET_PDEATHSIG = 1
 
 
@@ -55,7 +57,7 @@ class CameraStatus(NamedTuple):
     state: str
     frames: int
     triggers: int
-    frame_age_ms: float | None
+    frame_age_ms: float
     restarts: int
     detail: str
     skipped: int = 0
@@ -76,7 +78,11 @@ class CameraProcess:
     thread that made it ends.
     """
 
-    def __init__(self, settings: CameraSettings, state_dir: Path, first_trigger_id: int = 1) -> None:
+    def __init__(
+        self, settings: CameraSettings, state_dir: Path, first_trigger_id: int = 1, resumed: bool = True
+    ) -> None:
+        """``resumed``: the last run was cut short, so that a recording goes on where real time is, and a part that
+        was taken then and is still in view is not taken again. False: begin anew."""
         self.settings = settings
         self._state_dir = state_dir
         self._first_id = first_trigger_id
@@ -90,6 +96,11 @@ class CameraProcess:
         self._next_start: float | None = None
         self._stopped = False
         self._trouble = ""
+        self._memory = TakenMemory(state_dir, settings.id)
+        if resumed:
+            self._memory.give_to(self._ring)
+        else:
+            self._forget()
 
     def fileno(self) -> int:
         """Readable when there may be something new; ``drain`` clears it."""
@@ -103,7 +114,11 @@ class CameraProcess:
     # What the station does --------------------------------------------------------------------------------------------
 
     def drain(self) -> list[CapturedTrigger]:
-        """New triggers in order, each exactly once."""
+        """New triggers in order, each exactly once.
+
+        By the next call the caller must have recorded them: from then on a part counts as taken even after a crash.
+        """
+        self._memory.save(self._ring)
         with contextlib.suppress(BlockingIOError):
             while os.read(self._wake_read, 4096):
                 pass
@@ -118,6 +133,7 @@ class CameraProcess:
             if record.slot >= 0:
                 self._slots[trigger_id] = record.slot
             found.append(CapturedTrigger(trigger_id, *record[1:5], lost=record.lost))
+        self._memory.note(records)
         return found
 
     def cut(self, trigger: CapturedTrigger) -> tuple[Pixels, PixelFormat]:
@@ -153,7 +169,7 @@ class CameraProcess:
 
     def status(self) -> CameraStatus:
         live = self._ring.live()
-        age = (time.monotonic_ns() - live.frame_ns) / 1e6 if live.frame_ns else None
+        age = (time.monotonic_ns() - live.frame_ns) / 1e6 if live.frame_ns else 0.0
         return CameraStatus(
             self._state(live),
             live.frames,
@@ -242,27 +258,83 @@ class CameraProcess:
         self._next_start = time.monotonic() + self._retry_s
         self._retry_s = min(LAST_RETRY_S, 2 * self._retry_s)
 
+    def stop_capture(self) -> None:
+        """No more frames: the child is told, joined, killed if it must be. Triggers can still be fetched and cut."""
+        self._next_start, child = None, self._child
+        if child is None:
+            return
+        self._tell(b"stop\n")
+        try:
+            child.wait(2.0)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+        if child.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                child.stdin.close()
+        self._child = None
+        self._ring.reclaim()
+
     def stop(self) -> None:
-        """Clean stop: the child is told, joined, killed if it must be; the memory goes. A recording begins anew."""
+        """Clean stop: the child ends, the memory goes, and a recording begins anew next time."""
         if self._stopped:
             return
+        self.stop_capture()
         self._stopped = True
-        if self._child is not None:
-            self._tell(b"stop\n")
-            try:
-                self._child.wait(2.0)
-            except subprocess.TimeoutExpired:
-                self._child.kill()
-                self._child.wait()
-            if self._child.stdin is not None:
-                with contextlib.suppress(BrokenPipeError):
-                    self._child.stdin.close()
-            self._child = None
-        forget_playhead(self._state_dir, self.settings.id)
+        self._forget()
         self._slots.clear()
         self._ring.close()
         os.close(self._wake_read)
         os.close(self._wake_write)
+
+    def _forget(self) -> None:
+        forget_playhead(self._state_dir, self.settings.id)
+        self._memory.forget()
+
+
+class TakenMemory:
+    """The parts taken last, in a small file, for an edge that is killed and started again at once."""
+
+    def __init__(self, state_dir: Path, camera_id: str) -> None:
+        self._path = state_dir / f"camera-{camera_id}.taken.json"
+        self._taken: list[tuple[int, list[int]]] = []
+        self._changed = False
+
+    def note(self, records: list[Record]) -> None:
+        found = [(record.frame_no, list(record.box)) for record in records if record.box is not None]
+        self._taken = (self._taken + found)[-MEMORY:]
+        self._changed = self._changed or bool(found)
+
+    def save(self, ring: Ring) -> None:
+        """Write what was noted since the last time; not synced, a crash of the machine empties the belt's view."""
+        state = ring.load_state() if self._changed else None
+        if state is None:
+            return
+        self._changed = False
+        tracker, live = state["tracker"] | {"tracks": []}, ring.live()
+        value = {
+            "boot_id": boot_id(),
+            "frame_no": live.frame_no,
+            "frame_ns": live.frame_ns,
+            "state": {"recorded": 0, "tracker": tracker, "taken": self._taken},
+        }
+        new = self._path.with_suffix(".new")
+        new.write_text(json.dumps(value))
+        new.replace(self._path)
+
+    def give_to(self, ring: Ring) -> None:
+        """Put what the last run took into a new ring, where its first child looks for it."""
+        try:
+            value = json.loads(self._path.read_text())
+            if value["boot_id"] != boot_id():
+                return
+            ring.save_state(value["state"])
+            ring.set_live(Live(frame_ns=int(value["frame_ns"]), frame_no=int(value["frame_no"])))
+        except (OSError, ValueError, KeyError, TypeError):
+            return  # none, or of no use: nothing was taken
+
+    def forget(self) -> None:
+        self._path.unlink(missing_ok=True)
 
 
 def _exit_words(code: int) -> str:
@@ -453,6 +525,8 @@ class Capture:
         if state is not None:
             self._tracker.restore(state["tracker"])
             since = state["recorded"]
+            for frame_no, box in state.get("taken", ()):
+                self._tracker.note_taken(frame_no, Box(*box), self._tracker.frame_hw)
         # Announced after the state was saved: the predecessor died between the two.
         for record in self._ring.recent(since):
             if record.box is not None:

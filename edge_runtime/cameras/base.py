@@ -129,7 +129,8 @@ def forget_playhead(state_dir: Path, camera_id: str) -> None:
     playhead_file(state_dir, camera_id).unlink(missing_ok=True)
 
 
-def _boot_id() -> str:
+def boot_id() -> str:
+    """Names this boot of the machine: monotonic times of another one mean nothing."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -138,7 +139,7 @@ def _boot_id() -> str:
 
 def _start_ns(source: Source) -> int:
     path = playhead_file(source.state_dir, source.camera_id)
-    now, boot = time.monotonic_ns(), _boot_id()
+    now, boot = time.monotonic_ns(), boot_id()
     try:
         held = json.loads(path.read_text())
         if held["boot_id"] == boot and held["url"] == source.url and 0 < int(held["start_ns"]) <= now:

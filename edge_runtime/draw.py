@@ -1,0 +1,131 @@
+"""Draws a data set from the synthetic line: parts cut from camera frames by the code that runs on the line (hop 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import parse_qsl, urlsplit
+
+import numpy as np
+
+from contract.errors import DatasetError
+from contract.images import Pixels, encode_png
+from contract.locate import Box, find_parts
+from edge_runtime.errors import CameraError
+from edge_runtime.presence import Taken, Tracker
+from edge_runtime.synthetic import DEFECTS, HEIGHT, PART_LENGTH_PX, WIDTH, SyntheticLine, line_from
+from edge_runtime.synthetic import write_truth as write_rows
+
+OTHER_SEED = 1_000_003  # far from any seed of a line: no part of the data set ever runs on one
+Progress = Callable[[int, int], None]
+
+
+class Drawn(NamedTuple):
+    """A part cut from its frame, its class, and the exact mask of its defect (0/255, of the cut-out's size)."""
+
+    label: str
+    pixels: Pixels
+    mask: Pixels
+
+
+def line_of(url: str) -> SyntheticLine:
+    """The line behind ``synthetic://line?...``; raises CameraError or ConfigError."""
+    parts = urlsplit(url)
+    if parts.scheme != "synthetic" or (parts.netloc + parts.path).strip("/") != "line":
+        raise CameraError(f"{url!r}: only synthetic://line can be drawn; as in synthetic://line?seed=1&parts=50")
+    return line_from(dict(parse_qsl(parts.query, keep_blank_values=True)))
+
+
+def draw_dataset(
+    url: str, out: Path, good: int = 160, test_good: int = 40, defective: int = 60, progress: Progress | None = None
+) -> int:
+    """Write a folder in the MVTec AD layout; returns how many images.
+
+    ``progress`` is called with (done, all). The product is that of ``url``; its parts are others. Raises DatasetError
+    where ``out`` holds something already.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise DatasetError(f"{out}: the folder is not empty; give one that does not exist yet")
+    line = line_of(url)
+    wanted, done = good + test_good + defective, 0
+    tell = progress or (lambda done, wanted: None)
+    for index, drawn in enumerate(_parts(line, 0.0, good + test_good)):
+        folder = "train/good" if index < good else "test/good"
+        _write(out / folder / f"{index:04d}.png", drawn.pixels)
+        tell(done := done + 1, wanted)
+    for index, drawn in enumerate(_parts(line, 1.0, defective)):
+        _write(out / "test" / drawn.label / f"{index:04d}.png", drawn.pixels)
+        _write(out / "ground_truth" / drawn.label / f"{index:04d}_mask.png", drawn.mask)
+        tell(done := done + 1, wanted)
+    return done
+
+
+def write_truth(url: str, csv_path: Path) -> int:
+    """Write the truth of each frame of a synthetic line as CSV; returns the number of rows."""
+    return write_rows(line_of(url), csv_path)
+
+
+def _parts(like: SyntheticLine, defects: float, count: int) -> Iterator[Drawn]:
+    """``count`` parts of a line like ``like``, in the frames in which the line would take them."""
+    if count < 1:
+        return
+    seed = OTHER_SEED + 2 * like.seed + (defects > 0)
+    # A few parts more than wanted: one that the line would not take whole is passed over here as well.
+    line = SyntheticLine(seed, count + 8, like.fps, defects, like.speed, like.colour)
+    kinds, drawn = list(DEFECTS), 0
+    if defects > 0:  # every kind as often as any other
+        parts = [part._replace(defect=kinds[part.number % len(kinds)]) for part in line.parts]
+        line.parts[:] = parts
+    for taken, frame in _taken(line):
+        found = _cut(line, taken, frame)
+        if found is not None:
+            yield found
+            drawn += 1
+        if drawn == count:
+            return
+
+
+def _taken(line: SyntheticLine) -> Iterator[tuple[Taken, Pixels]]:
+    tracker = Tracker()
+    kept: dict[int, Pixels] = {}
+    for number in _worth_looking(line):
+        frame = line.render(number)
+        kept[number] = frame
+        boxes = find_parts(frame, part_length_px=PART_LENGTH_PX)
+        for outcome in tracker.update(number, boxes, (HEIGHT, WIDTH)):
+            if isinstance(outcome, Taken) and outcome.frame_no in kept:
+                yield outcome, kept[outcome.frame_no]
+        wanted = tracker.wanted()
+        kept = {held: pixels for held, pixels in kept.items() if held in wanted}
+
+
+def _worth_looking(line: SyntheticLine) -> Iterator[int]:
+    """Frames around the moment when a part has come wholly into view; between them nothing is taken."""
+    last = -1
+    for part in line.parts:
+        first = line.first_frame(part)
+        for number in range(max(last + 1, first - 2), first + 6):
+            last = number
+            yield number
+
+
+def _cut(line: SyntheticLine, taken: Taken, frame: Pixels) -> Drawn | None:
+    """The part in the box, with its mask moved into the box; None where the box shows no whole part."""
+    box = taken.box
+    seen = max(line.seen(taken.frame_no), key=lambda other: other.box.overlap(box), default=None)
+    if seen is None or not seen.whole or seen.box.overlap(box) < 0.8:
+        return None
+    whole = np.zeros((HEIGHT, WIDTH), np.uint8)
+    _place(whole, line.sprite(seen.part.number).mask, seen.box)
+    rows, columns = slice(box.y, box.y + box.h), slice(box.x, box.x + box.w)
+    return Drawn(seen.part.defect, frame[rows, columns].copy(), whole[rows, columns].copy())
+
+
+def _place(whole: Pixels, mask: Pixels, box: Box) -> None:
+    whole[box.y : box.y + box.h, box.x : box.x + box.w] = mask
+
+
+def _write(path: Path, pixels: Pixels) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(encode_png(pixels))
