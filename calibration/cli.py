@@ -108,4 +108,6 @@ def _print(header: Sequence[str] | None, rows: Sequence[Sequence[str]]) -> None:
     for row in rows:
         table.add_row(*row)
     console = Console(markup=False, highlight=False)
-    console.print(table, width=None if console.is_terminal else WIDE)  # a file or a pipe has no width to keep to
+    if not console.is_terminal:
+        console.width = WIDE  # a file or a pipe has no width to keep to
+    console.print(table)

@@ -83,7 +83,9 @@ def _inspect_all(inspector: Inspector, files: list[Path], out: Path | None) -> i
             _write_picture(_target(path, out, used), part, outcome, inspector)
     if rows.row_count:
         console = Console(markup=False, highlight=False)
-        console.print(rows, width=None if console.is_terminal else WIDE)  # a file or a pipe has no width to keep to
+        if not console.is_terminal:
+            console.width = WIDE  # a file or a pipe has no width to keep to
+        console.print(rows)
     if out is not None and rows.row_count:
         typer.echo(f"pictures: {out.resolve()}")
     for fault in faults:
