@@ -35,6 +35,7 @@ from contract.errors import ConfigError
 from contract.recipe import Recipe
 from training.checkpoint import FOLDER, checkpoint_path, load_checkpoint
 from training.data import Split, fingerprint, groups_in, load_tiles, make_recipe, split_by_group
+from training.errors import TrainingError
 from training.export import export
 from training.fit import Fitted, Tiles, fit, new_model
 from training.graph import Inspection, Inspector
@@ -92,7 +93,13 @@ def train(settings: TrainSettings, reporter: Reporter | None = None) -> Path:
         f"trained {fitted.steps} steps in {fitted.seconds:.0f} s ({fitted.images_per_s:.0f} images/s); the weights of "
         f"step {fitted.best_step} draw good validation images best ({fitted.validation_loss:.4f})"
     )
-    return _write(settings, recipe, split, document, tiles, fitted, reporter)
+    try:
+        return _write(settings, recipe, split, document, tiles, fitted, reporter)
+    except OSError as error:
+        raise TrainingError(
+            f"{settings.out}: the bundle cannot be written ({error.strerror or error}); the training is kept: make room, "
+            "then the same command with --resume"
+        ) from error
 
 
 def _write(

@@ -21,13 +21,20 @@ def checkpoint_path(out: Path) -> Path:
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write ``state`` (tensors, numbers, strings, dicts, lists) whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write ``state`` (tensors, numbers, strings, dicts, lists) whole or not at all; raises TrainingError."""
     temporary = path.with_suffix(".new")
-    torch.save({"format": FORMAT, **state}, temporary)
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save({"format": FORMAT, **state}, temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        temporary.unlink(missing_ok=True)
+        raise TrainingError(
+            f"{path}: the checkpoint cannot be written ({error}); the one before it is kept where there was one. "
+            "Make room, then go on with --resume"
+        ) from error
 
 
 def load_checkpoint(path: Path, learnt: dict[str, Any], data_sha256: str) -> dict[str, Any]:

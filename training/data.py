@@ -23,6 +23,7 @@ from contract.preprocess import prepare
 from contract.recipe import Recipe, Tiling, View
 from training.settings import TrainSettings
 
+MAX_NAME = 100  # what the bundle's manifest takes
 MIN_GROUPS = 5
 MIN_FIT_IMAGES = 8
 MAX_CACHE_BYTES = 32 << 30
@@ -95,7 +96,7 @@ def make_recipe(settings: TrainSettings, samples: Sequence[Sample]) -> Recipe:
     fixed: dict[str, Literal[1, 3]] = {"grey": 1, "rgb": 3}
     tiling = Tiling(rows=settings.tiles[0], columns=settings.tiles[1], overlap_px=settings.overlap)
     return Recipe(
-        name=settings.name or settings.data.resolve().name or "part",
+        name=(settings.name or settings.data.resolve().name or "part")[:MAX_NAME],
         channels=fixed.get(settings.channels) or channels_of(samples),
         tile_hw=(settings.size, settings.size),
         views=[View(tiling=tiling)],

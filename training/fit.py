@@ -170,7 +170,13 @@ class Loop:
 
     def train_once(self) -> dict[str, Tensor]:
         """One step of every network on the next batch, then a step of the average."""
-        losses = self._model.training_step(self._batches(self.step), self._optimizers, self._fabric.backward)
+        try:
+            losses = self._model.training_step(self._batches(self.step), self._optimizers, self._fabric.backward)
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(
+                f"step {self.step}: the GPU's memory does not hold a batch of {self._settings.batch} tiles; "
+                f"{self._kept()}. Train with a smaller --batch or --width"
+            ) from error
         self.step += 1
         _average(self._averaged, self._live, min(AVERAGE_DECAY, (1 + self.step) / (10 + self.step)))
         return losses
@@ -384,16 +390,3 @@ def _scalars(settings: TrainSettings) -> Iterator[Any]:
         yield write
     finally:
         writer.close()
-
-
-def measure_throughput(settings: TrainSettings, channels: int, steps: int, warmup: int = 2) -> float:
-    """Images per second of the loop's own step (batching and averaging included) on tiles of noise."""
-    noise = torch.randint(0, 256, (256, settings.size, settings.size, channels), dtype=torch.uint8)
-    loop = Loop(new_model(settings, channels), Tiles(noise, noise[:1]), settings, "")
-    for _ in range(warmup):
-        loop.train_once()
-    began = time.perf_counter()
-    for _ in range(steps):
-        losses = loop.train_once()
-    loop.check(losses)  # reads the losses, and so waits for the device
-    return steps * settings.batch / (time.perf_counter() - began)

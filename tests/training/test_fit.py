@@ -22,7 +22,6 @@ from training.fit import (
     Tiles,
     fit,
     measure_statistics,
-    measure_throughput,
     new_model,
     refuse_collapse,
     validation_loss,
@@ -112,6 +111,21 @@ def test_a_torn_or_missing_checkpoint_is_named(tmp_path: Path) -> None:
     path.write_bytes(b"PK\x03\x04 torn")
     with pytest.raises(TrainingError, match=r"checkpoint\.pt: damaged .*--overwrite"):
         load_checkpoint(path, {}, "data")
+
+
+def test_a_checkpoint_that_cannot_be_written_is_said(tiles: Tiles, tmp_path: Path) -> None:
+    (tmp_path / ".training").write_text("a file where the folder should be")
+    with pytest.raises(TrainingError, match=r"checkpoint cannot be written .*Make room"):
+        _fit(tiles, _settings(tmp_path))
+
+
+def test_too_little_gpu_memory_is_said(tiles: Tiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*given: Any) -> dict[str, Tensor]:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(Ganomaly, "training_step", full)
+    with pytest.raises(TrainingError, match=r"does not hold a batch of 6 tiles.*--batch"):
+        _fit(tiles, _settings(tmp_path))
 
 
 def test_a_loss_that_is_no_number_stops_training_and_keeps_the_last_good_checkpoint(
@@ -220,7 +234,3 @@ def test_a_time_budget_ends_the_run(tiles: Tiles, tmp_path: Path) -> None:
 def test_scalars_are_written_where_asked(tiles: Tiles, tmp_path: Path) -> None:
     _fit(tiles, _settings(tmp_path, steps=2, tensorboard=True))
     assert list((tmp_path / ".training" / "tensorboard").glob("events.*"))
-
-
-def test_throughput_is_measured(tmp_path: Path) -> None:
-    assert measure_throughput(_settings(tmp_path), 1, steps=2) > 0

@@ -22,6 +22,10 @@ from training.models.ganomaly import (
 )
 
 
+def backward(loss: Tensor) -> None:
+    torch.autograd.backward(loss)
+
+
 @pytest.fixture
 def model() -> Ganomaly:
     torch.manual_seed(0)
@@ -76,9 +80,9 @@ def test_the_two_encoders_share_their_shape_and_no_weight(model: Ganomaly) -> No
 def test_weights_start_as_dcgan_does() -> None:
     torch.manual_seed(0)
     discriminator = Ganomaly(64, 1, 32, 8).discriminator
-    convolution = discriminator.stem[2].weight
+    convolution = discriminator.stem.get_submodule("2").get_parameter("weight")
     assert abs(float(convolution.detach().std()) - 0.02) < 0.001
-    assert float(discriminator.stem[3].bias.detach().abs().max()) == 0.0
+    assert float(discriminator.stem.get_submodule("3").get_parameter("bias").detach().abs().max()) == 0.0
 
 
 def test_generator_losses_by_hand() -> None:
@@ -111,7 +115,7 @@ def test_discriminator_loss_by_hand() -> None:
 
 def test_the_generator_step_leaves_the_discriminator_untouched(model: Ganomaly, batch: Tensor) -> None:
     before, own = _weights(model.discriminator), _weights(model.generator)
-    model.generator_step(batch, model.optimizers(2e-4)["generator"], lambda loss: loss.backward())
+    model.generator_step(batch, model.optimizers(2e-4)["generator"], backward)
     assert _same(before, model.discriminator)
     assert all(weight.grad is None and weight.requires_grad for weight in model.discriminator.parameters())
     assert not _same(own, model.generator)
@@ -119,11 +123,11 @@ def test_the_generator_step_leaves_the_discriminator_untouched(model: Ganomaly, 
 
 def test_the_discriminator_step_leaves_the_generator_untouched(model: Ganomaly, batch: Tensor) -> None:
     optimizers = model.optimizers(2e-4)
-    drawn, _ = model.generator_step(batch, optimizers["generator"], lambda loss: loss.backward())
+    drawn, _ = model.generator_step(batch, optimizers["generator"], backward)
     before, own = _weights(model.generator), _weights(model.discriminator)
     gradients = [None if weight.grad is None else weight.grad.clone() for weight in model.generator.parameters()]
     fake = drawn.image.detach()
-    model.discriminator_step(batch, fake, optimizers["discriminator"], lambda loss: loss.backward())
+    model.discriminator_step(batch, fake, optimizers["discriminator"], backward)
     assert _same(before, model.generator)
     assert all(
         old is not None and weight.grad is not None and torch.equal(old, weight.grad)
@@ -137,7 +141,7 @@ def test_the_adversarial_loss_compares_features_not_verdicts(model: Ganomaly, ba
         torch.manual_seed(0)
         fresh = Ganomaly(64, 1, 4, 8).train()
         fresh.discriminator.load_state_dict(model.discriminator.state_dict())
-        _, losses = fresh.generator_step(batch, fresh.optimizers(2e-4)["generator"], lambda loss: loss.backward())
+        _, losses = fresh.generator_step(batch, fresh.optimizers(2e-4)["generator"], backward)
         return float(losses.adversarial)
 
     plain = adversarial()
@@ -145,7 +149,7 @@ def test_the_adversarial_loss_compares_features_not_verdicts(model: Ganomaly, ba
         model.discriminator.head.weight.mul_(-100.0)
     assert adversarial() == plain
     with torch.no_grad():
-        model.discriminator.stem[0].weight.mul_(3.0)
+        next(model.discriminator.stem.parameters()).mul_(3.0)
     assert adversarial() != plain
 
 
