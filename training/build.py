@@ -97,8 +97,8 @@ def train(settings: TrainSettings, reporter: Reporter | None = None) -> Path:
         return _write(settings, recipe, split, document, tiles, fitted, reporter)
     except OSError as error:
         raise TrainingError(
-            f"{settings.out}: the bundle cannot be written ({error.strerror or error}); the training is kept: make room, "
-            "then the same command with --resume"
+            f"{settings.out}: the bundle cannot be written ({error.strerror or error}); the training is kept: make "
+            "room, then the same command with --resume"
         ) from error
 
 

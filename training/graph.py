@@ -72,7 +72,7 @@ class Inspector(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``image``: uint8 [N, H, W, C] -> score, map, reconstruction as in ``Inspection``."""
         judged = self.judge(scale(image))
-        deviation = self._smooth(judged.deviation)[:, 0] / self.typical * self.mask
+        deviation = self._smooth(judged.deviation).squeeze(1) / self.typical * self.mask
         if self._score == "latent":
             score = judged.latent
         else:
