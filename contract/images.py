@@ -76,7 +76,9 @@ def decode_image(data: bytes, channels: Channels, name: str) -> Pixels:
     if not data:
         raise ImageError(f"{name}: the file is empty (0 bytes); expected a PNG, JPEG, BMP, TIFF or WebP image")
     size = declared_size(data)
-    if size is not None and size[0] * size[1] > MAX_PIXELS:
+    if size is None:
+        raise ImageError(f"{name}: not a readable image: no PNG, JPEG, BMP, TIFF or WebP header in {len(data)} bytes")
+    if size[0] * size[1] > MAX_PIXELS:
         raise ImageError(f"{name}: declares {size[0]} x {size[1]} pixels, at most {MAX_PIXELS} are read")
     flag = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR
     try:
@@ -109,22 +111,71 @@ def _encode(pixels: Pixels, suffix: str, options: list[int]) -> bytes:
 
 
 def declared_size(data: bytes) -> tuple[int, int] | None:
-    """(width, height) that a PNG, JPEG or BMP header declares, None where the format is another or the header torn."""
-    if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) >= 24:
-        width, height = struct.unpack(">II", data[16:24])
-        return int(width), int(height)
-    if data[:2] == b"BM" and len(data) >= 26:
-        width, height = struct.unpack("<ii", data[18:26])
-        return abs(int(width)), abs(int(height))
-    return _jpeg_size(data) if data[:2] == b"\xff\xd8" else None
+    """(width, height) that a header declares; None where it is torn or of a format that is not read.
+
+    What is None is not decoded: a decoder would take memory by a size that nobody has checked.
+    """
+    try:
+        if data[:8] == b"\x89PNG\r\n\x1a\n":
+            return _pair(">II", data, 16)
+        if data[:2] == b"BM":
+            core_header = _pair("<II", data, 14)[0] == 12
+            width, height = _pair("<HH", data, 18) if core_header else _pair("<ii", data, 18)
+            return abs(width), abs(height)
+        if data[:2] == b"\xff\xd8":
+            return _jpeg_size(data)
+        if data[:4] in (b"II*\x00", b"MM\x00*"):
+            return _tiff_size(data)
+        if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+            return _webp_size(data)
+    except struct.error:
+        return None
+    return None
+
+
+def _pair(layout: str, data: bytes, at: int) -> tuple[int, int]:
+    first, second = struct.unpack_from(layout, data, at)
+    return int(first), int(second)
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """From the first start-of-frame segment; segments before it are stepped over."""
     at = 2
-    while at + 9 <= len(data) and data[at] == 0xFF:
+    while at + 4 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width = struct.unpack(">HH", data[at + 5 : at + 9])
-            return int(width), int(height)
-        at += 2 + int(struct.unpack(">H", data[at + 2 : at + 4])[0])
+        if marker == 0xFF:  # a fill byte
+            at += 1
+        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            height, width = _pair(">HH", data, at + 5)
+            return width, height
+        else:
+            at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return None
+
+
+def _tiff_size(data: bytes) -> tuple[int, int] | None:
+    """Tags 256 and 257 of the first directory, 16 or 32 bits wide."""
+    order = "<" if data[:2] == b"II" else ">"
+    (start,) = struct.unpack_from(f"{order}I", data, 4)
+    (entries,) = struct.unpack_from(f"{order}H", data, start)
+    found: dict[int, int] = {}
+    for index in range(entries):
+        at = start + 2 + 12 * index
+        tag, kind = struct.unpack_from(f"{order}HH", data, at)
+        if tag in (256, 257):
+            (found[tag],) = struct.unpack_from(f"{order}{'H' if kind == 3 else 'I'}", data, at + 8)
+    return (found[256], found[257]) if len(found) == 2 else None
+
+
+def _webp_size(data: bytes) -> tuple[int, int] | None:
+    """From the first chunk: extended, lossless or lossy."""
+    kind = data[12:16]
+    if kind == b"VP8X" and len(data) >= 30:
+        return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
+    if kind == b"VP8L" and len(data) >= 25:
+        bits = int.from_bytes(data[21:25], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    if kind == b"VP8 ":
+        width, height = _pair("<HH", data, 26)
+        return width & 0x3FFF, height & 0x3FFF
     return None
