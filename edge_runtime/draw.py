@@ -18,7 +18,7 @@ from edge_runtime.synthetic import DEFECTS, HEIGHT, PART_LENGTH_PX, WIDTH, Synth
 from edge_runtime.synthetic import write_truth as write_rows
 
 OTHER_SEED = 1_000_003  # far from any seed of a line: no part of the data set ever runs on one
-Progress = Callable[[int, int], None]
+Progress = Callable[[int], None]
 
 
 class Drawn(NamedTuple):
@@ -42,22 +42,22 @@ def draw_dataset(
 ) -> int:
     """Write a folder in the MVTec AD layout; returns how many images.
 
-    ``progress`` is called with (done, all). The product is that of ``url``; its parts are others. Raises DatasetError
+    ``progress`` is called with the number of parts drawn. The product is that of ``url``; its parts are others. Raises DatasetError
     where ``out`` holds something already.
     """
     if out.exists() and any(out.iterdir()):
         raise DatasetError(f"{out}: the folder is not empty; give one that does not exist yet")
     line = line_of(url)
-    wanted, done = good + test_good + defective, 0
-    tell = progress or (lambda done, wanted: None)
+    done = 0
+    tell = progress or (lambda done: None)
     for index, drawn in enumerate(_parts(line, 0.0, good + test_good)):
         folder = "train/good" if index < good else "test/good"
         _write(out / folder / f"{index:04d}.png", drawn.pixels)
-        tell(done := done + 1, wanted)
+        tell(done := done + 1)
     for index, drawn in enumerate(_parts(line, 1.0, defective)):
         _write(out / "test" / drawn.label / f"{index:04d}.png", drawn.pixels)
         _write(out / "ground_truth" / drawn.label / f"{index:04d}_mask.png", drawn.mask)
-        tell(done := done + 1, wanted)
+        tell(done := done + 1)
     return done
 
 

@@ -470,7 +470,7 @@ def _dent(rng: np.random.Generator, grey: Float, blank: _Blank) -> tuple[Float, 
     x, y = _spot(rng, blank, radius / _FINE + 1)
     across, down = (_GRID_X - x) / radius, (_GRID_Y - y) / (radius * float(rng.uniform(0.75, 1.0)))
     bowl = np.exp(-2.2 * (across**2 + down**2))
-    shade = -95 * (0.6 * across + 0.8 * down) * bowl - 26 * bowl
+    shade = -150 * (0.6 * across + 0.8 * down) * bowl - 34 * bowl
     mask = np.where(across**2 + down**2 < 1.0, 255, 0).astype(np.uint8)
     return (grey + shade * blank.surface).astype(np.float32), blank.cover, mask
 
@@ -505,6 +505,7 @@ def _stain(rng: np.random.Generator, grey: Float, blank: _Blank) -> tuple[Float,
     x, y = _spot(rng, blank, 8)
     radius = float(rng.uniform(11, 22)) * _FINE
     blur = cv2.resize(rng.normal(0, 0.33, (9, 11)).astype(np.float32), _CANVAS_HW[::-1], interpolation=cv2.INTER_CUBIC)
+    blur -= float(blur[y, x])
     field = np.hypot((_GRID_X - x) / radius, (_GRID_Y - y) / radius) + blur
     depth = np.clip((1.0 - field) * 4, 0, 1) * blank.surface
     rim = np.exp(-(((field - 0.9) / 0.12) ** 2)) * blank.surface
@@ -514,10 +515,13 @@ def _stain(rng: np.random.Generator, grey: Float, blank: _Blank) -> tuple[Float,
 
 
 def _crack(rng: np.random.Generator, grey: Float, blank: _Blank) -> tuple[Float, Float, Pixels]:
-    x, y = _spot(rng, blank, 5)
-    line = np.zeros(_CANVAS_HW, np.uint8)
-    _walk(rng, line, (x, y), float(rng.uniform(0, 2 * np.pi)), int(rng.integers(11, 20)), 3)
-    line = np.asarray(np.where(blank.surface > 0.5, line, 0), dtype=np.uint8)
+    steps = int(rng.integers(11, 20))
+    for _ in range(20):  # until enough of it lies on the plate
+        line = np.zeros(_CANVAS_HW, np.uint8)
+        _walk(rng, line, _spot(rng, blank, 5), float(rng.uniform(0, 2 * np.pi)), steps, 3)
+        line = np.asarray(np.where(blank.surface > 0.5, line, 0), dtype=np.uint8)
+        if np.count_nonzero(line) > 20 * steps * _FINE:
+            break
     dark = cv2.GaussianBlur(line.astype(np.float32) / 255, (0, 0), 0.8)
     return (grey - 88 * dark).astype(np.float32), blank.cover, line
 
