@@ -56,14 +56,21 @@ class Account(NamedTuple):
             "duplicates": self.duplicates,
             "lost": self.lost,
             **{name.lower(): self.verdicts.get(name, 0) for name in VERDICTS},
-            "false_reject_rate": _rate_json(self.false_reject),
-            "escape_rate": _rate_json(self.escape),
+            **_rate_json("false_reject", self.false_reject),
+            **_rate_json("escape", self.escape),
             "unmatched_results": self.unmatched,
         }
 
 
-def _rate_json(value: Rate | None) -> dict[str, Any] | None:
-    return None if value is None else value._asdict()
+def _rate_json(name: str, value: Rate | None) -> dict[str, Any]:
+    """``<name>_rate`` as a number with its counts and 95 % interval beside it; all null where the truth is unknown."""
+    hits, total, share, low, high = (None,) * 5 if value is None else value
+    return {
+        f"{name}_rate": share,
+        f"{name}_interval": None if low is None else [low, high],
+        f"{name}_hits": hits,
+        f"{name}_of": total,
+    }
 
 
 def read_truth(path: Path) -> Truth:

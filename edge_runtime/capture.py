@@ -116,9 +116,9 @@ class CameraProcess:
     def drain(self) -> list[CapturedTrigger]:
         """New triggers in order, each exactly once.
 
-        By the next call the caller must have recorded them: from then on a part counts as taken even after a crash.
+        From here on a part counts as taken even after a crash: one that dies before it is recorded lies in the gap
+        that the edge declares, and a second verdict for the same part would be worse.
         """
-        self._memory.save(self._ring)
         with contextlib.suppress(BlockingIOError):
             while os.read(self._wake_read, 4096):
                 pass
@@ -134,6 +134,7 @@ class CameraProcess:
                 self._slots[trigger_id] = record.slot
             found.append(CapturedTrigger(trigger_id, *record[1:5], lost=record.lost))
         self._memory.note(records)
+        self._memory.save(self._ring)
         return found
 
     def cut(self, trigger: CapturedTrigger) -> tuple[Pixels, PixelFormat]:

@@ -23,6 +23,8 @@ app = typer.Typer(
     add_completion=False,
 )
 
+PART_LENGTH_PX = 173
+"""Of the drawn part along the belt: what parts two that touch."""
 LINE_URL = "synthetic://line?seed=7&parts=60"
 DATA_URL = "synthetic://line?seed=1"
 READY_S = 60.0
@@ -68,6 +70,7 @@ class Demo:
         self.minutes = minutes
         self.false_reject_rate = false_reject_rate
         self.bundle = out / "bundle"
+        self.presence = f"\n[cameras.presence]\npart_length_px = {PART_LENGTH_PX}\n"
         self.started = time.monotonic()
 
     def run(self, data: Path | None, video: Path | None, wait: bool) -> None:
@@ -77,7 +80,7 @@ class Demo:
             data, url, truth = self._draw()
         else:
             truth = video.with_name(f"{video.stem}_frames.csv")
-            url = f"file://{video.resolve()}"
+            url, self.presence = f"file://{video.resolve()}", ""
         self._step(f"Training {self.model} on good images", "train", *self._train_options(data))
         self._step(
             "Calibrating", "calibrate", "thresholds", self.bundle, "--data", data,
@@ -129,7 +132,7 @@ class Demo:
         path.write_text(
             f'edge_id = "demo"\nbundle = "bundle"\nstate_dir = "edge"\nimages = "all"\n\n'
             f'[host]\nendpoint = "{endpoint}"\n\n'
-            f'[[cameras]]\nid = "top"\nurl = "{url}"\ntrigger = "presence"\n'
+            f'[[cameras]]\nid = "top"\nurl = "{url}"\ntrigger = "presence"\n{self.presence}'
         )
         return path
 
@@ -165,7 +168,7 @@ class Demo:
     def _report(self, address: str, truth_file: Path | None, seconds: float) -> None:
         from edge_runtime.account import account, read_truth, stage_latencies
 
-        rows, gaps = fetch_parts(address), fetch(f"{address}/api/gaps")["items"]
+        rows, gaps = fetch_parts(address), fetch(f"{address}/api/gaps")
         found = account(rows, gaps, None if truth_file is None else read_truth(truth_file))
         summary = found.to_json() | {
             "model": self.model,
@@ -199,7 +202,7 @@ def fetch_parts(address: str) -> list[dict[str, Any]]:
     """Every part that the host holds, page by page."""
     rows: list[dict[str, Any]] = []
     after = 0
-    while items := fetch(f"{address}/api/parts?after={after}&limit=500")["items"]:
+    while items := fetch(f"{address}/api/parts?after={after}&limit=500"):
         rows += items
         after = items[-1]["id"]
     return rows

@@ -101,7 +101,7 @@ class Reader:
 
     def not_inspected(self, limit: int) -> list[dict[str, Any]]:
         """Parts without an inspection, newest first."""
-        rows = self._all(sa.select(t.parts).where(p.verdict == "NOT_INSPECTED").order_by(p.id.desc()).limit(limit))
+        rows = self._all(sa.select(t.parts).where(_LOST).order_by(p.id.desc()).limit(limit))
         return [_part(row) for row in rows]
 
     def gaps(self) -> list[dict[str, Any]]:
@@ -164,6 +164,7 @@ class Reader:
             return [dict(row._mapping) for row in connection.execute(statement)]
 
 
+_LOST = sa.text("verdict = 'NOT_INSPECTED'")
 _WAITING = (
     p.review.is_(None),
     sa.text("verdict IN ('REJECT', 'REVIEW')"),  # word for word the index's condition, so that SQLite uses it
@@ -172,4 +173,5 @@ _WAITING = (
 
 def _part(row: dict[str, Any]) -> dict[str, Any]:
     timing = {**json.loads(row["timing"]), "age_ms": row["age_ms"]}
-    return {**{name: value for name, value in row.items() if name != "age_ms"}, "timing": timing}
+    plain = {name: value for name, value in row.items() if name != "age_ms"}
+    return {**plain, "timing": timing, "box_px": json.loads(row["box_px"] or "null")}

@@ -296,6 +296,7 @@ def _part_row(
         "part_id": header.part_id,
         "camera_id": header.camera_id,
         "frame_no": header.frame_no,
+        "box_px": None if header.box_px is None else json.dumps(header.box_px),
         "trigger_id": header.trigger_id,
         "state": state,
         "verdict": verdict,

@@ -43,6 +43,7 @@ parts = sa.Table(
     sa.Column("part_id", sa.Text, nullable=False),
     sa.Column("camera_id", sa.Text, nullable=False),
     sa.Column("frame_no", sa.BigInteger, nullable=False),
+    sa.Column("box_px", sa.Text),
     sa.Column("trigger_id", sa.BigInteger, nullable=False),
     sa.Column("state", sa.Text, nullable=False),
     sa.Column("verdict", sa.Text),
@@ -58,7 +59,9 @@ parts = sa.Table(
     sa.Column("review", sa.Text),
     sa.Column("review_by", sa.Text),
     sa.UniqueConstraint("edge_id", "part_id", name="parts_identity"),
-    sa.Index("parts_by_verdict", "verdict", "state"),
+    # The state comes first so that SQLite is not led to search the queue by its verdicts.
+    sa.Index("parts_by_state", "state", "verdict"),
+    sa.Index("parts_lost", "id", sqlite_where=sa.text("verdict = 'NOT_INSPECTED'")),
     sa.Index(
         "parts_queue",
         sa.text("severity DESC"),

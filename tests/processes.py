@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from edge_runtime.demo import fetch, fetch_parts
+from edge_runtime.synthetic import PART_LENGTH_PX
 
 READY_S = 60.0
+TOUCHING = f"[cameras.presence]\npart_length_px = {PART_LENGTH_PX}"
 
 
 def until(condition: Callable[[], Any], what: str, timeout_s: float = READY_S) -> Any:
@@ -122,7 +124,7 @@ class Line:
         return sum(row["state"] == "result" for row in self.parts())
 
     def gaps(self) -> list[dict[str, Any]]:
-        items: list[dict[str, Any]] = fetch(f"{self.address}/api/gaps")["items"]
+        items: list[dict[str, Any]] = fetch(f"{self.address}/api/gaps")
         return items
 
     def summary(self) -> dict[str, Any]:

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from edge_runtime.draw import write_truth
 
 from edge_runtime.account import account, read_truth
-from tests.processes import Line, until
+from edge_runtime.draw import write_truth
+from tests.processes import TOUCHING, Line, until
 
 PARTS = 40
 URL = f"synthetic://line?seed=3&parts={PARTS}"
 
 
 @pytest.fixture
-def line(tmp_path: Path, bundle: Path) -> Line:
+def line(tmp_path: Path, bundle: Path) -> Iterator[Line]:
     write_truth(URL, tmp_path / "line_frames.csv")
-    made = Line(tmp_path, bundle, URL)
+    made = Line(tmp_path, bundle, URL, camera=TOUCHING)
     yield made
     made.close()
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from edge_runtime.draw import write_truth
-from tests.shared_data import shared_data
 
 from edge_runtime.account import account, read_truth, stage_latencies
-from tests.processes import Line
+from edge_runtime.draw import write_truth
+from tests.processes import TOUCHING, Line
+from tests.shared_data import shared_data
 
 
 def test_the_synthetic_line_with_touching_parts(tmp_path: Path, bundle: Path) -> None:
     url = "synthetic://line?seed=5&parts=50"
     write_truth(url, tmp_path / "line_frames.csv")
-    line = Line(tmp_path, bundle, url)
+    line = Line(tmp_path, bundle, url, camera=TOUCHING)
     try:
         line.start_host()
         edge = line.start_edge()

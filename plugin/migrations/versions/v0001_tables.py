@@ -18,11 +18,12 @@ TABLES = [
         duplicates BIGINT NOT NULL, PRIMARY KEY (edge_id, spool_id))""",
     """CREATE TABLE parts (
         id INTEGER NOT NULL PRIMARY KEY, edge_id TEXT NOT NULL, part_id TEXT NOT NULL, camera_id TEXT NOT NULL,
-        frame_no BIGINT NOT NULL, trigger_id BIGINT NOT NULL, state TEXT NOT NULL, verdict TEXT, reason TEXT,
-        score FLOAT, threshold FLOAT, severity FLOAT, timing TEXT NOT NULL, age_ms FLOAT NOT NULL,
+        frame_no BIGINT NOT NULL, box_px TEXT, trigger_id BIGINT NOT NULL, state TEXT NOT NULL, verdict TEXT,
+        reason TEXT, score FLOAT, threshold FLOAT, severity FLOAT, timing TEXT NOT NULL, age_ms FLOAT NOT NULL,
         t_wall_ns BIGINT NOT NULL, spool_id TEXT, seq BIGINT, review TEXT, review_by TEXT,
         CONSTRAINT parts_identity UNIQUE (edge_id, part_id))""",
-    "CREATE INDEX parts_by_verdict ON parts (verdict, state)",
+    "CREATE INDEX parts_by_state ON parts (state, verdict)",
+    "CREATE INDEX parts_lost ON parts (id) WHERE verdict = 'NOT_INSPECTED'",
     """CREATE INDEX parts_queue ON parts (severity DESC, id)
         WHERE review IS NULL AND verdict IN ('REJECT', 'REVIEW')""",
     """CREATE TABLE attachments (
