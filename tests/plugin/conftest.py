@@ -1,0 +1,46 @@
+"""A host of one's own for a test, or one for a file of tests; each is stopped at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.plugin.synthetic import Dealer, HostProcess
+
+
+@pytest.fixture
+def make_host(tmp_path: Path) -> Iterator[Callable[..., HostProcess]]:
+    made: list[HostProcess] = []
+
+    def make(**options: object) -> HostProcess:
+        host = HostProcess(tmp_path, **options)  # type: ignore[arg-type]
+        made.append(host)
+        host.start()
+        return host
+
+    yield make
+    for host in made:
+        host.end()
+
+
+@pytest.fixture(scope="module")
+def shared_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostProcess]:
+    host = HostProcess(tmp_path_factory.mktemp("host"), deadline_ms=60_000)
+    host.start()
+    yield host
+    assert host.end() == 0
+
+
+@pytest.fixture
+def make_dealer() -> Iterator[Callable[[str], Dealer]]:
+    made: list[Dealer] = []
+
+    def make(endpoint: str) -> Dealer:
+        made.append(Dealer(endpoint))
+        return made[-1]
+
+    yield make
+    for dealer in made:
+        dealer.close()

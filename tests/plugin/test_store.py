@@ -1,0 +1,227 @@
+"""The store by itself: once each, in any order, append-only, and what the migrations make."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+
+from contract.errors import ConfigError
+from contract.event import Verdict, from_frames, part_ref
+from plugin.errors import ReviewError
+from plugin.queries import Reader
+from plugin.store import Received, Store, open_engine, severity
+from plugin.tables import metadata
+from tests.plugin import synthetic as s
+
+
+def received(message: list[bytes]) -> Received:
+    return Received(b"peer", from_frames(message), message[2].decode(), 1, 0)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    store = Store(tmp_path)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def reader(store: Store) -> Iterator[Reader]:
+    reader = Reader(store.path)
+    yield reader
+    reader.close()
+
+
+def put(store: Store, *messages: list[bytes]) -> list[str]:
+    return list(store.commit([received(message) for message in messages]))
+
+
+def test_the_migrations_make_the_tables(store: Store) -> None:
+    engine = open_engine(store.path)
+    # Alembic cannot compare an index on an expression; the plan of the queue's query proves that one below.
+    options = {"include_object": lambda _item, name, *_: name != "parts_queue"}
+    with engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection, opts=options), metadata) == []
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+    engine.dispose()
+
+
+def test_what_is_no_store_is_refused_with_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "store.sqlite").write_bytes(b"not a database at all" * 100)
+    with pytest.raises(ConfigError, match="cannot be opened"):
+        Store(tmp_path)
+
+
+def test_a_store_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+    Store(tmp_path).close()
+    connection = sqlite3.connect(tmp_path / "store.sqlite")
+    connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    connection.commit()
+    connection.close()
+    with pytest.raises(ConfigError, match="a newer Flawline"):
+        Store(tmp_path)
+
+
+def test_duplicates_are_absorbed_across_and_within_batches(store: Store, reader: Reader) -> None:
+    first = s.frames(s.result(1))
+    assert put(store, first, first) == ["new", "duplicate"]
+    assert put(store, first, s.frames(s.result(2)), s.frames(s.result(1), age_ms=99.0, attempt=3)) == [
+        "duplicate",
+        "new",
+        "duplicate",
+    ]
+    assert reader.spools()[0] | {} == {
+        "edge_id": s.EDGE,
+        "spool_id": s.SPOOL,
+        "stored": 2,
+        "max_seq": 2,
+        "duplicates": 3,
+        "holes": 0,
+    }
+    assert reader.parts(0, 10)[0]["timing"]["age_ms"] == 5.0
+
+
+def test_the_same_identity_with_other_words_is_a_conflict(store: Store, reader: Reader) -> None:
+    put(store, s.frames(s.result(1)))
+    assert put(store, s.frames(s.result(1, verdict=Verdict.REJECT))) == ["conflict"]
+    assert reader.parts(0, 10)[0]["verdict"] == "PASS"
+
+
+def test_a_part_is_one_row_whatever_the_order(store: Store, reader: Reader) -> None:
+    put(store, s.frames(s.trigger(1, "a")), s.frames(s.result(4, "b")))
+    assert [part["state"] for part in reader.parts(0, 10)] == ["triggered", "result"]
+    put(store, s.frames(s.trigger(3, "b")), s.frames(s.missed(2, "a")), s.frames(s.result(5, "a")))
+    parts = {part["part_id"]: part for part in reader.parts(0, 10)}
+    assert (parts["a"]["state"], parts["a"]["verdict"]) == ("missed", "NOT_INSPECTED")  # the first word stands
+    assert (parts["b"]["state"], parts["b"]["seq"]) == ("result", 4)
+    assert reader.counts()["kinds"] == {"trigger": 2, "result": 2, "missed": 1}
+
+
+def test_a_missed_from_a_new_spool_closes_the_same_part(store: Store, reader: Reader) -> None:
+    put(store, s.frames(s.trigger(1, "a")), s.frames(s.missed(1, "a", spool_id="spool-2")))
+    assert [part["state"] for part in reader.parts(0, 10)] == ["missed"]
+
+
+def test_pictures_may_come_before_their_result(store: Store, reader: Reader) -> None:
+    data = b"\x89PNG fake"
+    reference = part_ref("image", data, codec="png", shape=(2, 2, 3))
+    put(store, s.frames(s.attachment(3, "a", 2, (reference,)), [data]))
+    put(store, s.frames(s.result(2, "a", Verdict.REJECT)))
+    (found,) = reader.attachments(s.EDGE, "a")
+    assert found["role"] == "image"
+    path = store.blobs.find(found["sha256"])
+    assert path is not None
+    assert path.read_bytes() == data
+    assert reader.thumbnails(reader.parts(0, 10)) == {1: found["id"]}
+
+
+def test_an_attachment_whose_pictures_were_dropped_meanwhile_is_a_duplicate(store: Store) -> None:
+    data = b"x" * 10
+    reference = part_ref("image", data, codec="png", shape=(1,))
+    put(store, s.frames(s.attachment(3, "a", 2, (reference,)), [data]))
+    assert put(store, s.frames(s.attachment(3, "a", 2, (), dropped=True))) == ["duplicate"]
+
+
+def test_holes_are_numbers_never_seen(store: Store, reader: Reader) -> None:
+    put(store, s.frames(s.result(1)), s.frames(s.result(2)), s.frames(s.result(7)))
+    assert reader.spools()[0]["holes"] == 4
+
+
+def test_states_are_kept_as_the_latest_only(store: Store, reader: Reader) -> None:
+    put(store, s.frames(s.state(1, spool_rows=3)), s.frames(s.state(2, spool_rows=4)))
+    assert [edge["spool_rows"] for edge in reader.edges()] == [4]
+    assert reader.spools() == []
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "UPDATE reviews SET decision = 'good'",
+        "DELETE FROM reviews",
+        "UPDATE events SET verdict = 'PASS'",
+        "INSERT INTO reviews (part, decision, inspector, t_wall_ns) VALUES (1, 'maybe', 'x', 0)",
+    ],
+)
+def test_the_database_itself_refuses_to_change_what_was_said(store: Store, sql: str) -> None:
+    put(store, s.frames(s.result(1, verdict=Verdict.REJECT)))
+    store.review(1, "defect", "Ada")
+    connection = sqlite3.connect(store.path)
+    with pytest.raises(sqlite3.IntegrityError):
+        connection.execute(sql)
+    connection.close()
+
+
+def test_reviews_supersede_and_undo_restores(store: Store, reader: Reader) -> None:
+    put(store, s.frames(s.result(1, verdict=Verdict.REJECT)))
+    first = store.review(1, "defect", "Ada")
+    second = store.review(1, "good", "Ben")
+    store.review(1, "undo", "Ben")
+    assert [row["supersedes"] for row in reader.reviews(1)] == [None, first, second]
+    part: dict[str, Any] = reader.part(1) or {}
+    assert (part["review"], part["review_by"]) == ("defect", "Ada")
+    store.review(1, "undo", "Ada")
+    with pytest.raises(ReviewError, match="no verdict to undo"):
+        store.review(1, "undo", "Ada")
+    with pytest.raises(ReviewError, match="no part 9"):
+        store.review(9, "good", "Ada")
+
+
+def test_the_queue_is_worst_first_and_leaves_out_what_is_decided(store: Store, reader: Reader) -> None:
+    put(
+        store,
+        s.frames(s.result(1, "mild", Verdict.REVIEW)),
+        s.frames(s.result(2, "bad", Verdict.REJECT, score=9.0)),
+        s.frames(s.result(3, "poor", Verdict.REJECT, score=2.0)),
+        s.frames(s.result(4, "fine")),
+    )
+    assert [part["part_id"] for part in reader.queue(10)] == ["bad", "poor", "mild"]
+    worst, middle, _ = reader.queue(10)
+    assert reader.beside(worst, "next") == middle["id"]
+    assert reader.beside(middle, "previous") == worst["id"]
+    assert reader.beside(worst, "previous") is None
+    store.review(worst["id"], "defect", "Ada")
+    assert [part["part_id"] for part in reader.queue(10)] == ["poor", "mild"]
+    assert reader.reviewed_rates()["REJECT"][:2] == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("condition", "order", "index"),
+    [
+        ("review IS NULL AND verdict IN ('REJECT', 'REVIEW')", "severity DESC, id", "parts_queue"),
+        ("verdict = 'NOT_INSPECTED'", "id DESC", "parts_lost"),
+    ],
+)
+def test_the_lists_are_answered_by_their_index(store: Store, condition: str, order: str, index: str) -> None:
+    connection = sqlite3.connect(store.path)
+    sql = f"EXPLAIN QUERY PLAN SELECT * FROM parts WHERE {condition} ORDER BY {order} LIMIT 5"
+    plan = str(connection.execute(sql).fetchall())
+    connection.close()
+    assert index in plan
+    assert "TEMP B-TREE" not in plan
+
+
+@pytest.mark.parametrize(
+    ("verdict", "score", "threshold", "expected"),
+    [("REJECT", 3.0, 2.0, 1.5), ("REJECT", None, None, 1.0), ("PASS", None, 1.0, None), ("REJECT", 2.0, 0.0, 3.0)],
+)
+def test_severity(verdict: str, score: float | None, threshold: float | None, expected: float | None) -> None:
+    assert severity(verdict, score, threshold) == expected
+
+
+def test_a_failing_commit_leaves_nothing_behind(store: Store, reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise sa.exc.OperationalError("INSERT", {}, sqlite3.OperationalError("database or disk is full"))
+
+    monkeypatch.setattr(store, "_insert_gaps", fail)
+    with pytest.raises(sa.exc.OperationalError):
+        put(store, s.frames(s.result(1)))
+    monkeypatch.undo()
+    assert reader.parts(0, 10) == []
+    assert put(store, s.frames(s.result(1))) == ["new"]
