@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from contract.preprocess import MEASURES, Prepared, likeness, measure, thumbnail
+from contract.preprocess import MEASURES, SHARPNESS, Prepared, likeness, measure, thumbnail
 from contract.recipe import Bounds, QualityBounds
 
 Values = NDArray[np.float64]
@@ -64,16 +64,14 @@ def _likeness(values: Values) -> Bounds:
     return Bounds(low=float(values.min()) - 0.5 * _spread(values) - 0.05)
 
 
-# What a defect can raise has no upper bound (focus, detail, edge): a bright scratch is to be rejected by its score,
+# What a defect can raise has no upper bound (sharpness): a bright scratch is to be rejected by its score,
 # not turned away as a bad picture. Shares of dark and saturated pixels have, because lighting moves them most.
 MARGINS: dict[str, Callable[[Values], Bounds]] = {
     "mean": _both(6.0),
     "contrast": _contrast,
     "dark": _at_most(0.02),
     "saturated": _at_most(0.02),
-    "focus": _at_least(0.75),
-    "detail": _at_least(0.75),
-    "edge": _at_least(0.75),
+    **dict.fromkeys(SHARPNESS, _at_least(0.75)),
     "aspect": _aspect,
     "likeness": _likeness,
 }

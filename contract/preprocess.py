@@ -12,7 +12,8 @@ from contract.errors import ImageError
 from contract.images import Pixels
 from contract.recipe import QualityBounds, Recipe, View
 
-MEASURES = ("mean", "contrast", "dark", "saturated", "focus", "detail", "edge", "aspect", "likeness")
+SHARPNESS = ("focus_x", "focus_y", "detail_x", "detail_y", "edge_x", "edge_y")
+MEASURES = ("mean", "contrast", "dark", "saturated", *SHARPNESS, "aspect", "likeness")
 THUMB = 16
 
 
@@ -95,28 +96,38 @@ def measure(canvas: Pixels, part_hw: tuple[int, int], good_thumb: NDArray[np.flo
     """Quality measures of one view's canvas, keyed by MEASURES.
 
     ``mean`` and ``contrast`` (standard deviation) in grey levels; ``dark`` and ``saturated`` the shares of pixels
-    at most 4 and at least 251. Blur lowers three that dimming leaves alone: ``focus``, the mean absolute Laplacian
-    over ``contrast``; ``detail``, the same over ``mean``, for parts whose contrast is shading; ``edge``, the largest
-    absolute Laplacian over ``contrast``, for bare parts with few edges. ``aspect`` is width over height of the
-    cut-out part, ``likeness`` the correlation with the mean good thumbnail (1.0 where there is none).
+    at most 4 and at least 251; ``aspect`` width over height of the cut-out part; ``likeness`` the correlation with
+    the mean good thumbnail (1.0 where there is none); SHARPNESS as in ``_sharpness``.
     """
-    grey = canvas if canvas.ndim == 2 else np.asarray(cv2.cvtColor(canvas, cv2.COLOR_RGB2GRAY))
+    grey = canvas if canvas.ndim == 2 else np.asarray(cv2.cvtColor(canvas, cv2.COLOR_RGB2GRAY), np.uint8)
     mean, deviation = (float(value.item()) for value in cv2.meanStdDev(grey))
-    laplacian = cv2.Laplacian(grey, cv2.CV_16S, ksize=1)
-    detail = float(cv2.norm(laplacian, cv2.NORM_L1)) / grey.size
-    flat = deviation <= 0.5
     histogram = np.bincount(grey.ravel(), minlength=256)
     return {
         "mean": mean,
         "contrast": deviation,
         "dark": float(histogram[:5].sum()) / grey.size,
         "saturated": float(histogram[251:].sum()) / grey.size,
-        "focus": 0.0 if flat else detail / deviation,
-        "detail": detail / max(mean, 1.0),
-        "edge": 0.0 if flat else float(cv2.norm(laplacian, cv2.NORM_INF)) / deviation,
+        **_sharpness(grey, mean, deviation),
         "aspect": part_hw[1] / part_hw[0],
         "likeness": 1.0 if good_thumb is None else likeness(thumbnail(canvas), good_thumb),
     }
+
+
+def _sharpness(grey: Pixels, mean: float, deviation: float) -> dict[str, float]:
+    """What blur lowers and dimming leaves alone, from the second difference along each axis.
+
+    Each axis for itself, since a picture smeared by motion stays sharp across it. ``focus`` is the mean absolute
+    difference over the contrast; ``detail`` the same over the mean, for parts whose contrast is shading; ``edge``
+    the largest over the contrast, for bare parts with few edges.
+    """
+    values: dict[str, float] = {}
+    for axis, (dx, dy) in (("x", (2, 0)), ("y", (0, 2))):
+        second = cv2.Sobel(grey, cv2.CV_16S, dx, dy, ksize=1)
+        average = float(cv2.norm(second, cv2.NORM_L1)) / grey.size
+        values[f"focus_{axis}"] = average / deviation if deviation > 0.5 else 0.0
+        values[f"detail_{axis}"] = average / max(mean, 1.0)
+        values[f"edge_{axis}"] = float(cv2.norm(second, cv2.NORM_INF)) / deviation if deviation > 0.5 else 0.0
+    return values
 
 
 class Gate:

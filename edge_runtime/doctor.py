@@ -14,12 +14,10 @@ from collections.abc import Callable, Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
-from urllib.parse import urlsplit
 
 import typer
 
 from contract.errors import FlawlineError
-from edge_runtime.errors import CameraError
 
 if TYPE_CHECKING:
     from contract.bundle import Bundle
@@ -34,7 +32,6 @@ EXTRAS = {
     "train": {"torch": "torch", "lightning": "lightning", "onnx": "onnx", "onnxscript": "onnxscript"},
     "calibrate": {"cv2": "opencv-python-headless", "onnxruntime": "onnxruntime", "onnx": "onnx"},
 }
-SCHEMES = ("file", "synthetic", "usb", "rtsp")
 PORTS = {5701: "the host's receiver", 8765: "the review pages"}
 MIN_PYTHON = (3, 11)
 GIB = 1 << 30
@@ -189,21 +186,16 @@ def check_config(subject: Subject) -> Iterator[Finding]:
         return
     if settings is None:
         return
+    from edge_runtime.cameras import make_camera
+
     yield Finding("config", Status.OK, f"{subject.config}: {len(settings.cameras)} camera(s)")
     for camera in settings.cameras:
         try:
-            check_url(camera.url)
+            make_camera(camera.url, camera.id, settings.state_dir)
         except FlawlineError as error:
             yield Finding(f"camera {camera.id}", Status.FAIL, str(error), "correct `url` in the configuration")
         else:
             yield Finding(f"camera {camera.id}", Status.OK, f"{camera.url} is well-formed; it was not opened")
-
-
-def check_url(url: str) -> None:
-    """Raise CameraError where no camera driver takes the URL."""
-    scheme = urlsplit(url).scheme
-    if scheme not in SCHEMES:
-        raise CameraError(f"{url!r}: expected one of {', '.join(f'{name}://' for name in SCHEMES)}")
 
 
 def check_bundle(subject: Subject) -> Iterator[Finding]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from calibration.quality import MARGINS, bounds_from, see
-from contract.preprocess import MEASURES, Gate, prepare
+from contract.preprocess import MEASURES, SHARPNESS, Gate, prepare
 from contract.recipe import Recipe, View
 from tests.bundles import draw_part
 
@@ -33,7 +33,7 @@ def test_good_parts_not_seen_before_stay_inside() -> None:
 def test_what_a_defect_raises_is_open_above() -> None:
     bounds = bounds_from([see(prepare(part, RECIPE), part.shape[:2]) for part in pictures(range(20))])
     for view in bounds.views.values():
-        assert view["focus"].high is view["detail"].high is view["edge"].high is None
+        assert {view[name].high for name in SHARPNESS} == {None}
 
 
 def test_one_flat_picture_makes_bounds() -> None:
