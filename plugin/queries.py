@@ -10,6 +10,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 
 from contract import stats
+from contract.event import HEADER
 from plugin import tables as t
 from plugin.store import open_engine
 
@@ -38,13 +39,13 @@ class Reader:
         return _part(rows[0]) if rows else None
 
     def header_of(self, part: dict[str, Any]) -> dict[str, Any]:
-        """The header, verbatim, of the event that stands for the part now."""
+        """The known fields of the event that stands for the part now."""
         e = t.events.c
         found = sa.select(e.header).where(
             e.edge_id == part["edge_id"], e.spool_id == part["spool_id"], e.seq == part["seq"]
         )
         rows = self._all(found)
-        return dict(json.loads(rows[0]["header"])) if rows else {}
+        return _known_fields(rows[0]["header"]) if rows else {}
 
     def attachments(self, edge_id: str, part_id: str) -> list[dict[str, Any]]:
         """Pictures and maps of a part; role ``dropped`` where its edge had to give some up."""
@@ -111,7 +112,7 @@ class Reader:
     def edges(self) -> list[dict[str, Any]]:
         """The last heartbeat of each edge and when it came."""
         rows = self._all(sa.select(t.edges).order_by(t.edges.c.edge_id))
-        return [{**json.loads(row["header"]), "received_ns": row["received_ns"]} for row in rows]
+        return [{**_known_fields(row["header"]), "received_ns": row["received_ns"]} for row in rows]
 
     def spools(self) -> list[dict[str, Any]]:
         """Per spool: events stored, highest number, numbers never seen (``holes``), duplicates absorbed."""
@@ -169,6 +170,12 @@ _WAITING = (
     p.review.is_(None),
     sa.text("verdict IN ('REJECT', 'REVIEW')"),  # word for word the index's condition, so that SQLite uses it
 )
+
+
+def _known_fields(header: str) -> dict[str, Any]:
+    """A stored header as plain values. What an edge wrote beside the known fields may be of any kind and stays out."""
+    fields: dict[str, Any] = HEADER.validate_json(header).model_dump(mode="json", by_alias=True, exclude_none=True)
+    return fields
 
 
 def _part(row: dict[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from plugin.errors import ConfigError, ReviewError
 
 DATABASE = "store.sqlite"
 Outcome = Literal["new", "duplicate", "conflict"]
+MAX_SEVERITY = 1e9
 Decision = Literal["defect", "good", "undo"]
 _FINAL = ("state", "verdict", "reason", "score", "threshold", "severity", "timing", "age_ms", "spool_id", "seq")
 
@@ -279,7 +280,8 @@ def severity(verdict: str | None, score: float | None, threshold: float | None) 
     """How far over the limit, to sort the queue by: score / threshold; 1 where a flagged part has no score."""
     if score is None or threshold is None:
         return 1.0 if verdict in (Verdict.REJECT, Verdict.REVIEW) else None
-    return score / threshold if threshold > 0 else 1.0 + score - threshold
+    factor = score / threshold if threshold > 0 else 1.0 + score - threshold
+    return min(max(factor, -MAX_SEVERITY), MAX_SEVERITY)
 
 
 def _part_row(

@@ -23,6 +23,7 @@ events = sa.Table(
     sa.Column("received_ns", sa.BigInteger, nullable=False),
     sa.Column("header", sa.Text, nullable=False),
     sa.UniqueConstraint("edge_id", "spool_id", "seq", name="events_identity"),
+    sa.Index("events_by_kind", "kind"),
 )
 
 spools = sa.Table(
@@ -61,6 +62,7 @@ parts = sa.Table(
     sa.UniqueConstraint("edge_id", "part_id", name="parts_identity"),
     # The state comes first so that SQLite is not led to search the queue by its verdicts.
     sa.Index("parts_by_state", "state", "verdict"),
+    sa.Index("parts_reviewed", "verdict", "review", sqlite_where=sa.text("review IS NOT NULL")),
     sa.Index("parts_lost", "id", sqlite_where=sa.text("verdict = 'NOT_INSPECTED'")),
     sa.Index(
         "parts_queue",

@@ -67,15 +67,23 @@ class Writer:
             self._changed.notify()
         return True
 
-    def call(self, job: Callable[[Store], Value], timeout_s: float = 10.0) -> Value:
-        """Run ``job`` between two commits on the writer's thread and return its value or raise its error."""
+    def call(self, job: Callable[[Store], Value], timeout_s: float = 5.0) -> Value:
+        """Run ``job`` between two commits on the writer's thread and return its value or raise its error.
+
+        Raises TimeoutError where it could not begin in time; it is then never run.
+        """
         future: Future[Value] = Future()
         with self._changed:
             if self._stopping:
                 raise ReviewError("the host is stopping; nothing was written")
             self._jobs.append((job, future))
             self._changed.notify()
-        return future.result(timeout_s)
+        try:
+            return future.result(timeout_s)
+        except TimeoutError:
+            if future.cancel():
+                raise
+            return future.result(timeout_s)  # it began just now: its end is near, and it must not be denied
 
     def stop(self) -> None:
         """Take nothing more; ``run`` returns when what it has is committed, or at once while the disk fails."""

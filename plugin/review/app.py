@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import concurrent.futures
-
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -29,7 +27,7 @@ def create_app(host: Host) -> FastAPI:
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _bad_request)
     app.add_exception_handler(ReviewError, _conflict)
-    app.add_exception_handler(concurrent.futures.TimeoutError, _busy)
+    app.add_exception_handler(TimeoutError, _busy)
     return app
 
 

@@ -17,7 +17,7 @@ Value = TypeVar("Value")
 class Write(Protocol):
     """Runs a job on the store's own thread and returns its value."""
 
-    def __call__(self, job: Callable[[Store], Value], timeout_s: float = 10.0) -> Value: ...
+    def __call__(self, job: Callable[[Store], Value], timeout_s: float = 5.0) -> Value: ...
 
 
 @dataclass(frozen=True)

@@ -278,6 +278,11 @@ def washer(seed: int, size: int = 256, scratched: bool = True) -> tuple[bytes, b
     return rgb(bad), rgb(good), deviation.tobytes(), region
 
 
+def flagged_header(seq: int, part: str) -> Result:
+    region = Region(view="main", box_px=(1.0, 2.0, 3.0, 4.0), area_px=12.0, peak=1.35)
+    return result(seq, part, Verdict.REJECT, regions=(region,))
+
+
 def flagged(seq: int, part: str, verdict: Verdict, score: float, seed: int, **more: Any) -> list[list[bytes]]:
     """Trigger, result with its map, and the pictures as an attachment: seq, seq + 1, seq + 2."""
     image, wanted, deviation, region = washer(seed)

@@ -212,6 +212,25 @@ def test_the_database_file_tells_the_same(host: HostProcess, web: httpx.Client) 
     assert json.loads(stored) == web.get("/api/parts/1").json()["header"]
 
 
+def test_what_edges_write_beside_the_known_fields_breaks_no_page(
+    make_host: Callable[..., HostProcess], make_dealer: Callable[[str], Dealer]
+) -> None:
+    host = make_host()
+    dealer = make_dealer(host.endpoint)
+    odd = [
+        s.frames(s.flagged_header(1, "odd")),
+        s.frames(s.state(1)),
+    ]
+    for message in odd:
+        message[2] = message[2].replace(b'"kind":', b'"extra":NaN,"more":1e999,"received_ns":"x","kind":')
+        message[2] = message[2].replace(b'"peak":1.35', b'"peak":"1.35"')
+        dealer.send(message)
+    dealer.wait_acked(1)
+    dealer.wait_acked(1, spool="state-run-1")
+    for path in ("queue", "parts/1", "counts", "api/summary", "api/parts/1", "api/parts", "api/queue"):
+        assert httpx.get(host.url + path).status_code == 200, path
+
+
 def test_a_full_queue_page_is_bounded(
     make_host: Callable[..., HostProcess], make_dealer: Callable[[str], Dealer]
 ) -> None:

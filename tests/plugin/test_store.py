@@ -209,7 +209,13 @@ def test_the_lists_are_answered_by_their_index(store: Store, condition: str, ord
 
 @pytest.mark.parametrize(
     ("verdict", "score", "threshold", "expected"),
-    [("REJECT", 3.0, 2.0, 1.5), ("REJECT", None, None, 1.0), ("PASS", None, 1.0, None), ("REJECT", 2.0, 0.0, 3.0)],
+    [
+        ("REJECT", 3.0, 2.0, 1.5),
+        ("REJECT", None, None, 1.0),
+        ("PASS", None, 1.0, None),
+        ("REJECT", 2.0, 0.0, 3.0),
+        ("REJECT", 1e308, 1e-308, 1e9),
+    ],
 )
 def test_severity(verdict: str, score: float | None, threshold: float | None, expected: float | None) -> None:
     assert severity(verdict, score, threshold) == expected

@@ -13,6 +13,7 @@ TABLES = [
         kind TEXT NOT NULL, part_id TEXT, verdict TEXT, score FLOAT, age_ms FLOAT NOT NULL, attempt INTEGER NOT NULL,
         t_wall_ns BIGINT NOT NULL, received_ns BIGINT NOT NULL, header TEXT NOT NULL,
         CONSTRAINT events_identity UNIQUE (edge_id, spool_id, seq))""",
+    "CREATE INDEX events_by_kind ON events (kind)",
     """CREATE TABLE spools (
         edge_id TEXT NOT NULL, spool_id TEXT NOT NULL, stored BIGINT NOT NULL, max_seq BIGINT NOT NULL,
         duplicates BIGINT NOT NULL, PRIMARY KEY (edge_id, spool_id))""",
@@ -23,6 +24,7 @@ TABLES = [
         t_wall_ns BIGINT NOT NULL, spool_id TEXT, seq BIGINT, review TEXT, review_by TEXT,
         CONSTRAINT parts_identity UNIQUE (edge_id, part_id))""",
     "CREATE INDEX parts_by_state ON parts (state, verdict)",
+    "CREATE INDEX parts_reviewed ON parts (verdict, review) WHERE review IS NOT NULL",
     "CREATE INDEX parts_lost ON parts (id) WHERE verdict = 'NOT_INSPECTED'",
     """CREATE INDEX parts_queue ON parts (severity DESC, id)
         WHERE review IS NULL AND verdict IN ('REJECT', 'REVIEW')""",
