@@ -36,6 +36,7 @@ START_S = 15.0  # longest time from the start of a child to its first sign of li
 FIRST_RETRY_S, LAST_RETRY_S = 0.1, 5.0
 HEALTHY_S = 10.0  # a child that lived so long starts the back-off anew
 FROZEN_AFTER = 5  # equal frames in a row from a live camera until it counts as frozen
+OVERRUN = "overrun: every slot holds a part that is not inspected yet"
 MEMORY = 8  # parts taken last that outlive the edge's process
 PR_SET_PDEATHSIG = 1
 
@@ -431,9 +432,11 @@ class Capture:
     def _watch(self, frame: CameraFrame, frozen: bool) -> None:
         hw = (frame.pixels.shape[0], frame.pixels.shape[1])
         outcomes = self._tracker.update(frame.frame_no, self._find(frame.pixels), hw)
+        wanted = self._tracker.wanted()
+        # What is not wanted any more goes first: a part that settles must not need a second slot.
+        self._forget_all_but(wanted | {outcome.frame_no for outcome in outcomes})
         for outcome in outcomes:
             self._decide(outcome, frame, frozen)
-        wanted = self._tracker.wanted()
         if frame.frame_no in wanted:
             self._times[frame.frame_no] = frame.t_capture_ns
             self._keep(frame)
@@ -464,7 +467,8 @@ class Capture:
         if lost is None:
             slot = self._keep(frame) if frame is not None else self._kept.get(frame_no)
             if slot is None:
-                lost = "overrun: every slot holds a part that is not inspected yet"
+                known = frame is not None or frame_no in self._times
+                lost = OVERRUN if known else "its frame went with the capture process that was replaced"
         plain = None if box is None else (box.x, box.y, box.w, box.h)
         record = Record(0, frame_no, captured_ns, time.monotonic_ns(), plain, -1 if slot is None else slot, lost)
         self._recorded = self._ring.announce(record) + 1

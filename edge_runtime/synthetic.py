@@ -40,7 +40,7 @@ COLUMNS = (
 _FINE = 2  # parts are drawn at twice their size
 _PAD = 16  # room around the plate for its turn
 _BELT_PERIOD = 1280
-_NOISES = 8
+_NOISES = 4
 _KEPT = 8  # part pictures kept
 
 Float = NDArray[np.float32]
@@ -217,8 +217,10 @@ def _belt(seed: int) -> Pixels:
     rng = np.random.default_rng([seed, 99])
     x, y = np.meshgrid(np.arange(_BELT_PERIOD, dtype=np.float32), np.arange(HEIGHT, dtype=np.float32))
     weave = 2.2 * np.sin(2 * np.pi * x / 8) * np.sin(2 * np.pi * y / 10) + 1.2 * np.sin(2 * np.pi * (x / 16 + y / 20))
-    grain = _wrapped_blur(rng.normal(0, 1, (HEIGHT, _BELT_PERIOD)).astype(np.float32), 1.2) * 5
-    clouds = _wrapped_blur(rng.normal(0, 1, (HEIGHT, _BELT_PERIOD)).astype(np.float32), 24) * 90
+    grain = _wrapped_blur(rng.standard_normal((HEIGHT, _BELT_PERIOD), np.float32), 1.2) * 5
+    # Slow clouds are drawn small and enlarged.
+    coarse = _wrapped_blur(rng.standard_normal((HEIGHT // 8, _BELT_PERIOD // 8), np.float32), 3.0) * 11
+    clouds = cv2.resize(coarse, (_BELT_PERIOD, HEIGHT), interpolation=cv2.INTER_CUBIC)
     return np.clip(44 + weave + grain + clouds, 0, 255).astype(np.uint8)
 
 
@@ -238,7 +240,7 @@ def _light() -> Pixels:
 def _noise_bank(seed: int) -> list[NDArray[np.int8]]:
     rng = np.random.default_rng([seed, 98])
     size = (HEIGHT + 61, WIDTH + 61)
-    return [np.clip(np.rint(rng.normal(0, 2.0, size)), -9, 9).astype(np.int8) for _ in range(_NOISES)]
+    return [np.clip(np.rint(2 * rng.standard_normal(size, np.float32)), -9, 9).astype(np.int8) for _ in range(_NOISES)]
 
 
 def _paste(picture: Pixels, sprite: Sprite, x: int, y: int) -> None:
@@ -505,7 +507,7 @@ def _stain(rng: np.random.Generator, grey: Float, blank: _Blank) -> tuple[Float,
     x, y = _spot(rng, blank, 8)
     radius = float(rng.uniform(11, 22)) * _FINE
     blur = cv2.resize(rng.normal(0, 0.33, (9, 11)).astype(np.float32), _CANVAS_HW[::-1], interpolation=cv2.INTER_CUBIC)
-    blur -= float(blur[y, x])
+    blur = np.asarray(blur - blur[y, x], np.float32)
     field = np.hypot((_GRID_X - x) / radius, (_GRID_Y - y) / radius) + blur
     depth = np.clip((1.0 - field) * 4, 0, 1) * blank.surface
     rim = np.exp(-(((field - 0.9) / 0.12) ** 2)) * blank.surface

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from contract.images import PixelFormat, Pixels
 from edge_runtime.errors import CameraError
 
-MAX_LAG_S = 0.5  # a recording further behind real time than this goes on where real time is
+MAX_LAG_S = 3.0  # a recording further behind real time than this goes on where real time is
 NAP_S = 0.2  # longest wait inside one ``read``
 
 

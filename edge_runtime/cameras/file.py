@@ -10,7 +10,7 @@ import numpy as np
 
 from contract.dataset import images_in
 from contract.errors import ImageError
-from contract.images import PixelFormat, Pixels, read_image
+from contract.images import PixelFormat, Pixels, read_image, to_channels
 from edge_runtime.cameras.base import Camera, CameraFrame, Playhead, Source
 
 FOLDER_FPS = 5.0
@@ -18,7 +18,7 @@ SEEK_FROM = 60  # frames to skip from which seeking beats decoding
 
 
 class FileCamera(Camera):
-    """``file:///path/to/video`` or a folder of images; options ``fps`` and ``channels`` (1: grey, 3: colour)."""
+    """``file:///path/to/video`` or a folder of images; options ``fps`` and ``channels`` (3; 1: made grey)."""
 
     live = False
 
@@ -26,7 +26,7 @@ class FileCamera(Camera):
         super().__init__(source)
         source.only("fps", "channels")
         self._path = Path(source.place)
-        self._grey = source.option("channels", 0, 0, 3) == 1
+        self._grey = source.option("channels", 3, 1, 3) == 1
         self._reader: _Video | _Folder | None = None
         self._playhead: Playhead | None = None
         self._next = 0
@@ -76,9 +76,9 @@ class FileCamera(Camera):
             self._end(self._reader.position)
             return None
         self._next = index + 1
-        if self._grey and pixels.ndim == 3:
-            pixels = np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY), dtype=np.uint8)
-        pixel_format = PixelFormat.MONO8 if pixels.ndim == 2 else self._reader.colour
+        if self._grey:
+            pixels = to_channels(pixels, self._reader.colour, 1)
+        pixel_format = PixelFormat.MONO8 if self._grey else self._reader.colour
         return CameraFrame(pixels, pixel_format, index, self._playhead.due_ns(index))
 
     def _end(self, reached: int) -> None:
@@ -122,8 +122,7 @@ class _Video:
         if not ok:
             return None
         self.position += 1
-        found = np.asarray(pixels, dtype=np.uint8)
-        return _without_colour(found)
+        return np.asarray(pixels, dtype=np.uint8)
 
     def _seek(self, index: int) -> None:
         if self._capture.set(cv2.CAP_PROP_POS_FRAMES, index):
@@ -131,16 +130,6 @@ class _Video:
 
     def close(self) -> None:
         self._capture.release()
-
-
-def _without_colour(pixels: Pixels) -> Pixels:
-    """A grey recording comes back as three like channels; give it as the one that it is."""
-    sample = pixels[::16, ::16]
-    if not (np.array_equal(sample[..., 0], sample[..., 1]) and np.array_equal(sample[..., 1], sample[..., 2])):
-        return pixels
-    blue, green, red = cv2.split(pixels)
-    same = cv2.norm(blue, green, cv2.NORM_INF) == 0 and cv2.norm(green, red, cv2.NORM_INF) == 0
-    return np.asarray(blue, dtype=np.uint8) if same else pixels
 
 
 class _Folder:
@@ -156,9 +145,7 @@ class _Folder:
 
     def frame(self, index: int) -> Pixels | None:
         self.position = index + 1
-        pixels = read_image(self._files[index], 3)
-        alike = np.array_equal(pixels[..., 0], pixels[..., 1]) and np.array_equal(pixels[..., 1], pixels[..., 2])
-        return np.ascontiguousarray(pixels[..., 0]) if alike else pixels
+        return read_image(self._files[index], 3)
 
     def close(self) -> None:
         """Nothing is held open."""

@@ -1,0 +1,301 @@
+"""Every camera of the table: frames, real time, the end, and what is said when something is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from contract.images import PixelFormat
+from edge_runtime.cameras import CAMERAS, make_camera
+from edge_runtime.cameras.base import Camera, CameraFrame, forget_playhead, playhead_file, redacted
+from edge_runtime.errors import CameraError
+from edge_runtime.synthetic import SyntheticLine
+
+TESTED = {"file", "synthetic", "usb", "rtsp"}
+
+
+def test_every_camera_of_the_table_is_tested_here() -> None:
+    assert set(CAMERAS) == TESTED
+
+
+def write_video(path: Path, frames: int = 30, fps: float = 25.0) -> Path:
+    """A video whose frame ``i`` is grey of level 8 i."""
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), fps, (64, 48))
+    for number in range(frames):
+        writer.write(np.full((48, 64, 3), 8 * number % 256, np.uint8))
+    writer.release()
+    return path
+
+
+def play(camera: Camera) -> list[CameraFrame]:
+    """All frames from now to the end."""
+    frames = []
+    while camera.ended is None:
+        frame = camera.read()
+        if frame is not None:
+            frames.append(frame)
+    return frames
+
+
+def camera_for(url: str, state: Path, stall_s: float = 2.0) -> Camera:
+    return make_camera(url, "top", state, stall_s)
+
+
+def backdate(state: Path, seconds: float) -> None:
+    """As if the recording had begun earlier."""
+    path = playhead_file(state, "top")
+    held = json.loads(path.read_text())
+    path.write_text(json.dumps(held | {"start_ns": held["start_ns"] - int(seconds * 1e9)}))
+
+
+def test_a_video_in_real_time(tmp_path: Path) -> None:
+    camera = camera_for(f"file://{write_video(tmp_path / 'v.avi')}", tmp_path)
+    camera.open()
+    started = time.monotonic()
+    frames = play(camera)
+    took = time.monotonic() - started
+    camera.close()
+    assert took > 1.1, "30 frames at 25 a second"
+    assert [frame.frame_no for frame in frames] == list(range(30))
+    assert all(frame.pixel_format is PixelFormat.BGR8 for frame in frames)
+    assert [round(float(frame.pixels.mean()) / 8) for frame in frames] == list(range(30))
+    steps = {after.t_capture_ns - before.t_capture_ns for before, after in pairwise(frames)}
+    assert all(abs(step - 40_000_000) < 10 for step in steps)
+    assert camera.ended is not None and "to its end" in camera.ended
+
+
+@pytest.mark.parametrize("away_s", [0.6, 3.0])
+def test_it_goes_on_where_real_time_is(tmp_path: Path, away_s: float) -> None:
+    """Skipping by decoding (0.6 s) and by seeking (3 s)."""
+    url = f"file://{write_video(tmp_path / 'v.avi', 120)}"
+    first = camera_for(url, tmp_path)
+    first.open()
+    assert first.read() is not None
+    first.close()
+    backdate(tmp_path, away_s)
+    again = camera_for(url, tmp_path)
+    again.open()
+    frame = again.read()
+    again.close()
+    assert frame is not None and frame.frame_no >= round(away_s * 25)
+    assert abs(float(frame.pixels.mean()) - 8 * frame.frame_no % 256) < 4
+
+
+def test_a_clean_stop_begins_at_the_beginning(tmp_path: Path) -> None:
+    url = f"file://{write_video(tmp_path / 'v.avi')}"
+    for _ in range(2):
+        camera = camera_for(url, tmp_path)
+        camera.open()
+        frame = camera.read()
+        camera.close()
+        assert frame is not None and frame.frame_no == 0
+        backdate(tmp_path, 0.9)
+        forget_playhead(tmp_path, "top")
+
+
+def test_a_recording_that_is_over_stays_over(tmp_path: Path) -> None:
+    url = f"file://{write_video(tmp_path / 'v.avi')}"
+    camera_for(url, tmp_path).open()
+    backdate(tmp_path, 60)
+    camera = camera_for(url, tmp_path)
+    camera.open()
+    assert camera.read() is None and camera.ended is not None
+    camera.close()
+
+
+@pytest.mark.parametrize("text", ["", "nonsense", "{}", '{"boot_id": "other", "url": "x", "start_ns": 1}', "[1]"])
+def test_a_playhead_of_no_use_is_a_beginning(tmp_path: Path, text: str) -> None:
+    playhead_file(tmp_path, "top").write_text(text)
+    camera = camera_for(f"file://{write_video(tmp_path / 'v.avi')}", tmp_path)
+    camera.open()
+    frame = camera.read()
+    camera.close()
+    assert frame is not None and frame.frame_no == 0
+
+
+def test_a_truncated_video_gives_what_it_holds_and_says_so(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "v.avi", 40)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    camera = camera_for(f"file://{path}?fps=400", tmp_path)
+    camera.open()
+    frames = play(camera)
+    camera.close()
+    assert 5 < len(frames) < 40
+    assert camera.ended is not None and camera.ended.startswith("ended early: ")
+    assert f"{len(frames)} of 40 frames" in camera.ended
+
+
+def test_a_folder_of_images(tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(3):
+        cv2.imwrite(str(folder / f"{number}.png"), np.full((20, 30), 50 * number, np.uint8))
+    cv2.imwrite(str(folder / "3.png"), np.dstack([np.full((20, 30), level, np.uint8) for level in (10, 20, 200)]))
+    camera = camera_for(f"file://{folder}?fps=100", tmp_path)
+    assert not camera.live
+    camera.open()
+    frames = play(camera)
+    assert [int(frame.pixels[0, 0, 0]) for frame in frames] == [0, 50, 100, 200]
+    assert [frame.pixel_format for frame in frames] == [PixelFormat.RGB8] * 4
+    assert frames[3].pixels[0, 0].tolist() == [200, 20, 10]
+    camera.close()
+
+
+def test_grey_where_it_is_asked_for(tmp_path: Path) -> None:
+    camera = camera_for(f"file://{write_video(tmp_path / 'v.avi', 2)}?channels=1", tmp_path)
+    camera.open()
+    frames = play(camera)
+    camera.close()
+    assert [(frame.pixel_format, frame.pixels.shape) for frame in frames] == [(PixelFormat.MONO8, (48, 64))] * 2
+
+
+def test_a_damaged_image_in_a_folder_is_an_error_and_the_next_one_follows(tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    (folder / "0.png").write_bytes(b"no image")
+    cv2.imwrite(str(folder / "1.png"), np.zeros((20, 30), np.uint8))
+    camera = camera_for(f"file://{folder}?fps=100", tmp_path)
+    camera.open()
+    with pytest.raises(CameraError, match=r"0\.png"):
+        camera.read()
+    assert len(play(camera)) == 1
+    camera.close()
+
+
+def test_the_synthetic_line(tmp_path: Path) -> None:
+    url = "synthetic://line?seed=2&parts=1&fps=200&speed=20"
+    camera = camera_for(url, tmp_path)
+    camera.open()
+    frames = play(camera)
+    camera.close()
+    line = SyntheticLine(seed=2, parts=1, fps=200, speed=20)
+    assert frames[-1].frame_no == line.frames - 1
+    assert np.array_equal(frames[-1].pixels, line.render(frames[-1].frame_no))
+
+
+WRONG = [
+    ("file:///no/such/video.avi", "no such file"),
+    ("file://{empty}", r"empty \(0 bytes\)"),
+    ("file://{text}", "not a video"),
+    ("file://{folder}", "holds no images"),
+    ("file://{text}?speed=3", "unknown option 'speed'"),
+    ("file://{video}?fps=fast", "expected a number"),
+    ("flie:///x.avi", r"did you mean file://\?"),
+    ("synthetc://line", r"did you mean synthetic://\?"),
+    ("/some/path.avi", "write file:// before it"),
+    ("synthetic://belt", "synthetic://line only"),
+    ("synthetic://line?prats=3", "unknown option 'prats'"),
+    ("usb://63", "no such device"),
+    ("usb://front", "expected usb:// and the device's number"),
+]
+
+
+@pytest.mark.parametrize(("url", "says"), WRONG, ids=[url for url, _ in WRONG])
+def test_what_is_wrong_is_said(tmp_path: Path, url: str, says: str) -> None:
+    (tmp_path / "empty.avi").touch()
+    (tmp_path / "text.avi").write_text("no video at all" * 100)
+    (tmp_path / "folder").mkdir()
+    write_video(tmp_path / "video.avi", 2)
+    names = {"empty": "empty.avi", "text": "text.avi", "folder": "folder", "video": "video.avi"}
+    places = {name: str(tmp_path / place) for name, place in names.items()}
+    with pytest.raises(CameraError, match=says):
+        camera_for(url.format(**places), tmp_path).open()
+
+
+def test_credentials_are_never_shown(tmp_path: Path) -> None:
+    assert redacted("rtsp://user:secret@10.0.0.1/x?token=abc") == "rtsp://***@10.0.0.1/x?..."
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    camera = camera_for(f"rtsp://user:secret@127.0.0.1:{port}/x", tmp_path)
+    with pytest.raises(CameraError) as caught:
+        camera.open()
+    assert "secret" not in str(caught.value) and "no stream within" in str(caught.value)
+
+
+def test_a_server_that_never_answers_is_given_up_in_time(tmp_path: Path) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        started = time.monotonic()
+        with pytest.raises(CameraError, match="no stream within 1 s"):
+            camera_for(f"rtsp://127.0.0.1:{silent.getsockname()[1]}/x", tmp_path, 1.0).open()
+        assert time.monotonic() - started < 5
+
+
+RTSP_SERVER = """
+import sys, gi
+gi.require_version("Gst", "1.0"); gi.require_version("GstRtspServer", "1.0")
+from gi.repository import GLib, Gst, GstRtspServer
+Gst.init(None)
+server = GstRtspServer.RTSPServer(service=sys.argv[1])
+factory = GstRtspServer.RTSPMediaFactory()
+factory.set_launch("( videotestsrc is-live=true pattern=ball ! video/x-raw,width=320,height=240,framerate=30/1 "
+    "! videoconvert ! video/x-raw,format=I420 ! x264enc tune=zerolatency speed-preset=ultrafast key-int-max=30 "
+    "! rtph264pay name=pay0 pt=96 config-interval=1 )")
+factory.set_shared(True)
+server.get_mount_points().add_factory("/line", factory)
+server.attach(None)
+print("ready", flush=True)
+GLib.MainLoop().run()
+"""
+
+
+@pytest.fixture
+def rtsp_server() -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "VIRTUAL_ENV"))}
+    try:
+        server = subprocess.Popen(
+            ["/usr/bin/python3", "-c", RTSP_SERVER, str(port)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+        )
+    except FileNotFoundError:
+        pytest.skip("no /usr/bin/python3, which has GStreamer's RTSP server")
+    assert server.stdout is not None
+    ready = select.select([server.stdout], [], [], 20)[0] and server.stdout.read(5) == b"ready"
+    if ready:
+        yield f"rtsp://127.0.0.1:{port}/line", server
+    server.kill()
+    server.wait()
+    server.stdout.close()
+    if not ready:
+        pytest.skip("GStreamer's RTSP server (gir1.2-gst-rtsp-server-1.0) is not installed")
+
+
+def test_a_network_camera(tmp_path: Path, rtsp_server: tuple[str, subprocess.Popen[bytes]]) -> None:
+    url, server = rtsp_server
+    camera = camera_for(url, tmp_path, 10.0)
+    camera.open()
+    assert camera.live
+    frames: list[CameraFrame] = []
+    while len(frames) < 15:
+        frame = camera.read()
+        if frame is not None:
+            assert time.monotonic_ns() - frame.t_capture_ns < 2e9
+            frames.append(frame)
+    numbers = [frame.frame_no for frame in frames]
+    assert numbers == sorted(set(numbers))
+    assert frames[0].pixels.shape == (240, 320, 3) and frames[0].pixel_format is PixelFormat.BGR8
+    server.kill()
+    with pytest.raises(CameraError, match="stopped giving frames"):
+        while True:
+            camera.read()
+    camera.close()
+    assert not any(thread.name == "drain" for thread in threading.enumerate())

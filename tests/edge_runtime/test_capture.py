@@ -1,0 +1,451 @@
+"""The capture process: killed, stalled, orphaned, ended; every part of the truth accounted for exactly once."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from contract.images import PixelFormat
+from contract.locate import Box
+from edge_runtime.cameras.base import Camera, CameraFrame, Source, playhead_file
+from edge_runtime.capture import (
+    FROZEN_AFTER,
+    CameraProcess,
+    Capture,
+    CapturedTrigger,
+    FrozenCheck,
+    TakenMemory,
+    same_as_previous,
+)
+from edge_runtime.errors import RingError
+from edge_runtime.ring import ChildState, Ring
+from edge_runtime.settings import CameraSettings
+from edge_runtime.synthetic import PART_LENGTH_PX, SyntheticLine
+
+URL = "synthetic://line?seed=3&parts={parts}&fps={fps}"
+
+
+def settings(url: str, **more: Any) -> CameraSettings:
+    presence = {"part_length_px": PART_LENGTH_PX} | more.pop("presence", {})
+    return CameraSettings.model_validate({"id": "top", "url": url, "presence": presence} | more)
+
+
+@contextlib.contextmanager
+def running(made: CameraSettings, state: Path, **more: Any) -> Iterator[CameraProcess]:
+    camera = CameraProcess(made, state, **more)
+    try:
+        camera.start()
+        yield camera
+    finally:
+        camera.stop()
+
+
+def collect(
+    camera: CameraProcess, until: Callable[[list[CapturedTrigger]], bool], limit_s: float = 40.0
+) -> list[CapturedTrigger]:
+    """Serve the camera as a station does, until the condition holds."""
+    found: list[CapturedTrigger] = []
+    deadline = time.monotonic() + limit_s
+    while not until(found):
+        assert time.monotonic() < deadline, (camera.status(), found)
+        select.select([camera], [], [], 0.02)
+        found += fetch(camera)
+        camera.supervise()
+    return found + fetch(camera)
+
+
+def fetch(camera: CameraProcess) -> list[CapturedTrigger]:
+    """What is new, cut and released."""
+    triggers = camera.drain()
+    for trigger in triggers:
+        if trigger.lost is None:
+            pixels, _ = camera.cut(trigger)
+            assert pixels.shape[:2] == (trigger.box[3], trigger.box[2])  # type: ignore[index]
+        camera.release(trigger)
+    return triggers
+
+
+def ended(camera: CameraProcess) -> Callable[[list[CapturedTrigger]], bool]:
+    """True once the camera has ended; ``collect`` fetches what it announced last."""
+    return lambda found: camera.status().state == "ended"
+
+
+def parts_of(line: SyntheticLine, triggers: list[CapturedTrigger]) -> Counter[int]:
+    """How often each part of the line was announced; a trigger that shows no part is a failure."""
+    counts: Counter[int] = Counter()
+    for trigger in triggers:
+        assert trigger.box is not None
+        box = Box(*trigger.box)
+        seen = max(line.seen(trigger.frame_no), key=lambda part: part.box.overlap(box))
+        assert seen.box.overlap(box) > 0.6, (trigger, seen)
+        counts[seen.part.number] += 1
+    return counts
+
+
+def test_every_part_of_a_line_once_and_in_order(tmp_path: Path) -> None:
+    line = SyntheticLine(seed=3, parts=8)
+    with running(settings(URL.format(parts=8, fps=100)), tmp_path, first_trigger_id=41) as camera:
+        triggers = collect(camera, ended(camera))
+        status = camera.status()
+    assert [trigger.trigger_id for trigger in triggers] == list(range(41, 49))
+    assert all(trigger.lost is None for trigger in triggers)
+    assert parts_of(line, triggers) == Counter(range(8))
+    assert all(trigger.t_capture_ns <= trigger.t_trigger_ns for trigger in triggers)
+    assert status.frames + status.skipped >= line.frames - 1 and status.restarts == 0
+    assert "have passed" in status.detail
+
+
+def test_killed_again_and_again_nothing_announced_is_lost_and_nothing_comes_twice(tmp_path: Path) -> None:
+    """Three kills of the child; parts that could not be seen whole in between may be missing, others may not."""
+    line = SyntheticLine(seed=3, parts=14)
+    goals = [2, 4, 6]
+    with running(settings(URL.format(parts=14, fps=25)), tmp_path) as camera:
+        triggers: list[CapturedTrigger] = []
+        for goal in goals:
+            wanted = goal - len(triggers)
+            triggers += collect(camera, lambda found, wanted=wanted: len(found) >= wanted)
+            frames = camera.status().frames
+            assert camera.pid is not None
+            os.kill(camera.pid, signal.SIGKILL)
+            triggers += collect(camera, lambda found, before=frames: camera.status().frames > before)
+        triggers += collect(camera, ended(camera))
+        status = camera.status()
+    assert status.restarts == 3
+    assert [trigger.trigger_id for trigger in triggers] == list(range(1, len(triggers) + 1))
+    counts = parts_of(line, triggers)
+    assert max(counts.values()) == 1
+    # A part is whole in view for about 39 frames; only what passed while nobody looked can be missing.
+    assert len(counts) >= 14 - (status.skipped // 39 + len(goals))
+    assert status.frames + status.skipped >= line.frames - 2, "the line did not wait"
+
+
+def test_a_part_whose_trigger_was_not_fetched_survives_the_kill(tmp_path: Path) -> None:
+    with running(settings(URL.format(parts=3, fps=50)), tmp_path) as camera:
+        deadline = time.monotonic() + 30
+        while camera.status().triggers == 0 and time.monotonic() < deadline:
+            select.select([camera], [], [], 0.02)
+        assert camera.pid is not None
+        os.kill(camera.pid, signal.SIGKILL)
+        while camera.status().restarts == 0 and time.monotonic() < deadline:
+            camera.supervise()
+        first = camera.drain()[0]
+        assert first.trigger_id == 1 and first.lost is None
+        assert camera.cut(first)[0].mean() > 60
+
+
+def test_the_whole_edge_killed_and_started_again(tmp_path: Path) -> None:
+    """A supervisor that is gone with its memory: the next one goes on, and takes no part a second time."""
+    line, made = SyntheticLine(seed=3, parts=10), settings(URL.format(parts=10, fps=50))
+    first = CameraProcess(made, tmp_path)
+    first.start()
+    triggers = collect(first, lambda found: len(found) >= 3)
+    first.drain()  # what was fetched before is on record by now
+    held = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    first.stop()
+    for name, data in held.items():  # as a kill leaves it
+        (tmp_path / name).write_bytes(data)
+    with running(made, tmp_path) as second:
+        triggers += collect(second, ended(second))
+        assert second.status().skipped >= 0
+    counts = parts_of(line, triggers)
+    assert max(counts.values()) == 1
+    assert {0, 1, 2, 8, 9} <= set(counts)
+
+
+def test_not_resumed_begins_anew(tmp_path: Path) -> None:
+    playhead_file(tmp_path, "top").write_text(json.dumps({"boot_id": "x", "url": "y", "start_ns": 1}))
+    camera = CameraProcess(settings(URL.format(parts=1, fps=50)), tmp_path, resumed=False)
+    assert not list(tmp_path.iterdir())
+    camera.stop()
+
+
+def test_a_clean_stop_leaves_nothing(tmp_path: Path) -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    with running(settings(URL.format(parts=3, fps=50)), tmp_path) as camera:
+        collect(camera, lambda found: camera.status().state == "running")
+        pid = camera.pid
+    assert not list(tmp_path.iterdir())
+    assert not Path(f"/proc/{pid}").exists()
+    assert set(os.listdir("/proc/self/fd")) == before
+    camera.stop()
+    with pytest.raises(RingError, match="make a new one"):
+        camera.start()
+
+
+def test_triggers_can_be_fetched_and_cut_after_the_capture_has_stopped(tmp_path: Path) -> None:
+    camera = CameraProcess(settings(URL.format(parts=3, fps=50)), tmp_path)
+    camera.start()
+    deadline = time.monotonic() + 30
+    while camera.status().triggers == 0 and time.monotonic() < deadline:
+        select.select([camera], [], [], 0.02)
+    camera.stop_capture()
+    assert camera.pid is None
+    (trigger, *_) = camera.drain()
+    assert camera.cut(trigger)[0].size > 0
+    camera.supervise()
+    assert camera.pid is None, "a stopped camera is not started again"
+    camera.stop()
+
+
+SUPERVISOR = """
+import sys, time
+from pathlib import Path
+from edge_runtime.capture import CameraProcess
+from edge_runtime.settings import CameraSettings
+camera = CameraProcess(CameraSettings(id="top", url="synthetic://line?parts=50"), Path(sys.argv[1]))
+camera.start()
+while camera.status().state != "running":
+    time.sleep(0.01)
+print(camera.pid, flush=True)
+time.sleep(60)
+"""
+
+
+def test_the_child_goes_when_the_supervisor_is_killed(tmp_path: Path) -> None:
+    supervisor = subprocess.Popen([sys.executable, "-c", SUPERVISOR, str(tmp_path)], stdout=subprocess.PIPE)
+    assert supervisor.stdout is not None
+    child = int(supervisor.stdout.readline())
+    handle = os.pidfd_open(child)
+    supervisor.kill()
+    supervisor.wait()
+    supervisor.stdout.close()
+    gone, _, _ = select.select([handle], [], [], 10)
+    os.close(handle)
+    assert gone, "the capture process outlives its supervisor"
+
+
+def test_a_stalled_child_is_replaced(tmp_path: Path) -> None:
+    with running(settings(URL.format(parts=40, fps=25), stall_s=0.5), tmp_path) as camera:
+        collect(camera, lambda found: camera.status().frames > 3)
+        assert camera.pid is not None
+        stopped = camera.pid
+        os.kill(stopped, signal.SIGSTOP)
+        deadline = time.monotonic() + 10
+        while camera.status().state != "stalled":
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        frames = camera.status().frames
+        collect(camera, lambda found: camera.status().frames > frames)
+        assert camera.status().restarts == 1 and camera.pid != stopped
+
+
+def test_a_camera_that_cannot_be_opened_is_tried_again_for_ever_with_growing_pauses(tmp_path: Path) -> None:
+    with running(settings(f"file://{tmp_path}/later.avi"), tmp_path / "state") as camera:
+        collect(camera, lambda found: camera.status().restarts >= 2)
+        status = camera.status()
+        assert "no such file" in status.detail
+        video = cv2.VideoWriter(str(tmp_path / "whole.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 25, (64, 48))
+        for _ in range(5):
+            video.write(np.zeros((48, 64, 3), np.uint8))
+        video.release()
+        (tmp_path / "whole.avi").rename(tmp_path / "later.avi")
+        collect(camera, ended(camera))
+        assert camera.status().frames == 5
+
+
+def test_interrupts_from_the_keyboard_do_not_reach_the_child(tmp_path: Path) -> None:
+    with running(settings(URL.format(parts=40, fps=25)), tmp_path) as camera:
+        collect(camera, lambda found: camera.status().frames > 0)
+        assert camera.pid is not None
+        os.kill(camera.pid, signal.SIGINT)
+        frames = camera.status().frames
+        collect(camera, lambda found: camera.status().frames > frames + 5)
+        assert camera.status().restarts == 0
+
+
+def test_an_address_with_a_password_does_not_show_in_the_process_list(tmp_path: Path) -> None:
+    with running(settings("rtsp://user:hidden@127.0.0.1:9/x"), tmp_path) as camera:
+        assert b"hidden" not in Path(f"/proc/{camera.pid}/cmdline").read_bytes()
+        collect(camera, lambda found: "no stream" in camera.status().detail)
+        assert "hidden" not in camera.status().detail
+
+
+# The child's loop, without a process ----------------------------------------------------------------------------------
+
+
+class HandFed(Camera):
+    """A camera that the test feeds by hand."""
+
+    def open(self) -> None:
+        """Nothing to do."""
+
+    def read(self) -> CameraFrame | None:
+        return None
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+
+class Bench:
+    """A capture loop on a ring of its own."""
+
+    def __init__(self, tmp_path: Path, live: bool = False, **more: Any) -> None:
+        self.settings = settings("synthetic://line", **more)
+        self.ring = Ring.create(self.settings.slots, 640 * 480 * 3, self.settings.policy == "freshest")
+        self.read_end, self.write_end = os.pipe2(os.O_NONBLOCK)
+        self.camera = HandFed(Source("synthetic://line", "line", {}, "top", tmp_path, 1.0))
+        self.camera.live = live
+        self.capture = self.successor()
+
+    def successor(self) -> Capture:
+        return Capture(self.camera, self.ring, self.settings, self.write_end)
+
+    def feed(self, pixels: np.ndarray, number: int) -> None:
+        pixel_format = PixelFormat.MONO8 if pixels.ndim == 2 else PixelFormat.RGB8
+        self.capture.take(CameraFrame(pixels, pixel_format, number, 1000 + number))
+
+    def close(self) -> None:
+        self.ring.close()
+        os.close(self.read_end)
+        os.close(self.write_end)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Callable[..., Bench]]:
+    made: list[Bench] = []
+
+    def make(**more: Any) -> Bench:
+        made.append(Bench(tmp_path, **more))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+@pytest.mark.parametrize("killed_every", [1, 3, 7, 20])
+def test_a_new_loop_at_any_frame_takes_every_part_once(bench: Callable[..., Bench], killed_every: int) -> None:
+    """The loop thrown away and begun anew after every few frames, with all slots released late."""
+    line, made = SyntheticLine(seed=6, parts=12), bench()
+    records = []
+    for number in range(line.frames):
+        if number % killed_every == 0:
+            made.ring.reclaim()
+            made.capture = made.successor()
+        made.feed(line.render(number), number)
+        fetched = made.ring.drain()
+        records += fetched
+        for record in fetched:
+            if record.slot >= 0:
+                assert made.ring.read(record.slot)[0].shape == (480, 640)
+                made.ring.release(record.slot)
+    found = [CapturedTrigger(record.trigger_id, *record[1:5], lost=record.lost) for record in records]
+    assert all(trigger.lost is None for trigger in found)
+    assert parts_of(line, found) == Counter(range(12))
+    assert not made.ring.kept()
+
+
+@pytest.mark.parametrize(("policy", "losers"), [("every-part", [3, 4, 5]), ("freshest", [0, 1, 2])])
+def test_more_parts_than_slots(bench: Callable[..., Bench], policy: str, losers: list[int]) -> None:
+    line, made = SyntheticLine(seed=6, parts=6), bench(policy=policy, slots=3)
+    for number in range(line.frames):
+        made.feed(line.render(number), number)
+    records = made.ring.drain()
+    assert [record.trigger_id for record in records if record.lost] == losers
+    word = "overrun" if policy == "every-part" else "superseded"
+    assert all(word in (records[place].lost or "") for place in losers)
+
+
+def test_a_part_that_vanished_is_announced_with_the_frame_that_showed_it(bench: Callable[..., Bench]) -> None:
+    line, made = SyntheticLine(seed=6, parts=1), bench(presence={"settle_frames": 10})
+    first = line.first_frame(line.parts[0])
+    for number in range(first - 3, first + 2):
+        made.feed(line.render(number), number)
+    empty = SyntheticLine(seed=6, parts=1).render(0)
+    for number in range(first + 2, first + 10):
+        made.feed(empty, number)
+    (record,) = made.ring.drain()
+    assert record.frame_no == first + 1 and record.t_capture_ns == 1000 + first + 1
+    assert np.array_equal(made.ring.read(record.slot)[0], line.render(first + 1))
+
+
+def test_every_frame_with_a_fixed_region(bench: Callable[..., Bench]) -> None:
+    made = bench(trigger="every-frame", fixture="region", region=(10, 20, 30, 40))
+    for number in range(3):
+        made.feed(np.full((480, 640, 3), number, np.uint8), number)
+    records = made.ring.drain()
+    assert [(record.frame_no, record.box, record.lost) for record in records] == [(n, None, None) for n in range(3)]
+
+
+def test_every_frame_without_a_part_is_accounted_for(bench: Callable[..., Bench]) -> None:
+    made = bench(trigger="every-frame")
+    made.feed(np.full((480, 640), 40, np.uint8), 0)
+    assert [record.lost for record in made.ring.drain()] == ["no part found in the frame"]
+
+
+def test_a_frozen_camera_gives_no_pictures(bench: Callable[..., Bench]) -> None:
+    made, frame = bench(trigger="every-frame", live=True), SyntheticLine(parts=2).render(25)
+    for number in range(FROZEN_AFTER + 2):
+        made.feed(frame, number)
+    lost = [record.lost for record in made.ring.drain()]
+    assert lost[:FROZEN_AFTER] == [None] * FROZEN_AFTER
+    assert lost[FROZEN_AFTER:] == ["frozen camera"] * 2
+
+
+def test_equal_images_in_a_folder_are_not_frozen(bench: Callable[..., Bench]) -> None:
+    made, frame = bench(trigger="every-frame", slots=16), SyntheticLine(parts=2).render(25)
+    for number in range(FROZEN_AFTER + 5):
+        made.feed(frame, number)
+    assert [record.lost for record in made.ring.drain()] == [None] * (FROZEN_AFTER + 5)
+
+
+def test_frames_are_the_same_in_every_byte_or_not_at_all() -> None:
+    frame = np.zeros((100, 100), np.uint8)
+    other = frame.copy()
+    other[77, 77] = 1
+    assert same_as_previous(frame, frame.copy())
+    assert not same_as_previous(other, frame)
+    assert not same_as_previous(frame, None)
+    check = FrozenCheck(after=2)
+    assert [check.stands_still(picture) for picture in (frame, frame, frame, other, frame)] == [False] * 2 + [
+        True,
+        False,
+        False,
+    ]
+
+
+def test_the_end_decides_what_is_open(bench: Callable[..., Bench]) -> None:
+    line, made = SyntheticLine(seed=6, parts=1), bench(presence={"settle_frames": 50})
+    made.feed(line.render(line.first_frame(line.parts[0])), 0)
+    made.capture._end("ended: over")
+    (record,) = made.ring.drain()
+    assert record.lost is None and record.slot >= 0
+    assert made.ring.live().state == ChildState.ENDED
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"boot_id": "another"}'])
+def test_a_memory_of_no_use_is_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "camera-top.taken.json").write_text(text)
+    ring = Ring.create(3, 4096)
+    TakenMemory(tmp_path, "top").give_to(ring)
+    assert ring.load_state() is None
+    ring.close()
+
+
+def test_a_region_outside_the_frame_is_explained(tmp_path: Path) -> None:
+    made = settings(URL.format(parts=2, fps=50), trigger="every-frame", fixture="region", region=(600, 0, 100, 100))
+    with running(made, tmp_path) as camera:
+        deadline = time.monotonic() + 30
+        triggers: list[CapturedTrigger] = []
+        while not triggers and time.monotonic() < deadline:
+            select.select([camera], [], [], 0.02)
+            triggers = camera.drain()
+        with pytest.raises(RingError, match="leaves the frame of 640 x 480"):
+            camera.cut(triggers[0])
+        camera.release(triggers[0])
+        with pytest.raises(RingError, match="has been released"):
+            camera.cut(triggers[0])
