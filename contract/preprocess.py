@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from contract.errors import ImageError
+from contract.errors import BundleError, ImageError
 from contract.images import Pixels
 from contract.recipe import QualityBounds, Recipe, View
 
@@ -148,6 +148,9 @@ class Gate:
     """The image-quality gate: built once from a bundle's bounds, asked for every part."""
 
     def __init__(self, bounds: QualityBounds) -> None:
+        unknown = {name for view in bounds.views.values() for name in view} - set(MEASURES)
+        if unknown:
+            raise BundleError(f"quality bounds for unknown measure(s) {sorted(unknown)}: calibrate the bundle again")
         self._views = bounds.views
         self._thumbs = {name: np.asarray(thumb, np.float32) for name, thumb in bounds.likeness_thumb.items()}
 

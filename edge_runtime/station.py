@@ -236,10 +236,13 @@ class Station:
             self._spool.mark_alive()
         if now >= self._next_state:
             self._next_state = now + self._settings.heartbeat_ms / 1000
+            self._declare_all_skipped()
             self._send_state()
 
     def _watch_camera(self, camera: CameraProcess) -> None:
         status, watch = camera.status(), self._watch[camera.settings.id]
+        if status.frames:
+            watch.note_frames(status.skipped, time.monotonic_ns() - int(status.frame_age_ms * 1e6))
         if status.frames and not watch.first_frame_ns:
             watch.first_frame_ns = time.time_ns()
         if self._state == "starting" and all(watch.first_frame_ns for watch in self._watch.values()):
@@ -253,8 +256,21 @@ class Station:
 
     def _declare_blind(self, camera_id: str, watch: _CameraWatch) -> None:
         duration_ns = time.monotonic_ns() - (watch.blind_since_ns or 0)
-        watch.blind_since_ns = None
+        watch.blind_since_ns = watch.skip_from_ns = None  # one gap, not two, for what was skipped meanwhile
         self._record([Draft(self._gap(duration_ns, f"camera {camera_id}: {watch.detail}", camera_id))])
+
+    def _declare_all_skipped(self) -> None:
+        for camera_id, watch in self._watch.items():
+            self._declare_skipped(camera_id, watch)
+
+    def _declare_skipped(self, camera_id: str, watch: _CameraWatch) -> None:
+        """Frames that nobody looked at are a gap of that camera, told once a heartbeat."""
+        if watch.skip_from_ns is None:
+            return
+        reason = f"camera {camera_id}: {watch.skips} frame(s) not looked at, the capture process was behind"
+        gap = self._gap(watch.last_frame_ns - watch.skip_from_ns, reason, camera_id, watch.last_frame_ns)
+        watch.skip_from_ns, watch.skips = None, 0
+        self._record([Draft(gap)])
 
     def _declare_outage(self, outage: Outage) -> None:
         if outage.same_boot:
@@ -263,8 +279,9 @@ class Station:
             duration_ns = max(0, time.time_ns() - outage.since_wall_ns)
         self._record([Draft(self._gap(duration_ns, "the edge was down: it had not stopped cleanly", None))])
 
-    def _gap(self, duration_ns: int, reason: str, camera_id: str | None) -> Gap:
-        now = time.time_ns()
+    def _gap(self, duration_ns: int, reason: str, camera_id: str | None, until_ns: int | None = None) -> Gap:
+        """A gap of ``duration_ns`` that ends now, or at ``until_ns`` of the monotonic clock."""
+        now = time.time_ns() - (0 if until_ns is None else time.monotonic_ns() - until_ns)
         return Gap(
             edge_id=self._settings.edge_id,
             spool_id=self._spool.spool_id,
@@ -305,6 +322,7 @@ class Station:
         while self._pending:
             self._inspect(self._pending.popleft())
         self._pictures.stop()
+        self._declare_all_skipped()
         self._state = "stopped"
         self._send_state()
         for camera in self._cameras:
@@ -312,12 +330,26 @@ class Station:
 
 
 class _CameraWatch:
-    """When a camera was first seen alive, and since when it has been blind (monotonic nanoseconds)."""
+    """When a camera was first seen alive, since when it has been blind, and which frames were not looked at.
+
+    Times are monotonic nanoseconds; the first frame's is wall time.
+    """
 
     def __init__(self) -> None:
         self.first_frame_ns = 0
         self.blind_since_ns: int | None = None
         self.detail = ""
+        self.last_frame_ns = 0
+        self.skips = 0
+        self.skip_from_ns: int | None = None
+        self._skipped = 0
+
+    def note_frames(self, skipped: int, frame_ns: int) -> None:
+        """Take in the camera's count of skipped frames; they lie before the frame that was seen last."""
+        if self.last_frame_ns and skipped > self._skipped:  # before our first frame it is the edge's own outage
+            self.skips += skipped - self._skipped
+            self.skip_from_ns = self.skip_from_ns or self.last_frame_ns
+        self._skipped, self.last_frame_ns = skipped, frame_ns
 
 
 class _Picture(NamedTuple):
