@@ -140,7 +140,10 @@ class Demo:
     def _host(self) -> Iterator[str]:
         """A host process on free ports; yields the address of its pages."""
         config = self.out / "host.toml"
-        config.write_text('state_dir = "host"\n\n[events]\nbind = "tcp://127.0.0.1:*"\n\n[http]\nport = 0\n')
+        config.write_text(
+            'state_dir = "host"\n\n[events]\nbind = "tcp://127.0.0.1:*"\n\n[http]\nport = 0\n\n'
+            f'[[connectors]]\nurl = "loop://{(self.out / "line.jsonl").resolve()}"\n'
+        )
         log = (self.out / "host.log").open("w")
         with log, subprocess.Popen(
             [sys.executable, "-m", "flawline", "host", "run", str(config)], stdout=log, stderr=subprocess.STDOUT
