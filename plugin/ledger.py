@@ -12,7 +12,7 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -126,7 +126,7 @@ class Ledger:
         self.lost = 0
         self._line_of = line_of
         self._boot_id = _boot_id()
-        self._inbox: queue.Queue[Told | Sent | None] = queue.Queue(MAX_WAITING)
+        self._inbox: queue.SimpleQueue[Sequence[Told | Sent]] = queue.SimpleQueue()
         self._log = LimitedLog(log)
         self._stopping = False
         self._tickets = 0
@@ -152,17 +152,20 @@ class Ledger:
         self._dispatch = dispatch
         self._connected = connected
 
-    def tell(self, message: Message, arrived_ns: int) -> int:
-        """Say what arrived; returns a ticket for ``has``. Called by one thread; never blocks."""
-        header = message.header
-        if isinstance(header, Trigger | Result | Missed):
-            try:
-                self._inbox.put_nowait(Told(header, message.envelope.age_ms, arrived_ns))
-            except queue.Full:
-                self.lost += 1
-                self._log.warning("lost", "the ledger lags; an event is left unacknowledged and will be sent again")
-                return self._tickets + (1 << 62)  # a ticket that is never reached: no acknowledgement
-            self._tickets += 1
+    def tell(self, arrivals: Sequence[tuple[Message, int]]) -> int:
+        """Say what arrived and when (CLOCK_MONOTONIC); returns a ticket for ``has``. One thread calls; never blocks."""
+        told = [
+            Told(message.header, message.envelope.age_ms, arrived_ns)
+            for message, arrived_ns in arrivals
+            if isinstance(message.header, Trigger | Result | Missed)
+        ]
+        if self._tickets - self._done + len(told) > MAX_WAITING:
+            self.lost += len(told)
+            self._log.warning("lost", "the ledger lags; events are left unacknowledged and will be sent again")
+            return self._tickets + (1 << 62)  # a ticket that is never reached: no acknowledgement
+        if told:
+            self._inbox.put(told)
+            self._tickets += len(told)
         return self._tickets
 
     def has(self, ticket: int, timeout_s: float) -> bool:
@@ -171,43 +174,33 @@ class Ledger:
             return self._progress.wait_for(lambda: self._done >= ticket, timeout_s)
 
     def record(self, sent: Sent) -> None:
-        """Note a connector's outcome. Called by any thread; without room it stays unknown."""
-        try:
-            self._inbox.put_nowait(sent)
-        except queue.Full:
-            self._log.warning("outcome", f"the outcome of output {sent.number} could not be recorded")
+        """Note a connector's outcome. Called by any thread."""
+        self._inbox.put([sent])
 
     def stop(self) -> None:
         """End ``run`` when what was told before is committed. Parts still open stay open in the file."""
         self._stopping = True
-        try:
-            self._inbox.put_nowait(None)
-        except queue.Full:
-            return  # it is awake anyway
+        self._inbox.put([])
 
     def run(self) -> None:
         """Decide, commit, publish until stopped; then close the file."""
         try:
             while True:
-                batch = self._gather()
-                if not self._settle([item for item in batch if item is not None]):
+                if not self._settle(self._gather()):
                     return
                 if self._stopping and self._inbox.empty():
                     return
         finally:
             self._connection.close()
 
-    def _gather(self) -> list[Told | Sent | None]:
+    def _gather(self) -> list[Told | Sent]:
         timeout_s = IDLE_S if not self._due else max(0.0, (self._due[0][0] - time.monotonic_ns()) / 1e9)
         try:
-            batch = [self._inbox.get(timeout=min(timeout_s, IDLE_S))]
+            batch = list(self._inbox.get(timeout=min(timeout_s, IDLE_S)))
         except queue.Empty:
             return []
-        while len(batch) < BURST:
-            try:
-                batch.append(self._inbox.get_nowait())
-            except queue.Empty:
-                break
+        while len(batch) < BURST and not self._inbox.empty():  # this thread alone takes from the inbox
+            batch += self._inbox.get()
         return batch
 
     def _settle(self, batch: list[Told | Sent]) -> bool:
@@ -239,14 +232,13 @@ class Ledger:
         except sqlite3.Error:
             return  # tried again with the next attempt
 
-    def _decide(self, batch: Iterable[Told | Sent]) -> list[LineOutput]:
+    def _decide(self, batch: list[Told | Sent]) -> list[LineOutput]:
         outputs: list[LineOutput] = []
         self._connection.execute("BEGIN IMMEDIATE")
         for item in batch:
-            if isinstance(item, Sent):
-                self._write_sent(item)
-            else:
+            if isinstance(item, Told):
                 self._hear(item, outputs)
+        self._write_sent([item for item in batch if isinstance(item, Sent)])
         now_ns = time.monotonic_ns()
         while self._due and self._due[0][0] <= now_ns:
             due_ns, key = heapq.heappop(self._due)
@@ -346,12 +338,12 @@ class Ledger:
             (header.edge_id, header.part_id, int(code), _reason(header), told.age_ms, time.time_ns()),
         )
 
-    def _write_sent(self, sent: Sent) -> None:
-        self._connection.execute("INSERT OR IGNORE INTO sends VALUES (?, ?, ?, ?, ?, ?)", sent)
-        self._connection.execute(
+    def _write_sent(self, sent: list[Sent]) -> None:
+        self._connection.executemany("INSERT OR IGNORE INTO sends VALUES (?, ?, ?, ?, ?, ?)", sent)
+        self._connection.executemany(
             "UPDATE outputs SET outcome = ? WHERE line = ? AND number = ? "
             "AND (outcome = 'committed' OR ? = 'published')",
-            (sent.outcome, sent.line, sent.number, sent.outcome),
+            [(each.outcome, each.line, each.number, each.outcome) for each in sent],
         )
 
     def _load(self) -> None:

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import zmq
@@ -22,6 +22,7 @@ MAX_MESSAGE_BYTES = 128 << 20
 MAX_FRAMES = 4 + MAX_PARTS
 ACKS_PER_MESSAGE = 4096
 BURST = 64
+BURST_BYTES = 8 << 20
 log = logging.getLogger(__name__)
 Socket = zmq.Socket[bytes]
 
@@ -45,6 +46,15 @@ class Oversize(NamedTuple):
     frame_count: int
 
 
+class _Event(NamedTuple):
+    """A decoded message: whom to answer, the header's JSON, its arrival by CLOCK_MONOTONIC."""
+
+    route: bytes
+    message: Message
+    header: str
+    arrived_ns: int
+
+
 class Receiver:
     """Owns the ROUTER. ``answer`` may be called by one other thread; it speaks to ``run`` over inproc."""
 
@@ -52,8 +62,8 @@ class Receiver:
         self,
         context: zmq.Context[Socket],
         bind: str,
-        tell_ledger: Callable[[Message, int], int],
-        offer: Callable[[Received], bool],
+        tell_ledger: Callable[[Sequence[tuple[Message, int]]], int],
+        offer: Callable[[Sequence[Received]], int],
     ) -> None:
         self.counts = Counts()
         self._tell_ledger = tell_ledger
@@ -123,14 +133,33 @@ class Receiver:
             self.counts.unreachable += 1
 
     def _receive_some(self) -> None:
-        for _ in range(BURST):  # then answers get their turn
+        """What waits, up to a burst, goes on in one piece; then answers get their turn."""
+        events: list[_Event] = []
+        size = 0
+        for _ in range(BURST):
             try:
                 got = _read_message(self._router)
             except zmq.Again:
-                return
-            self._take(got)
+                break
+            event = self._decode(got)
+            if event is not None:
+                events.append(event)
+                size += sum(map(len, event.message.parts))
+            if size > BURST_BYTES:
+                break
+        if events:
+            self._hand_on(events)
 
-    def _take(self, got: list[bytes] | Oversize) -> None:
+    def _hand_on(self, events: list[_Event]) -> None:
+        ticket = self._tell_ledger([(event.message, event.arrived_ns) for event in events])
+        now_ns = time.time_ns()
+        items = [Received(event.route, event.message, event.header, now_ns, ticket) for event in events]
+        held_back = len(items) - self._offer(items)
+        if held_back:
+            self.counts.held_back += held_back
+            self._log.warning("backlog", "the store lags: events are left unacknowledged and will be sent again")
+
+    def _decode(self, got: list[bytes] | Oversize) -> _Event | None:
         self.counts.received += 1
         frames = got.frames if isinstance(got, Oversize) else got
         try:
@@ -140,15 +169,10 @@ class Receiver:
                     f"at most {MAX_MESSAGE_BYTES} in {MAX_FRAMES}",
                     "size",
                 )
-            message = from_frames(frames[1:])
-            header = frames[3].decode()
+            return _Event(frames[0], from_frames(frames[1:]), frames[3].decode(), time.monotonic_ns())
         except (EventError, UnicodeDecodeError) as error:
             self._refuse(frames, error)
-            return
-        ticket = self._tell_ledger(message, time.monotonic_ns())
-        if not self._offer(Received(frames[0], message, header, time.time_ns(), ticket)):
-            self.counts.held_back += 1
-            self._log.warning("backlog", "the store lags: events are left unacknowledged and will be sent again")
+            return None
 
     def _refuse(self, frames: list[bytes], error: EventError | UnicodeDecodeError) -> None:
         identity = identity_of(frames[1:])

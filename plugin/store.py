@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import sqlite
 from sqlalchemy.dialects.sqlite import insert
 
 from contract.event import Attachment, Gap, Message, Missed, PartHeader, PartRef, Result, State, Trigger, Verdict
@@ -76,6 +77,32 @@ def upgrade(engine: sa.Engine) -> None:
             f"{engine.url.database}: the store cannot be opened ({_short(error)}); a newer Flawline may have written "
             "it, or the file is damaged: restore a backup or move it away"
         ) from error
+
+
+class _Bulk(NamedTuple):
+    """A statement for many rows, compiled once: SQLAlchemy's work for each row costs more than SQLite's."""
+
+    sql: str
+    names: list[str]
+
+    @classmethod
+    def of(cls, statement: sa.Insert, table: sa.Table) -> _Bulk:
+        names = [column.name for column in table.columns if column.name not in ("id", "review", "review_by")]
+        compiled = statement.compile(dialect=sqlite.dialect(), column_keys=names)
+        return cls(str(compiled), names)
+
+
+_PART_KEY = [t.parts.c.edge_id, t.parts.c.part_id]
+_RECORD = _Bulk.of(insert(t.events), t.events)
+_ANNOUNCE = _Bulk.of(insert(t.parts).on_conflict_do_nothing(index_elements=_PART_KEY), t.parts)
+_CONCLUDE = _Bulk.of(
+    insert(t.parts).on_conflict_do_update(
+        index_elements=_PART_KEY,
+        set_={name: insert(t.parts).excluded[name] for name in _FINAL},
+        where=t.parts.c.state == sa.literal_column("'triggered'"),  # the first thing said about a part stands
+    ),
+    t.parts,
+)
 
 
 class Store:
@@ -156,8 +183,7 @@ class Store:
                     "header": item.header,
                 }
             )
-        if rows:
-            self._connection.execute(sa.insert(t.events), rows)
+        self._write(_RECORD, rows)
 
     def _insert_parts(self, items: Sequence[Received]) -> None:
         announced, final = [], []
@@ -171,19 +197,12 @@ class Store:
                 final.append(
                     _part_row(item, header, "result", header.verdict, header.reason, header.score, header.threshold)
                 )
-        statement = insert(t.parts)
-        key = [t.parts.c.edge_id, t.parts.c.part_id]
-        if announced:
-            self._connection.execute(statement.on_conflict_do_nothing(index_elements=key), announced)
-        if final:
-            self._connection.execute(
-                statement.on_conflict_do_update(
-                    index_elements=key,
-                    set_={name: statement.excluded[name] for name in _FINAL},
-                    where=t.parts.c.state == "triggered",  # the first thing said about a part stands
-                ),
-                final,
-            )
+        self._write(_ANNOUNCE, announced)
+        self._write(_CONCLUDE, final)
+
+    def _write(self, bulk: _Bulk, rows: list[dict[str, Any]]) -> None:
+        if rows:
+            self._connection.exec_driver_sql(bulk.sql, [tuple(map(row.__getitem__, bulk.names)) for row in rows])
 
     def _insert_attachments(self, items: Sequence[Received]) -> None:
         rows = []

@@ -8,7 +8,7 @@ from __future__ import annotations
 import collections
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -56,16 +56,19 @@ class Writer:
         self.trouble: str | None = None
         self.conflicts = 0
 
-    def offer(self, item: Received) -> bool:
-        """Queue an event for commit; False where the backlog is full (the edge will send it again)."""
-        size = _size(item)
+    def offer(self, items: Sequence[Received]) -> int:
+        """Queue events for commit; returns how many found room (the edge will send the others again)."""
+        taken = 0
         with self._changed:
-            if self._stopping or len(self._items) >= MAX_WAITING or self._bytes + size > self._backlog_bytes:
-                return False
-            self._items.append(item)
-            self._bytes += size
+            for item in items:
+                size = _size(item)
+                if self._stopping or len(self._items) >= MAX_WAITING or self._bytes + size > self._backlog_bytes:
+                    continue
+                self._items.append(item)
+                self._bytes += size
+                taken += 1
             self._changed.notify()
-        return True
+        return taken
 
     def call(self, job: Callable[[Store], Value], timeout_s: float = 5.0) -> Value:
         """Run ``job`` between two commits on the writer's thread and return its value or raise its error.

@@ -40,7 +40,7 @@ class Rig:
 
     def tell(self, header: Header, age_ms: float = 0.0) -> None:
         message = from_frames(s.frames(header, age_ms=age_ms))
-        ticket = self.ledger.tell(message, time.monotonic_ns())
+        ticket = self.ledger.tell([(message, time.monotonic_ns())])
         assert self.ledger.has(ticket, 5.0)
 
     def rows(self) -> list[dict[str, Any]]:
@@ -164,7 +164,7 @@ def test_a_failing_disk_publishes_nothing_and_loses_nothing(
 
     monkeypatch.setattr(rig.ledger, "_write_output", fail)
     message = from_frames(s.frames(s.result(1, "p")))
-    ticket = rig.ledger.tell(message, time.monotonic_ns())
+    ticket = rig.ledger.tell([(message, time.monotonic_ns())])
     s.until(lambda: rig.ledger.trouble)
     assert not rig.ledger.has(ticket, 0.1)
     assert rig.outputs == []
@@ -179,7 +179,8 @@ def test_each_line_counts_for_itself(tmp_path: Path) -> None:
     thread = threading.Thread(target=ledger.run)
     thread.start()
     for seq, edge in enumerate(["a", "b", "a"], 1):
-        ticket = ledger.tell(from_frames(s.frames(s.result(seq, f"p{seq}", edge_id=edge))), time.monotonic_ns())
+        message = from_frames(s.frames(s.result(seq, f"p{seq}", edge_id=edge)))
+        ticket = ledger.tell([(message, time.monotonic_ns())])
     assert ledger.has(ticket, 5.0)
     ledger.stop()
     thread.join(5)

@@ -66,8 +66,8 @@ class Rig:
         for thread in self.threads:
             thread.start()
 
-    def _tell(self, message: Any, _arrived_ns: int) -> int:
-        self.told.append(message)
+    def _tell(self, arrivals: Any) -> int:
+        self.told += arrivals
         return len(self.told)
 
     def stop(self) -> None:
@@ -139,6 +139,18 @@ def test_an_event_that_cannot_be_stored_is_refused_and_keeps_no_other_waiting(
     rig.gate.open.set()
     dealer.wait_acked(1, 3)
     assert dealer.wait_nack(2).code == "schema"
+
+
+def test_a_verdict_that_could_not_be_written_in_time_is_never_written(rig: Rig, make_dealer: MakeDealer) -> None:
+    dealer = make_dealer(rig.receiver.endpoint)
+    dealer.send(s.frames(s.result(1)))
+    assert rig.gate.asked.wait(5)  # the writer stands in a commit
+    ran: list[int] = []
+    with pytest.raises(TimeoutError):
+        rig.writer.call(lambda _store: ran.append(1), timeout_s=0.05)
+    rig.gate.open.set()
+    rig.writer.call(lambda _store: ran.append(2))
+    assert ran == [2]
 
 
 def test_with_a_full_backlog_events_are_left_unanswered(tmp_path: Path, make_dealer: MakeDealer) -> None:
