@@ -20,6 +20,12 @@ COOKIE = "inspector"
 DEFAULT_NAME = "inspector"
 QUEUE_LENGTH = 60
 LOST_LENGTH = 300
+OUTCOMES = {
+    "committed": "on its way",
+    "unconnected": "no connector set up",
+    "late": "too late, not sent",
+    "unknown": "unknown after a restart, not repeated",
+}
 STAGES = [
     ("t_trigger_ns", "trigger"),
     ("t_taken_ns", "taken up"),
@@ -58,7 +64,20 @@ def words(verdict: str | None) -> str:
     return "in inspection" if verdict is None else verdict.replace("_", " ").lower()
 
 
-templates.env.filters.update(when=when, number=number, percent=percent, words=words)
+def outcome(name: str) -> str:
+    """What became of an output, as words."""
+    return OUTCOMES.get(name, name)
+
+
+def ago(seconds: float) -> str:
+    """A time span for people, in its largest unit."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit} ago"
+    return f"{max(seconds, 0):.0f} s ago"
+
+
+templates.env.filters.update(when=when, number=number, percent=percent, words=words, outcome=outcome, ago=ago)
 
 
 def name_of(request: Request) -> str | None:
