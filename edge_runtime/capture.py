@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 from pydantic import BaseModel
 
@@ -97,6 +98,7 @@ class CameraProcess:
         self._next_start: float | None = None
         self._stopped = False
         self._trouble = ""
+        self._last: CameraStatus | None = None
         self._memory = TakenMemory(state_dir, settings.id)
         if resumed:
             self._memory.give_to(self._ring)
@@ -170,6 +172,9 @@ class CameraProcess:
             self._ring.release(slot)
 
     def status(self) -> CameraStatus:
+        """How the camera is; after ``stop`` what it was at last."""
+        if self._last is not None:
+            return self._last
         live = self._ring.live()
         age = (time.monotonic_ns() - live.frame_ns) / 1e6 if live.frame_ns else 0.0
         return CameraStatus(
@@ -283,6 +288,7 @@ class CameraProcess:
             return
         self.stop_capture()
         self._stopped = True
+        self._last = self.status()
         self._forget()
         self._slots.clear()
         self._ring.close()
@@ -353,6 +359,7 @@ def child_main(ring_fd: int, wake_fd: int) -> None:
     order = ChildOrder.model_validate_json(sys.stdin.buffer.readline())
     if os.getppid() != order.parent_pid:  # it died before the kernel was asked to tell
         os._exit(1)
+    cv2.setNumThreads(1)  # the frames are small; more threads only get in the engine's way
     stop = threading.Event()
     threading.Thread(target=_await_stop, args=(stop,), name="await-stop", daemon=True).start()
     ring = Ring.attach(ring_fd)

@@ -19,7 +19,7 @@ import pytest
 
 from contract.images import PixelFormat
 from edge_runtime.cameras import CAMERAS, make_camera
-from edge_runtime.cameras.base import Camera, CameraFrame, forget_playhead, playhead_file, redacted
+from edge_runtime.cameras.base import MAX_LAG_S, Camera, CameraFrame, forget_playhead, playhead_file, redacted
 from edge_runtime.errors import CameraError
 from edge_runtime.synthetic import SyntheticLine
 
@@ -76,21 +76,33 @@ def test_a_video_in_real_time(tmp_path: Path) -> None:
     assert camera.ended is not None and "to its end" in camera.ended
 
 
-@pytest.mark.parametrize("away_s", [0.6, 3.0])
-def test_it_goes_on_where_real_time_is(tmp_path: Path, away_s: float) -> None:
-    """Skipping by decoding (0.6 s) and by seeking (3 s)."""
-    url = f"file://{write_video(tmp_path / 'v.avi', 120)}"
+@pytest.mark.parametrize(("fps", "beyond_s"), [(10, 0.5), (25, 2.0)], ids=["by decoding", "by seeking"])
+def test_it_goes_on_where_real_time_is(tmp_path: Path, fps: int, beyond_s: float) -> None:
+    url = f"file://{write_video(tmp_path / 'v.avi', 250, fps)}"
     first = camera_for(url, tmp_path)
     first.open()
     assert first.read() is not None
     first.close()
-    backdate(tmp_path, away_s)
+    backdate(tmp_path, MAX_LAG_S + beyond_s)
     again = camera_for(url, tmp_path)
     again.open()
     frame = again.read()
     again.close()
-    assert frame is not None and frame.frame_no >= round(away_s * 25)
+    assert frame is not None and frame.frame_no >= int((MAX_LAG_S + beyond_s) * fps)
     assert abs(float(frame.pixels.mean()) - 8 * frame.frame_no % 256) < 4
+
+
+def test_a_reader_that_is_a_little_late_gets_every_frame(tmp_path: Path) -> None:
+    """As from a camera's own buffer: in order, each with the time at which it was due."""
+    url = f"file://{write_video(tmp_path / 'v.avi', 20)}"
+    camera_for(url, tmp_path).open()
+    backdate(tmp_path, 0.5 * MAX_LAG_S)
+    camera = camera_for(url, tmp_path)
+    camera.open()
+    frames = play(camera)
+    camera.close()
+    assert [frame.frame_no for frame in frames] == list(range(20))
+    assert time.monotonic_ns() - frames[0].t_capture_ns >= 0.5e9 * MAX_LAG_S
 
 
 def test_a_clean_stop_begins_at_the_beginning(tmp_path: Path) -> None:

@@ -182,6 +182,7 @@ def test_a_clean_stop_leaves_nothing(tmp_path: Path) -> None:
     assert not Path(f"/proc/{pid}").exists()
     assert set(os.listdir("/proc/self/fd")) == before
     camera.stop()
+    assert camera.status().frames > 0, "the last status stays"
     with pytest.raises(RingError, match="make a new one"):
         camera.start()
 
