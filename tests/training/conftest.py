@@ -1,4 +1,4 @@
-"""One drawn data set, one small trained bundle and two torch threads for all tests of training."""
+"""One drawn data set, one small trained bundle and one torch thread for all tests of training."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from tests.bundles import draw_data, train_small_bundle
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _two_threads() -> None:
-    torch.set_num_threads(2)
+def _one_thread() -> None:
+    """Networks this small gain nothing from a second thread, and on a busy machine two wait for each other."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
