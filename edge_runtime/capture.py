@@ -27,7 +27,8 @@ from contract.errors import FlawlineError
 from contract.images import PixelFormat, Pixels
 from contract.locate import Box, find_parts
 from edge_runtime.cameras import make_camera
-from edge_runtime.cameras.base import Camera, CameraFrame, boot_id, forget_playhead
+from edge_runtime.cameras.base import Camera, CameraFrame, forget_playhead
+from edge_runtime.clock import boot_id
 from edge_runtime.errors import RingError
 from edge_runtime.presence import Lost, Outcome, Tracker
 from edge_runtime.ring import ChildState, Live, Record, Ring

@@ -42,8 +42,8 @@ def draw_dataset(
 ) -> int:
     """Write a folder in the MVTec AD layout; returns how many images.
 
-    ``progress`` is called with the number of parts drawn. The product is that of ``url``; its parts are others. Raises DatasetError
-    where ``out`` holds something already.
+    ``progress`` is called with the number of parts drawn. The product is that of ``url``; its parts are others.
+    Raises DatasetError where ``out`` holds something already.
     """
     if out.exists() and any(out.iterdir()):
         raise DatasetError(f"{out}: the folder is not empty; give one that does not exist yet")

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from contract.event import Attachment, Gap, Header, Missed, Result, Trigger, encode_header
+from edge_runtime.clock import boot_id
 from edge_runtime.errors import SpoolError
 
 SCHEMA_VERSION = 1
@@ -73,13 +74,6 @@ class Draft(NamedTuple):
     header: Header
     parts: tuple[bytes, ...] = ()
     t_ref_ns: int = 0
-
-
-def boot_id() -> str:
-    """Names this boot of the machine, so that monotonic times of another one are never compared."""
-    with suppress(OSError):
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return "unknown"
 
 
 class Spool:

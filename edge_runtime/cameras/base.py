@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from contract.images import PixelFormat, Pixels
+from edge_runtime.clock import boot_id
 from edge_runtime.errors import CameraError
 
 MAX_LAG_S = 3.0  # a recording further behind real time than this goes on where real time is
@@ -102,15 +103,20 @@ class Playhead:
 
     def __init__(self, source: Source, fps: float) -> None:
         self.fps = fps
-        self.start_ns = _start_ns(source)
+        self.start_ns, resumed = _start_ns(source)
+        self._allowed_s = 1 / fps if resumed else MAX_LAG_S
 
     def due_ns(self, index: int) -> int:
         return self.start_ns + round(index * 1e9 / self.fps)
 
     def choose(self, following: int) -> int:
-        """The frame to give next: ``following``, or a later one where that is over MAX_LAG_S late."""
+        """The frame to give next: ``following``, or a later one where that is over MAX_LAG_S late.
+
+        A process that goes on for a killed one catches up nothing: what passed meanwhile is gone, as on a real line.
+        """
         late_s = (time.monotonic_ns() - self.due_ns(following)) / 1e9
-        return following if late_s <= MAX_LAG_S else following + int(late_s * self.fps)
+        allowed_s, self._allowed_s = self._allowed_s, MAX_LAG_S
+        return following if late_s <= allowed_s else following + int(late_s * self.fps)
 
     def wait(self, index: int) -> bool:
         """Wait for a frame's time, at most NAP_S; true when it has come."""
@@ -129,25 +135,18 @@ def forget_playhead(state_dir: Path, camera_id: str) -> None:
     playhead_file(state_dir, camera_id).unlink(missing_ok=True)
 
 
-def boot_id() -> str:
-    """Names this boot of the machine: monotonic times of another one mean nothing."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""
-
-
-def _start_ns(source: Source) -> int:
+def _start_ns(source: Source) -> tuple[int, bool]:
+    """When frame 0 was due, and whether another process began it."""
     path = playhead_file(source.state_dir, source.camera_id)
     now, boot = time.monotonic_ns(), boot_id()
     try:
         held = json.loads(path.read_text())
         if held["boot_id"] == boot and held["url"] == source.url and 0 < int(held["start_ns"]) <= now:
-            return int(held["start_ns"])
+            return int(held["start_ns"]), True
     except (OSError, ValueError, KeyError, TypeError):
         pass  # none yet, or of no use: this is the beginning
     source.state_dir.mkdir(parents=True, exist_ok=True)
     new = path.with_suffix(".new")
     new.write_text(json.dumps({"boot_id": boot, "url": source.url, "start_ns": now}))
     new.replace(path)
-    return now
+    return now, False

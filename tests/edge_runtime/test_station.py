@@ -1,0 +1,192 @@
+"""The station with real capture processes: each trigger has one end, and whatever fails is NOT_INSPECTED."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zmq
+
+from contract.bundle import Bundle, open_bundle
+from contract.event import HEADER, Attachment, Gap, Header, Missed, Result, Trigger, Verdict
+from edge_runtime.emitter import Emitter
+from edge_runtime.engines import open_engine
+from edge_runtime.engines.base import Engine, EngineOutput
+from edge_runtime.settings import CameraSettings, EdgeSettings, HostLink, PresenceSettings
+from edge_runtime.spool import Spool
+from edge_runtime.station import Station
+from edge_runtime.synthetic import PART_LENGTH_PX
+from tests.processes import until
+
+URL = "synthetic://line?seed=2&parts=6"
+
+
+@pytest.fixture(scope="module")
+def opened(bundle: Path) -> Bundle:
+    return open_bundle(bundle)
+
+
+class Run:
+    """One station in this process; nobody listens, so that everything stays in its spool."""
+
+    def __init__(self, folder: Path, bundle: Bundle, engine: Engine, url: str = URL, **settings: Any) -> None:
+        camera = settings.pop("camera", {})
+        settings = {"deadline_ms": 20_000, "images": "all"} | settings
+        self.settings = EdgeSettings(
+            edge_id="edge",
+            bundle=bundle.root,
+            state_dir=folder,
+            host=HostLink(endpoint=f"ipc://{folder}/nobody"),
+            cameras=[
+                CameraSettings(id="top", url=url, presence=PresenceSettings(part_length_px=PART_LENGTH_PX), **camera)
+            ],
+            **settings,
+        )
+        self.results: list[Result] = []
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.spool = Spool(folder / "spool.sqlite")
+        self._emitter = Emitter(self.spool, self.settings.host, self._context)
+        self.station = Station(self.settings, bundle, engine, self.spool, self._emitter, self.results.append)
+
+    def run(self, beside: Callable[[], None] | None = None) -> list[Header]:
+        """Run to the line's end and return everything that was spooled, in order."""
+        helper = threading.Thread(target=beside) if beside is not None else None
+        self._emitter.start()
+        if helper is not None:
+            helper.start()
+        self.station.run()
+        if helper is not None:
+            helper.join()
+        return self.spooled()
+
+    def spooled(self) -> list[Header]:
+        rows = sorted(self.spool.pending(0, 0, 10_000) + self.spool.pending(1, 0, 10_000))
+        return [HEADER.validate_json(row.header) for row in rows]
+
+    def close(self) -> None:
+        self._emitter.stop()
+        self.spool.close()
+        self._context.term()
+
+
+@pytest.fixture
+def start(opened: Bundle, tmp_path: Path) -> Iterator[Callable[..., Run]]:
+    runs: list[Run] = []
+
+    def make(engine: Engine | None = None, **settings: Any) -> Run:
+        runs.append(Run(tmp_path, opened, engine or open_engine("onnxruntime", opened), **settings))
+        return runs[-1]
+
+    yield make
+    for made in runs:
+        made.close()
+
+
+def kinds(headers: list[Header]) -> Counter[str]:
+    return Counter(header.kind for header in headers)
+
+
+def test_every_trigger_is_announced_then_ended_and_its_map_follows(start: Callable[..., Run]) -> None:
+    headers = start().run()
+    assert kinds(headers) == {"trigger": 6, "result": 6, "attachment": 6}
+    place = {(header.kind, header.part_id): n for n, header in enumerate(headers) if not isinstance(header, Gap)}  # type: ignore[union-attr]
+    for result in (header for header in headers if isinstance(header, Result)):
+        assert place["trigger", result.part_id] < place["result", result.part_id] < place["attachment", result.part_id]
+        assert result.verdict is not Verdict.NOT_INSPECTED
+        assert result.score is not None
+        t = result.timing
+        stages = (t.t_capture_ns, t.t_trigger_ns, t.t_taken_ns, t.t_prepared_ns, t.t_inferred_ns, t.t_decided_ns)
+        assert list(stages) == sorted(stages)
+        assert stages[0] > 0
+        attachment = headers[place["attachment", result.part_id]]
+        assert isinstance(attachment, Attachment)
+        assert attachment.result_seq == result.seq
+        assert {"map", "image"} <= {part.role for part in attachment.parts}
+
+
+def failing(engine: Engine, fault: str) -> Engine:
+    """A real engine that works once and then fails, or returns what is no number."""
+    infer, calls = engine.infer, []
+
+    def broken(tiles: np.ndarray) -> EngineOutput:
+        scores, maps = infer(tiles)
+        calls.append(1)
+        if len(calls) == 1:
+            return EngineOutput(scores, maps)
+        if fault == "raises":
+            raise RuntimeError("the card fell off the bus")
+        return EngineOutput(np.full_like(scores, np.nan), maps)
+
+    engine.infer = broken  # type: ignore[method-assign]
+    return engine
+
+
+@pytest.mark.parametrize(("fault", "reason"), [("raises", "fell off the bus"), ("nan", "not a finite number")])
+def test_an_engine_that_fails_gives_no_verdict_but_never_pass(
+    start: Callable[..., Run], opened: Bundle, fault: str, reason: str
+) -> None:
+    run = start(failing(open_engine("onnxruntime", opened), fault))
+    run.run()
+    assert len(run.results) == 6
+    later = run.results[1:]
+    assert {result.verdict for result in later} == {Verdict.NOT_INSPECTED}
+    assert all(reason in (result.reason or "") for result in later)
+
+
+def test_what_is_later_than_its_deadline_is_not_inspected(start: Callable[..., Run], opened: Bundle) -> None:
+    slow = open_engine("onnxruntime", opened)
+    infer = slow.infer
+    released = threading.Event()
+
+    def wait(tiles: np.ndarray) -> EngineOutput:
+        released.wait(0.08)  # the engine's own slowness
+        return infer(tiles)
+
+    slow.infer = wait  # type: ignore[method-assign]
+    run = start(slow, deadline_ms=60)
+    run.run()
+    assert len(run.results) == 6
+    assert {result.verdict for result in run.results} == {Verdict.NOT_INSPECTED}
+    assert all("deadline" in (result.reason or "") for result in run.results)
+
+
+def test_a_killed_camera_process_is_replaced_and_its_blindness_declared(start: Callable[..., Run]) -> None:
+    run = start(url="synthetic://line?seed=2&parts=14")
+
+    def kill() -> None:
+        until(lambda: len(run.results) >= 2, "two parts were inspected")
+        pid = run.station._cameras[0].pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+
+    headers = run.run(kill)
+    gaps = [header for header in headers if isinstance(header, Gap)]
+    assert gaps
+    assert {gap.camera_id for gap in gaps} == {"top"}
+    ends = Counter(header.part_id for header in headers if isinstance(header, Result | Missed))
+    begun = Counter(header.part_id for header in headers if isinstance(header, Trigger))
+    assert ends == begun
+    assert set(ends.values()) == {1}
+    assert len(ends) >= 10
+
+
+def test_triggers_that_the_last_run_left_open_become_missed(start: Callable[..., Run], opened: Bundle) -> None:
+    run = start()
+    header = run.station._trigger_header(
+        run.station._cameras[0],
+        type("T", (), {"trigger_id": 9, "frame_no": 1, "box": None, "t_capture_ns": 1, "t_trigger_ns": 2})(),
+    )
+    from edge_runtime.spool import Draft
+
+    run.spool.append([Draft(header)])
+    headers = run.run()
+    missed = [header for header in headers if isinstance(header, Missed)]
+    assert [(m.trigger_id, m.reason) for m in missed] == [(9, "the edge stopped before its verdict")]
+    assert not run.spool.open_triggers()
