@@ -38,6 +38,11 @@ def shown(page: Page, name: str) -> None:
     expect(page.locator("canvas[data-ready]")).to_be_visible()
 
 
+def takes_keys(page: Page) -> None:
+    """The page's script has run; a key that is pressed before would be lost."""
+    expect(page.locator("body[data-keys]")).to_be_attached()
+
+
 def decisions(host: HostProcess) -> list[tuple[str, str]]:
     connection = sqlite3.connect(host.folder / "state" / "store.sqlite")
     rows = connection.execute("SELECT decision, inspector FROM reviews ORDER BY id").fetchall()
@@ -50,6 +55,7 @@ def test_the_queue_shows_pictures_worst_first(page: Page) -> None:
     page.goto("/queue")
     expect(page.locator(".card .name")).to_have_text(["worst", "middle", "mild"])
     page.wait_for_function("[...document.querySelectorAll('.card img')].every((i) => i.complete && i.naturalWidth)")
+    takes_keys(page)
     page.keyboard.press("j")
     page.keyboard.press("j")
     page.keyboard.press("Enter")
@@ -144,6 +150,7 @@ def test_one_key_decides_goes_on_and_another_takes_it_back(page: Page, host: Hos
     shown(page, "mild")
     page.keyboard.press("d")
     expect(page.get_by_role("heading", name="Nothing waits")).to_be_visible()
+    takes_keys(page)
     page.keyboard.press("u")
     shown(page, "mild")
     assert [decision for decision, _ in decisions(host)] == ["defect", "good", "undo", "good", "defect", "undo"]

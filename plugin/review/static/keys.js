@@ -96,4 +96,5 @@
     }
   }
   setInterval(watchQueue, 3000);
+  document.body.dataset.keys = "ready";
 })();
