@@ -3,7 +3,9 @@
 ratio_to_bare   images per second of the product's loop (sampling, augmentation, both optimizers, averaged weights)
                 over those of bare forward and backward passes of the same networks on one constant batch
 
-    python -m benchmarks.training --json benchmarks/results/training.json
+On a machine with other work, spinning threads dominate: OMP_WAIT_POLICY=PASSIVE, as `flawline train` sets it.
+
+    OMP_WAIT_POLICY=PASSIVE python -m benchmarks.training --json benchmarks/results/training.json
 """
 
 from __future__ import annotations

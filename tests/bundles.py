@@ -56,5 +56,6 @@ def train_small_bundle(out: Path, data: Path, **settings: Any) -> Path:
         "batch": 16,
         "learning_rate": 1e-3,
         "device": "cpu",
+        "threads": 1,
     }
     return train(TrainSettings(data=data, out=out, **{**small, **settings}))
