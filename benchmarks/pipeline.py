@@ -73,7 +73,7 @@ def measure(folder: Path, size: int, rounds: int, seconds: float, rate: float) -
     for _ in range(rounds):
         for count in CAMERAS:
             bare.append(engine_rate(engine, bundle, frames, seconds / 2))
-            results = run_station(folder, bundle, engine, frames, count, 2000.0, seconds)
+            results = run_station(folder, bundle, engine, frames, count, 1000.0, seconds)
             after = engine_rate(engine, bundle, frames, seconds / 2)
             through[count].append(parts_per_second(results))
             ratios[count].append(through[count][-1] / statistics.mean([bare[-1], after]))
@@ -95,7 +95,7 @@ def make_bundle(folder: Path, size: int) -> Bundle:
     """A calibrated bundle of real size; a few steps of training are enough, speed does not depend on the weights."""
     data, out = folder / "data", folder / "bundle"
     draw_dataset("synthetic://line?seed=1", data, 120, 0, 0)
-    run("train", "--data", data, "--out", out, "--size", size, "--steps", 20, "--quiet")
+    run("train", "--data", data, "--out", out, "--size", size, "--steps", 20)
     run("calibrate", "thresholds", out, "--data", data)
     return open_bundle(out)
 

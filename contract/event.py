@@ -199,10 +199,16 @@ HEADER: TypeAdapter[Header] = TypeAdapter(Header)
 
 
 class Envelope(Wire):
-    """What differs between transmissions. ``age_ms``: from capture (or from writing) to this sending."""
+    """What differs between transmissions. ``age_ms``: from capture (or from writing) to this sending.
+
+    ``t_sent_ns`` is the edge's monotonic clock at this sending and ``clock_id`` names that clock (a boot of the box):
+    from the fastest arrivals of late a host knows what the way usually takes, and what lay in a buffer longer.
+    """
 
     age_ms: float = Field(ge=0)
     attempt: int = Field(1, ge=1)
+    t_sent_ns: Count = 0
+    clock_id: str = Field("", max_length=100)
 
 
 class Ack(Wire):

@@ -247,6 +247,7 @@ class Station:
             watch.first_frame_ns = time.time_ns()
         if self._state == "starting" and all(watch.first_frame_ns for watch in self._watch.values()):
             self._state = "running"
+            log.info("running: every camera delivers")
         if status.state in ("stalled", "failed") and watch.blind_since_ns is None:
             watch.blind_since_ns = time.monotonic_ns() - int(max(0.0, status.frame_age_ms) * 1e6)
             watch.detail = status.detail or status.state

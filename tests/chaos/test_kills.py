@@ -13,7 +13,7 @@ from edge_runtime.draw import write_truth
 from tests.processes import TOUCHING, Line, until
 
 PARTS = 40
-URL = f"synthetic://line?seed=3&parts={PARTS}"
+URL = f"synthetic://line?seed=3&parts={PARTS}&fps=50"
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_edge_killed_twice_with_the_host_away(line: Line, tmp_path: Path) -> Non
         before = len(line.processes)
         line.processes[-1].kill()
         edge = line.start_edge()
-        until(lambda edge=edge: "running" in edge.text() or not edge.running(), "the edge runs")
+        until(lambda edge=edge: "running: every camera" in edge.text() or not edge.running(), "the edge runs")
         assert len(line.processes) == before + 1
     line.start_host()
     assert line.processes[-2].wait(120) == 0, line.processes[-2].text()[-3000:]

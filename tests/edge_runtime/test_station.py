@@ -25,7 +25,7 @@ from edge_runtime.station import Station
 from edge_runtime.synthetic import PART_LENGTH_PX
 from tests.processes import until
 
-URL = "synthetic://line?seed=2&parts=6"
+URL = "synthetic://line?seed=2&parts=6&fps=50"
 
 
 @pytest.fixture(scope="module")

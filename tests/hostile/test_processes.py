@@ -15,7 +15,7 @@ from edge_runtime.account import account, read_truth
 from edge_runtime.draw import line_of, write_truth
 from tests.processes import TOUCHING, Line, until
 
-URL = "synthetic://line?seed=11&parts=12"
+URL = "synthetic://line?seed=11&parts=12&fps=50"
 
 
 def copied(bundle: Path, folder: Path) -> Path:

@@ -13,7 +13,7 @@ from tests.shared_data import shared_data
 
 
 def test_the_synthetic_line_with_touching_parts(tmp_path: Path, bundle: Path) -> None:
-    url = "synthetic://line?seed=5&parts=50"
+    url = "synthetic://line?seed=5&parts=50&fps=50"
     write_truth(url, tmp_path / "line_frames.csv")
     line = Line(tmp_path, bundle, url, camera=TOUCHING)
     try:
