@@ -1,8 +1,9 @@
 """Bundle and test images -> image, pixel and line figures, in all and per defect class (at the engineer's desk).
 
 Images count for AUROC, AP and F1 with their raw score, whether or not the quality gate would have let them pass;
-for rejects and escapes with the verdict that the line would have got. Map and mask meet at the picture's own
-size, its longer side at most 256 px: the map goes there bilinearly, a mask's pixel counts if any of it is marked.
+for rejects and escapes with the verdict that the line would have got, as shares of the inspected ones. Map and mask
+meet at the picture's own size, its longer side at most 256 px: the map goes there bilinearly, a mask's pixel counts
+if any of it is marked.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from contract.decision import PartScore
 from contract.errors import FlawlineError, ImageError
 from contract.event import Verdict
 from contract.images import read_image
-from contract.stats import Rate, rate
+from contract.stats import Rate, rate, rate_fields
 from edge_runtime.engines import open_engine
 from edge_runtime.engines.golden import check_golden
 from edge_runtime.inspector import Inspector
@@ -156,13 +157,12 @@ def _figures(good: list[Seen], bad: list[Seen]) -> dict[str, Any]:
         "pixel_ap": placed.pixel_ap,
         "aupro": placed.aupro,
         "images": len(bad),
-        "false_reject_rate": share(good, Verdict.REJECT)._asdict(),
-        "escape_rate": share(bad, Verdict.PASS)._asdict(),
-        "review": {"good": share(good, Verdict.REVIEW)._asdict(), "defective": share(bad, Verdict.REVIEW)._asdict()},
-        "not_inspected": {
-            "good": share(good, Verdict.NOT_INSPECTED)._asdict(),
-            "defective": share(bad, Verdict.NOT_INSPECTED)._asdict(),
-        },
+        **rate_fields("false_reject", share(good, Verdict.REJECT)),
+        **rate_fields("escape", share(bad, Verdict.PASS)),
+        **rate_fields("review_good", share(good, Verdict.REVIEW)),
+        **rate_fields("review_defective", share(bad, Verdict.REVIEW)),
+        "not_inspected_good": _not_inspected(good),
+        "not_inspected_defective": _not_inspected(bad),
     }
 
 
@@ -171,8 +171,12 @@ def _scores(images: list[Seen]) -> NDArray[np.float64]:
 
 
 def share(images: list[Seen], verdict: Verdict) -> Rate:
-    """How many of the images got ``verdict``, with its interval."""
-    return rate(sum(image.verdict is verdict for image in images), len(images))
+    """How many of the inspected images got ``verdict``, with its interval."""
+    return rate(sum(image.verdict is verdict for image in images), len(images) - _not_inspected(images))
+
+
+def _not_inspected(images: list[Seen]) -> int:
+    return sum(image.verdict is Verdict.NOT_INSPECTED for image in images)
 
 
 def _verdicts(images: list[Seen]) -> dict[str, int]:
@@ -191,8 +195,8 @@ def log_look(path: Path, figures: dict[str, Any]) -> None:
         figures["counts"]["images"],
         figures["image_auroc"],
         figures["aupro"],
-        figures["false_reject_rate"]["hits"],
-        figures["escape_rate"]["hits"],
+        figures["false_reject_hits"],
+        figures["escape_hits"],
     ]
     with path.open("a", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)

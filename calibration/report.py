@@ -13,7 +13,7 @@ import numpy as np
 
 from contract.bundle import Manifest
 from contract.recipe import QualityBounds, Thresholds
-from contract.stats import Rate
+from contract.stats import rate
 
 EXCHANGEABLE = (
     "The rate holds only while the parts on the line are exchangeable with the calibration set: same product, "
@@ -139,9 +139,9 @@ def summary(thresholds: Thresholds) -> list[tuple[str, str]]:
 METRICS = ("image_auroc", "image_ap", "f1_max", "pixel_auroc", "pixel_ap", "aupro")
 
 
-def rate_text(counted: Mapping[str, Any]) -> str:
+def rate_text(figures: Mapping[str, Any], name: str) -> str:
     """A rate of an evaluation with its interval, in words."""
-    return Rate(**counted).text()
+    return rate(figures[f"{name}_hits"], figures[f"{name}_of"]).text()
 
 
 def evaluation_rows(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -150,12 +150,12 @@ def evaluation_rows(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
         ("test images", f"{counts['good']} good, {counts['defective']} defective ({counts['with_mask']} with a mask)"),
         *((name, number(figures[name])) for name in METRICS),
-        ("good parts rejected", rate_text(figures["false_reject_rate"])),
-        ("good parts to review", rate_text(figures["review"]["good"])),
-        ("good parts not inspected", rate_text(figures["not_inspected"]["good"])),
-        ("defective parts passed (escapes)", rate_text(figures["escape_rate"])),
-        ("defective parts to review", rate_text(figures["review"]["defective"])),
-        ("defective parts not inspected", rate_text(figures["not_inspected"]["defective"])),
+        ("good parts rejected, of those inspected", rate_text(figures, "false_reject")),
+        ("good parts to review", rate_text(figures, "review_good")),
+        ("good parts not inspected", rate(figures["not_inspected_good"], counts["good"]).text()),
+        ("defective parts passed (escapes), of those inspected", rate_text(figures, "escape")),
+        ("defective parts to review", rate_text(figures, "review_defective")),
+        ("defective parts not inspected", rate(figures["not_inspected_defective"], counts["defective"]).text()),
         ("median time per image", f"{figures['median_ms']:.2f} ms, {figures['engine']}"),
     ]
 
@@ -167,9 +167,9 @@ def class_rows(figures: Mapping[str, Any]) -> list[tuple[str, ...]]:
             label,
             str(found["images"]),
             *(number(found[name]) for name in ("image_auroc", "pixel_auroc", "aupro")),
-            str(found["escape_rate"]["hits"]),
-            str(found["review"]["defective"]["hits"]),
-            str(found["not_inspected"]["defective"]["hits"]),
+            str(found["escape_hits"]),
+            str(found["review_defective_hits"]),
+            str(found["not_inspected_defective"]),
         )
         for label, found in figures["classes"].items()
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Rate(NamedTuple):
@@ -36,3 +36,17 @@ def rate(hits: int, total: int) -> Rate:
     low = 0.0 if hits == 0 else max(0.0, centre - half)
     high = 1.0 if hits == total else min(1.0, centre + half)
     return Rate(hits, total, p, low, high)
+
+
+def rate_fields(name: str, value: Rate | None) -> dict[str, Any]:
+    """JSON keys of a rate: ``<name>_rate`` as a number, ``_interval`` as [low, high], ``_hits`` and ``_of``.
+
+    Rate and interval are null where nothing was counted; all four where ``value`` is None, the truth unknown.
+    """
+    hits, total, share, low, high = (None,) * 5 if value is None else value
+    return {
+        f"{name}_rate": share,
+        f"{name}_interval": None if low is None else [low, high],
+        f"{name}_hits": hits,
+        f"{name}_of": total,
+    }

@@ -11,9 +11,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from contract.stats import Rate, rate
+from contract.event import Verdict
+from contract.stats import Rate, rate, rate_fields
 
-VERDICTS = ("PASS", "REVIEW", "REJECT", "NOT_INSPECTED")
+ENDED = ("result", "missed")
 
 
 class TruePart(NamedTuple):
@@ -33,18 +34,23 @@ class Truth(NamedTuple):
 
 
 class Account(NamedTuple):
-    """The figures of one run. Rates are None where the truth is not known."""
+    """The figures of one run; what only the truth can tell is None where it is not known.
+
+    Rates are over inspected parts. Good and defective parts that were matched and never inspected stand beside them.
+    """
 
     parts: int
     results: int
     missed: int
-    gap_parts: int
-    duplicates: int
     lost: int
     verdicts: dict[str, int]
-    false_reject: Rate | None
-    escape: Rate | None
-    unmatched: int
+    gap_parts: int | None = None
+    duplicates: int | None = None
+    unmatched: int | None = None
+    false_reject: Rate | None = None
+    escape: Rate | None = None
+    not_inspected_good: int | None = None
+    not_inspected_defective: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The keys that every summary carries."""
@@ -55,22 +61,13 @@ class Account(NamedTuple):
             "gap_parts": self.gap_parts,
             "duplicates": self.duplicates,
             "lost": self.lost,
-            **{name.lower(): self.verdicts.get(name, 0) for name in VERDICTS},
-            **_rate_json("false_reject", self.false_reject),
-            **_rate_json("escape", self.escape),
+            **{verdict.lower(): self.verdicts.get(verdict, 0) for verdict in Verdict},
+            **rate_fields("false_reject", self.false_reject),
+            **rate_fields("escape", self.escape),
+            "not_inspected_good": self.not_inspected_good,
+            "not_inspected_defective": self.not_inspected_defective,
             "unmatched_results": self.unmatched,
         }
-
-
-def _rate_json(name: str, value: Rate | None) -> dict[str, Any]:
-    """``<name>_rate`` as a number with its counts and 95 % interval beside it; all null where the truth is unknown."""
-    hits, total, share, low, high = (None,) * 5 if value is None else value
-    return {
-        f"{name}_rate": share,
-        f"{name}_interval": None if low is None else [low, high],
-        f"{name}_hits": hits,
-        f"{name}_of": total,
-    }
 
 
 def read_truth(path: Path) -> Truth:
@@ -92,35 +89,45 @@ def read_truth(path: Path) -> Truth:
 
 
 def account(rows: list[dict[str, Any]], gaps: list[dict[str, Any]], truth: Truth | None) -> Account:
-    """Count one run. ``rows``: the host's parts (state, verdict, frame_no, box_px, t_wall_ns); ``gaps``: its gaps."""
+    """Count one run. ``rows``: the host's parts (state, verdict, frame_no, box_px, t_wall_ns); ``gaps``: its gaps.
+
+    A part whose trigger never ended is lost, whatever gap was declared around it.
+    """
     results = [row for row in rows if row["state"] == "result"]
     missed = [row for row in rows if row["state"] == "missed"]
-    verdicts = Counter(str(row["verdict"]) for row in results)
+    open_triggers = [row for row in rows if row["state"] not in ENDED]
+    verdicts = dict(Counter(str(row["verdict"]) for row in results))
     if truth is None:
-        open_triggers = len(rows) - len(results) - len(missed)
-        return Account(len(rows), len(results), len(missed), 0, 0, open_triggers, dict(verdicts), None, None, 0)
-    matched, unmatched = _match([*results, *missed], truth)
-    duplicates = sum(len(found) - 1 for found in matched.values())
-    absent = [part for part in truth.parts if part.number not in matched]
-    in_gap = _in_gaps(absent, gaps, rows, truth)
-    first = {index: found[0]["verdict"] for index, found in matched.items() if found[0]["state"] == "result"}
+        return Account(len(rows), len(results), len(missed), len(open_triggers), verdicts)
+    matched, unmatched = _match([*results, *missed, *open_triggers], truth)
+    in_gap = _in_gaps([part for part in truth.parts if part.number not in matched], gaps, rows, truth)
+    first = {number: found[0] for number, found in matched.items() if found[0]["state"] in ENDED}
+    good, defective = _told(truth, first, defective=False), _told(truth, first, defective=True)
     return Account(
         parts=len(truth.parts),
         results=len(results),
         missed=len(missed),
+        lost=len(truth.parts) - len(first) - len(in_gap),
+        verdicts=verdicts,
         gap_parts=len(in_gap),
-        duplicates=duplicates,
-        lost=len(absent) - len(in_gap),
-        verdicts=dict(verdicts),
-        false_reject=_share(truth, first, defective=False, verdict="REJECT"),
-        escape=_share(truth, first, defective=True, verdict="PASS"),
+        duplicates=sum(len(found) - 1 for found in matched.values()),
         unmatched=unmatched,
+        false_reject=_share(good, Verdict.REJECT),
+        escape=_share(defective, Verdict.PASS),
+        not_inspected_good=good[Verdict.NOT_INSPECTED],
+        not_inspected_defective=defective[Verdict.NOT_INSPECTED],
     )
 
 
-def _share(truth: Truth, verdicts: dict[int, str], defective: bool, verdict: str) -> Rate:
-    judged = [verdicts[part.number] for part in truth.parts if part.defective == defective and part.number in verdicts]
-    return rate(sum(found == verdict for found in judged), len(judged))
+def _told(truth: Truth, first: dict[int, dict[str, Any]], defective: bool) -> Counter[str]:
+    """Verdicts of the good or of the defective parts as the line was told them: ``missed`` is NOT_INSPECTED."""
+    rows = [first[part.number] for part in truth.parts if part.defective == defective and part.number in first]
+    return Counter(str(row["verdict"]) if row["state"] == "result" else Verdict.NOT_INSPECTED.value for row in rows)
+
+
+def _share(told: Counter[str], verdict: Verdict) -> Rate:
+    """How many of the inspected parts got ``verdict``."""
+    return rate(told[verdict], told.total() - told[Verdict.NOT_INSPECTED])
 
 
 def _match(rows: list[dict[str, Any]], truth: Truth) -> tuple[dict[int, list[dict[str, Any]]], int]:

@@ -42,8 +42,11 @@ def test_command_writes_figures_page_and_record(fresh: Path, drawn: Path, tmp_pa
     }
     assert found["image_auroc"] > 0.95 and found["image_ap"] > 0.9 and found["f1_max"] > 0.9
     assert found["pixel_auroc"] > 0.5 and 0 < found["aupro"] <= 1
-    assert found["false_reject_rate"]["total"] == 30 and found["escape_rate"]["total"] == 20
-    assert found["false_reject_rate"]["low"] <= found["false_reject_rate"]["rate"] <= found["false_reject_rate"]["high"]
+    assert found["false_reject_of"] + found["not_inspected_good"] == 30
+    assert found["escape_of"] + found["not_inspected_defective"] == 20
+    low, high = found["false_reject_interval"]
+    assert low <= found["false_reject_rate"] == found["false_reject_hits"] / found["false_reject_of"] <= high
+    assert found["classes"]["spot"]["escape_rate"] == found["escape_rate"]
     assert found["classes"]["spot"]["image_auroc"] == found["image_auroc"]
     assert sum(found["verdicts"]["good"].values()) == 30
     assert "<svg" in page.read_text() and "spot" in page.read_text() and "http" not in page.read_text()
@@ -64,8 +67,9 @@ def test_auroc_is_that_of_the_raw_scores(fresh: Path, drawn: Path) -> None:
 def test_uncalibrated_bundle_has_figures_but_no_verdicts(fresh: Path, drawn: Path) -> None:
     found = evaluate(fresh, drawn).figures
     assert found["calibration"] is None and found["image_auroc"] > 0.9
-    assert found["not_inspected"]["good"]["hits"] == 30
-    assert found["false_reject_rate"]["hits"] == found["escape_rate"]["hits"] == 0
+    assert (found["not_inspected_good"], found["not_inspected_defective"]) == (30, 20)
+    assert (found["false_reject_rate"], found["false_reject_interval"], found["escape_rate"]) == (None, None, None)
+    assert (found["false_reject_hits"], found["false_reject_of"], found["escape_of"]) == (0, 0, 0)
 
 
 def test_without_defects_the_rankings_are_null(fresh: Path, drawn: Path, tmp_path: Path) -> None:
@@ -74,7 +78,8 @@ def test_without_defects_the_rankings_are_null(fresh: Path, drawn: Path, tmp_pat
     found = run(fresh, data, tmp_path, "--html", str(tmp_path / "page.html"))
     for name in ("image_auroc", "image_ap", "f1_max", "pixel_auroc", "pixel_ap", "aupro"):
         assert found[name] is None
-    assert found["escape_rate"] == {"hits": 0, "total": 0, "rate": None, "low": None, "high": None}
+    assert (found["escape_rate"], found["escape_interval"]) == (None, None)
+    assert (found["escape_hits"], found["escape_of"]) == (0, 0)
     assert found["classes"] == {}
 
 
@@ -90,7 +95,8 @@ def test_unreadable_test_image_counts_as_not_inspected(fresh: Path, drawn: Path,
     next((data / "test" / "spot").iterdir()).write_bytes(b"")
     found = evaluate(fresh, data).figures
     assert found["counts"]["without_score"] == 1
-    assert found["not_inspected"]["defective"]["hits"] >= 1
+    assert found["not_inspected_defective"] >= 1
+    assert found["escape_of"] == 20 - found["not_inspected_defective"]
 
 
 def test_empty_test_is_refused(fresh: Path, drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from contract.stats import rate
+from contract.stats import rate, rate_fields
 
 
 @pytest.mark.parametrize(
@@ -35,3 +35,12 @@ def test_zero_escapes_are_said_with_their_interval() -> None:
 def test_impossible_counts_are_refused() -> None:
     with pytest.raises(ValueError, match="3 of 2"):
         rate(3, 2)
+
+
+def test_fields_are_numbers_or_null() -> None:
+    found = rate_fields("escape", rate(5, 10))
+    assert (found["escape_rate"], found["escape_hits"], found["escape_of"]) == (0.5, 5, 10)
+    assert found["escape_interval"] == pytest.approx([0.2366, 0.7634], abs=1e-4)
+    nothing = {"escape_rate": None, "escape_interval": None}
+    assert rate_fields("escape", rate(0, 0)) == nothing | {"escape_hits": 0, "escape_of": 0}
+    assert rate_fields("escape", None) == nothing | {"escape_hits": None, "escape_of": None}

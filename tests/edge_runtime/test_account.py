@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from contract.stats import rate
 from edge_runtime.account import TruePart, Truth, account, percentile, read_truth, stage_latencies
+from edge_runtime.table import print_account
 
 FPS = 10.0
 SECOND = 1_000_000_000
@@ -61,7 +64,37 @@ def test_missed_and_misplaced_rows() -> None:
 def test_without_truth_a_trigger_that_has_no_end_is_lost() -> None:
     found = account([*ALL, row(40, state="triggered")], [], None)
     assert (found.parts, found.results, found.lost, found.false_reject) == (5, 4, 1, None)
-    assert found.to_json()["escape_rate"] is None
+    written = found.to_json()
+    unknown = ("escape_rate", "gap_parts", "duplicates", "unmatched_results", "not_inspected_good")
+    assert [written[name] for name in unknown] == [None] * len(unknown)
+
+
+def test_a_trigger_that_never_ended_is_lost_even_within_a_gap() -> None:
+    whole = [{"from_wall_ns": 0, "to_wall_ns": 1000 * SECOND}]
+    found = account([*ALL[:3], row(30, state="triggered")], whole, TRUTH)
+    assert (found.parts, found.results, found.lost, found.gap_parts) == (4, 3, 1, 0)
+    assert account([*ALL, row(31, state="triggered", x=10)], [], TRUTH).duplicates == 1
+
+
+def test_parts_that_nobody_inspected_do_not_flatter_a_rate() -> None:
+    found = account([row(0, "NOT_INSPECTED"), ALL[1], ALL[2], row(30, "", "missed")], [], TRUTH)
+    assert found.false_reject == rate(1, 1)
+    assert found.escape == rate(0, 1)
+    assert (found.not_inspected_good, found.not_inspected_defective) == (1, 1)
+    nothing = account([row(frame, "NOT_INSPECTED") for frame in (0, 10, 20, 30)], [], TRUTH).to_json()
+    assert (nothing["false_reject_rate"], nothing["escape_rate"], nothing["escape_of"]) == (None, None, 0)
+    assert (nothing["not_inspected"], nothing["not_inspected_good"], nothing["not_inspected_defective"]) == (4, 2, 2)
+
+
+@pytest.mark.parametrize("truth", [TRUTH, None])
+def test_the_table_says_what_is_not_known(
+    truth: Truth | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    print_account(account(ALL, [], truth), {}, "none", tmp_path)
+    shown = capsys.readouterr().out
+    lines = ("in declared gaps", "duplicates", "good parts not inspected", "defective parts not inspected")
+    for line in lines:
+        assert re.search(rf"{line} .*{'unknown' if truth is None else '0'}", shown), shown
 
 
 def test_truth_is_read_with_several_parts_in_one_frame(tmp_path: Path) -> None:
