@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 import shutil
 import signal
 import subprocess
@@ -23,9 +24,8 @@ app = typer.Typer(
     add_completion=False,
 )
 
-PART_LENGTH_PX = 173
-"""Of the drawn part along the belt: what parts two that touch."""
-LINE_URL = "synthetic://line?seed=7&parts=60"
+LINE_URL = "synthetic://line?seed=7"
+PARTS = 60
 DATA_URL = "synthetic://line?seed=1"
 READY_S = 60.0
 
@@ -43,6 +43,7 @@ def demo(
     wait: Annotated[
         bool | None, typer.Option("--wait/--no-wait", help="leave the review pages open [default: at a terminal]")
     ] = None,
+    parts: Annotated[int, typer.Option(min=1, hidden=True)] = PARTS,
 ) -> None:
     """Draw good parts (or take yours), train, calibrate, run a line past the camera, print the account.
 
@@ -58,19 +59,20 @@ def demo(
     for path in (data, video):
         if path is not None and not path.exists():
             raise FlawlineError(f"{path}: no such file or folder")
-    Demo(out, model, minutes, false_reject_rate).run(data, video, sys.stdin.isatty() if wait is None else wait)
+    Demo(out, model, minutes, false_reject_rate, parts).run(data, video, sys.stdin.isatty() if wait is None else wait)
 
 
 class Demo:
     """One run in one folder, begun anew."""
 
-    def __init__(self, out: Path, model: str, minutes: float, false_reject_rate: float) -> None:
+    def __init__(self, out: Path, model: str, minutes: float, false_reject_rate: float, parts: int = PARTS) -> None:
         self.out = out
         self.model = model
         self.minutes = minutes
         self.false_reject_rate = false_reject_rate
         self.bundle = out / "bundle"
-        self.presence = f"\n[cameras.presence]\npart_length_px = {PART_LENGTH_PX}\n"
+        self.line_url = f"{LINE_URL}&parts={parts}"
+        self.presence = ""
         self.started = time.monotonic()
 
     def run(self, data: Path | None, video: Path | None, wait: bool) -> None:
@@ -80,7 +82,7 @@ class Demo:
             data, url, truth = self._draw()
         else:
             truth = video.with_name(f"{video.stem}_frames.csv")
-            url, self.presence = f"file://{video.resolve()}", ""
+            url = video.resolve().as_uri()
         self._step(f"Training {self.model} on good images", "train", *self._train_options(data))
         self._step(
             "Calibrating", "calibrate", "thresholds", self.bundle, "--data", data,
@@ -95,6 +97,10 @@ class Demo:
             self._report(address, truth if truth.is_file() else None, time.monotonic() - began)
             if wait:
                 self._leave_open(address)
+        if not wait:
+            sys.stdout.write(
+                f"\nReview pages: `flawline host run {shlex.quote(str(self.out / 'host.toml'))}` opens them again\n"
+            )
 
     def _empty_folder(self) -> None:
         """Begin anew, but only in a folder that a demo made."""
@@ -108,10 +114,13 @@ class Demo:
         marker.touch()
 
     def _draw(self) -> tuple[Path, str, Path]:
+        from edge_runtime.synthetic import PART_LENGTH_PX
+
+        self.presence = f"\n[cameras.presence]\npart_length_px = {PART_LENGTH_PX}\n"  # parts that touch are told apart
         data, truth = self.out / "data", self.out / "line_frames.csv"
         self._step("Drawing parts", "edge", "draw", data, "--url", DATA_URL)
-        self._step("Writing the line's truth", "edge", "truth", LINE_URL, truth)
-        return data, LINE_URL, truth
+        self._step("Writing the line's truth", "edge", "truth", self.line_url, truth)
+        return data, self.line_url, truth
 
     def _train_options(self, data: Path) -> list[object]:
         return ["--data", data, "--model", self.model, "--out", self.bundle, "--minutes", self.minutes]
@@ -131,18 +140,18 @@ class Demo:
         endpoint = (self.out / "host" / "endpoint").read_text().strip()
         path.write_text(
             f'edge_id = "demo"\nbundle = "bundle"\nstate_dir = "edge"\nimages = "all"\n\n'
-            f'[host]\nendpoint = "{endpoint}"\n\n'
-            f'[[cameras]]\nid = "top"\nurl = "{url}"\ntrigger = "presence"\n{self.presence}'
+            f"[host]\nendpoint = {toml_text(endpoint)}\n\n"
+            f'[[cameras]]\nid = "top"\nurl = {toml_text(url)}\ntrigger = "presence"\n{self.presence}'
         )
         return path
 
     @contextlib.contextmanager
     def _host(self) -> Iterator[str]:
         """A host process on free ports; yields the address of its pages."""
-        config = self.out / "host.toml"
+        config, outputs = self.out / "host.toml", (self.out / "line.jsonl").resolve()
         config.write_text(
             'state_dir = "host"\n\n[events]\nbind = "tcp://127.0.0.1:*"\n\n[http]\nport = 0\n\n'
-            f'[[connectors]]\nurl = "loop://{(self.out / "line.jsonl").resolve()}"\n'
+            f"[[connectors]]\nurl = {toml_text(outputs.as_uri().replace('file:', 'loop:', 1))}\n"
         )
         log = (self.out / "host.log").open("w")
         with log, subprocess.Popen(
@@ -183,15 +192,18 @@ class Demo:
         from edge_runtime.table import print_account
 
         print_account(found, summary["latency_ms"], self.model, self.out)
-        sys.stdout.write(f"\nReview pages: {address}/\n")
-        sys.stdout.flush()
 
     def _leave_open(self, address: str) -> None:
-        sys.stdout.write("They stay open until Ctrl-C.\n")
+        sys.stdout.write(f"\nReview pages: {address}/\nThey stay open until Ctrl-C.\n")
         sys.stdout.flush()
         with contextlib.suppress(KeyboardInterrupt):
             while True:
                 signal.pause()
+
+
+def toml_text(text: str) -> str:
+    """A basic string of TOML. JSON's escapes are TOML's as long as the text is ASCII, as every address is."""
+    return json.dumps(text)
 
 
 def fetch(url: str) -> Any:

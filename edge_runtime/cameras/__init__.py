@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 from pathlib import Path
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from edge_runtime.cameras.base import Camera, Source, redacted
 from edge_runtime.errors import CameraError
@@ -16,6 +16,12 @@ CAMERAS = {
     "usb": "edge_runtime.cameras.device:UsbCamera",
     "rtsp": "edge_runtime.cameras.device:RtspCamera",
 }
+
+
+def is_live(url: str) -> bool:
+    """Whether a real sensor is behind ``url``, which never gives the same picture twice; False for a wrong URL."""
+    module, _, name = CAMERAS.get(urlsplit(url).scheme, "").partition(":")
+    return bool(module) and bool(getattr(importlib.import_module(module), name).live)
 
 
 def make_camera(url: str, camera_id: str, state_dir: Path, stall_s: float = 3.0) -> Camera:
@@ -31,7 +37,7 @@ def make_camera(url: str, camera_id: str, state_dir: Path, stall_s: float = 3.0)
         )
     module, _, name = target.partition(":")
     options = {} if parts.scheme == "rtsp" else dict(parse_qsl(parts.query, keep_blank_values=True))
-    place = url if parts.scheme == "rtsp" else parts.netloc + parts.path
+    place = url if parts.scheme == "rtsp" else unquote(parts.netloc + parts.path)
     camera = getattr(importlib.import_module(module), name)
     made = camera(Source(url, place, options, camera_id, state_dir, stall_s))
     if not isinstance(made, Camera):

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -74,6 +74,15 @@ def test_a_video_in_real_time(tmp_path: Path) -> None:
     steps = {after.t_capture_ns - before.t_capture_ns for before, after in pairwise(frames)}
     assert all(abs(step - 40_000_000) < 10 for step in steps)
     assert camera.ended is not None and "to its end" in camera.ended
+
+
+@pytest.mark.parametrize("address", [Path.as_uri, "file://{}".format], ids=["as a URI", "as it is"])
+def test_a_video_with_signs_in_its_name(tmp_path: Path, address: Callable[[Path], str]) -> None:
+    name = "a#1 b%.avi" if address == Path.as_uri else "a b%.avi"
+    camera = camera_for(f"{address(write_video(tmp_path / name))}?fps=100", tmp_path)
+    camera.open()
+    assert len(play(camera)) == 30
+    camera.close()
 
 
 @pytest.mark.parametrize(("fps", "beyond_s"), [(10, 0.5), (25, 2.0)], ids=["by decoding", "by seeking"])
