@@ -78,7 +78,7 @@ def good(synthetic_data: Path) -> list[Part]:
     return [read_image(s.path, 1) for s in load_dataset(synthetic_data).test if s.label == "good"]
 
 
-@pytest.fixture(scope="module", params=["mean image", pytest.param("trained", marks=pytest.mark.long)])
+@pytest.fixture(scope="module", params=["mean image", "trained"])
 def inspector(
     request: pytest.FixtureRequest, synthetic_data: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Inspector:
