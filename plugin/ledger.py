@@ -17,12 +17,13 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from contract.event import Header, LineCode, Message, Missed, Result, Trigger, Verdict
+from contract.event import Header, LineCode, Missed, Result, Trigger, Verdict
 from plugin.connectors.base import LineOutput
 from plugin.dispatch import Sent
 from plugin.errors import ConfigError
 from plugin.logs import LimitedLog
 from plugin.settings import LineSettings
+from plugin.transit import Arrival
 
 SCHEMA_VERSION = 1
 MAX_WAITING = 65536
@@ -97,7 +98,7 @@ FROM outputs o LEFT JOIN late l ON l.edge_id = o.edge_id AND l.part_id = o.part_
 
 
 class Told(NamedTuple):
-    """A header as the receiver decoded it: its age by the edge's clock, arrival by ours (CLOCK_MONOTONIC)."""
+    """A header as the receiver decoded it: its age at arrival, and when that was (CLOCK_MONOTONIC)."""
 
     header: Trigger | Result | Missed
     age_ms: float
@@ -152,12 +153,12 @@ class Ledger:
         self._dispatch = dispatch
         self._connected = connected
 
-    def tell(self, arrivals: Sequence[tuple[Message, int]]) -> int:
-        """Say what arrived and when (CLOCK_MONOTONIC); returns a ticket for ``has``. One thread calls; never blocks."""
+    def tell(self, arrivals: Sequence[Arrival]) -> int:
+        """Say what arrived, when and how old; returns a ticket for ``has``. One thread calls; never blocks."""
         told = [
-            Told(message.header, message.envelope.age_ms, arrived_ns)
-            for message, arrived_ns in arrivals
-            if isinstance(message.header, Trigger | Result | Missed)
+            Told(arrival.message.header, arrival.age_ms, arrival.arrived_ns)
+            for arrival in arrivals
+            if isinstance(arrival.message.header, Trigger | Result | Missed)
         ]
         if self._tickets - self._done + len(told) > MAX_WAITING:
             self.lost += len(told)

@@ -10,12 +10,14 @@ from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import zmq
+from pydantic import ValidationError
 
 from contract.errors import EventError
 from contract.event import MAGIC, MAX_PART_BYTES, MAX_PARTS, Ack, Message, Nack, from_frames, identity_of
 from plugin.errors import ConfigError
 from plugin.logs import LimitedLog
 from plugin.store import Received
+from plugin.transit import Arrival, Transit
 from plugin.writer import Verdicted
 
 MAX_MESSAGE_BYTES = 128 << 20
@@ -36,6 +38,7 @@ class Counts:
         self.refused = 0
         self.held_back = 0
         self.unreachable = 0
+        self.failed = 0
 
 
 class Oversize(NamedTuple):
@@ -62,7 +65,7 @@ class Receiver:
         self,
         context: zmq.Context[Socket],
         bind: str,
-        tell_ledger: Callable[[Sequence[tuple[Message, int]]], int],
+        tell_ledger: Callable[[Sequence[Arrival]], int],
         offer: Callable[[Sequence[Received]], int],
     ) -> None:
         self.counts = Counts()
@@ -70,6 +73,7 @@ class Receiver:
         self._offer = offer
         self._stopping = threading.Event()
         self._log = LimitedLog(log)
+        self._transit = Transit()
         self._answers = context.socket(zmq.PULL)
         self._answers.bind(f"inproc://answers-{id(self)}")
         self._answer_socket = context.socket(zmq.PUSH)  # used by the writer's thread only, after it started
@@ -141,17 +145,44 @@ class Receiver:
                 got = _read_message(self._router)
             except zmq.Again:
                 break
-            event = self._decode(got)
+            event = self._take(got)
             if event is not None:
                 events.append(event)
                 size += sum(map(len, event.message.parts))
             if size > BURST_BYTES:
                 break
         if events:
+            self._hand_on_or_each(events)
+
+    def _take(self, got: list[bytes] | Oversize) -> _Event | None:
+        """Decode, and learn from it how long the way takes; None where it is no event."""
+        self.counts.received += 1
+        try:
+            event = self._decode(got)
+            if event is not None:
+                self._transit.note(event.message.header.edge_id, event.message.envelope, event.arrived_ns)
+        except Exception as error:  # noqa: BLE001 - whatever a message provokes, the next one must be received
+            self._failed(error)
+            return None
+        return event
+
+    def _hand_on_or_each(self, events: list[_Event]) -> None:
+        """All in one piece; where that fails each alone, so that one cannot keep the others out."""
+        try:
             self._hand_on(events)
+        except Exception as error:  # noqa: BLE001 - as above
+            if len(events) == 1:
+                self._failed(error)
+                return
+            for event in events:
+                self._hand_on_or_each([event])
+
+    def _failed(self, error: Exception) -> None:
+        self.counts.failed += 1
+        self._log.warning("failed", f"a message could not be handled and is left unanswered: {error!r:.300}")
 
     def _hand_on(self, events: list[_Event]) -> None:
-        ticket = self._tell_ledger([(event.message, event.arrived_ns) for event in events])
+        ticket = self._tell_ledger([self._arrival(event) for event in events])
         now_ns = time.time_ns()
         items = [Received(event.route, event.message, event.header, now_ns, ticket) for event in events]
         held_back = len(items) - self._offer(items)
@@ -159,8 +190,12 @@ class Receiver:
             self.counts.held_back += held_back
             self._log.warning("backlog", "the store lags: events are left unacknowledged and will be sent again")
 
+    def _arrival(self, event: _Event) -> Arrival:
+        message = event.message
+        waited_ns = self._transit.waited_ns(message.header.edge_id, message.envelope, event.arrived_ns)
+        return Arrival(message, event.arrived_ns, waited_ns)
+
     def _decode(self, got: list[bytes] | Oversize) -> _Event | None:
-        self.counts.received += 1
         frames = got.frames if isinstance(got, Oversize) else got
         try:
             if isinstance(got, Oversize):
@@ -175,16 +210,25 @@ class Receiver:
             return None
 
     def _refuse(self, frames: list[bytes], error: EventError | UnicodeDecodeError) -> None:
-        identity = identity_of(frames[1:])
-        if identity is None:
+        nack = _nack(frames, error)
+        if nack is None:
             self.counts.garbage += 1
             self._log.warning("garbage", f"a message that is no event was dropped: {str(error)[:200]!r}")
             return
         self.counts.refused += 1
-        self._log.warning("refused", f"event {identity[0][:40]!r}/{identity[1]} is refused: {str(error)[:200]!r}")
-        code = _nack_code(error)
-        nack = Nack(spool_id=identity[0], seq=identity[1], code=code, message=str(error)[:500])
+        self._log.warning("refused", f"event {nack.spool_id[:40]!r}/{nack.seq} is refused: {str(error)[:200]!r}")
         self._send(frames[0], nack.model_dump_json().encode())
+
+
+def _nack(frames: list[bytes], error: Exception) -> Nack | None:
+    """The refusal by name; None where the message has no name that could be sent back."""
+    identity = identity_of(frames[1:])
+    if identity is None:
+        return None
+    try:
+        return Nack(spool_id=identity[0], seq=identity[1], code=_nack_code(error), message=str(error)[:500])
+    except ValidationError:  # half of a surrogate pair is a str, and no text
+        return None
 
 
 def _nack_code(error: Exception) -> Literal["schema", "size", "parts", "version"]:

@@ -127,8 +127,16 @@ def state(seq: int = 1, **more: Any) -> State:
     return State(**{name: value for name, value in values.items() if name in State.model_fields})
 
 
-def frames(header: Header, parts: Iterable[bytes] = (), age_ms: float = 5.0, attempt: int = 1) -> list[bytes]:
-    return to_frames(encode_header(header), tuple(parts), Envelope(age_ms=age_ms, attempt=attempt))
+def frames(
+    header: Header,
+    parts: Iterable[bytes] = (),
+    age_ms: float = 5.0,
+    attempt: int = 1,
+    t_sent_ns: int = 0,
+    clock_id: str = "",
+) -> list[bytes]:
+    envelope = Envelope(age_ms=age_ms, attempt=attempt, t_sent_ns=t_sent_ns, clock_id=clock_id)
+    return to_frames(encode_header(header), tuple(parts), envelope)
 
 
 class Dealer:

@@ -17,6 +17,7 @@ from plugin.connectors.base import LineOutput
 from plugin.dispatch import Sent
 from plugin.ledger import Ledger, LedgerReader
 from plugin.settings import LineSettings
+from plugin.transit import Arrival
 from tests.plugin import synthetic as s
 
 
@@ -40,7 +41,7 @@ class Rig:
 
     def tell(self, header: Header, age_ms: float = 0.0) -> None:
         message = from_frames(s.frames(header, age_ms=age_ms))
-        ticket = self.ledger.tell([(message, time.monotonic_ns())])
+        ticket = self.ledger.tell([Arrival(message, time.monotonic_ns())])
         assert self.ledger.has(ticket, 5.0)
 
     def rows(self) -> list[dict[str, Any]]:
@@ -164,7 +165,7 @@ def test_a_failing_disk_publishes_nothing_and_loses_nothing(
 
     monkeypatch.setattr(rig.ledger, "_write_output", fail)
     message = from_frames(s.frames(s.result(1, "p")))
-    ticket = rig.ledger.tell([(message, time.monotonic_ns())])
+    ticket = rig.ledger.tell([Arrival(message, time.monotonic_ns())])
     s.until(lambda: rig.ledger.trouble)
     assert not rig.ledger.has(ticket, 0.1)
     assert rig.outputs == []
@@ -180,7 +181,7 @@ def test_each_line_counts_for_itself(tmp_path: Path) -> None:
     thread.start()
     for seq, edge in enumerate(["a", "b", "a"], 1):
         message = from_frames(s.frames(s.result(seq, f"p{seq}", edge_id=edge)))
-        ticket = ledger.tell([(message, time.monotonic_ns())])
+        ticket = ledger.tell([Arrival(message, time.monotonic_ns())])
     assert ledger.has(ticket, 5.0)
     ledger.stop()
     thread.join(5)

@@ -16,9 +16,11 @@ import pytest
 import sqlalchemy as sa
 import zmq
 
-from contract.event import MAGIC, MAX_HEADER_BYTES, Verdict, part_ref
+from contract.event import MAGIC, MAX_HEADER_BYTES, Message, Verdict, from_frames, part_ref
+from plugin import receiver
 from plugin.receiver import Receiver
 from plugin.store import Outcome, Received, Store
+from plugin.transit import Arrival
 from plugin.writer import Writer
 from tests.plugin import synthetic as s
 from tests.plugin.synthetic import Dealer, HostProcess
@@ -238,6 +240,30 @@ def test_a_broken_event_is_refused_by_name_and_the_host_lives_on(
     dealer.wait_acked(seq, spool="after")
 
 
+def test_whatever_one_message_provokes_the_next_is_received(
+    rig: Rig, make_dealer: MakeDealer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def decode(frames: list[bytes]) -> Message:
+        if b"part-00002" in frames[2]:
+            raise RuntimeError("nobody foresaw this")
+        return from_frames(frames)
+
+    def tell(arrivals: Sequence[Arrival]) -> int:
+        if any(arrival.message.header.seq == 4 for arrival in arrivals):
+            raise RuntimeError("nor this")
+        return rig._tell(arrivals)
+
+    rig.gate.open.set()
+    monkeypatch.setattr(receiver, "from_frames", decode)
+    monkeypatch.setattr(rig.receiver, "_tell_ledger", tell)
+    dealer = make_dealer(rig.receiver.endpoint)
+    for seq in range(1, 7):
+        dealer.send(s.frames(s.result(seq)))
+    dealer.wait_acked(1, 3, 5, 6)
+    assert {seq for _, seq in dealer.acked} == {1, 3, 5, 6}
+    assert rig.receiver.counts.failed == 2
+
+
 def test_an_identity_used_twice_is_refused(shared_host: HostProcess, make_dealer: MakeDealer) -> None:
     dealer = make_dealer(shared_host.endpoint)
     dealer.send(s.frames(s.result(1, "twin", spool_id="twins")))
@@ -255,6 +281,7 @@ def test_garbage_is_dropped_and_counted(shared_host: HostProcess, make_dealer: M
         [MAGIC],
         [MAGIC, b"{}", b"[" * 100_000],
         [MAGIC, b"{}", b'{"spool_id": "\\ud800", "seq": 1e400}'],
+        [MAGIC, b"{}", b'{"spool_id": "\\ud800", "seq": 1}'],  # a name that cannot be sent back
         [MAGIC, b"{}", b"\xff\xfe"],
         [b"X" * 1000] * 50,
         [MAGIC, b"{}", b"x" * (MAX_HEADER_BYTES + 1)],
@@ -287,6 +314,22 @@ def test_a_state_is_shown_and_stands_in_no_numbering(shared_host: HostProcess, m
     summary = shared_host.get("/api/summary")
     assert [each["detail"] for each in summary["states"] if each["edge_id"] == "edge-9"] == ["<b>fine</b>"]
     assert all(row["spool_id"] != "state-x" for row in summary["spools"])
+
+
+def test_holes_are_counted_for_each_spool_and_in_all_without_heartbeats(
+    make_host: Callable[..., HostProcess], make_dealer: MakeDealer
+) -> None:
+    host = make_host()
+    dealer = make_dealer(host.endpoint)
+    for spool, seqs in (("a", (1, 4)), ("b", (3,))):
+        for seq in seqs:
+            dealer.send(s.frames(s.result(seq, f"{spool}{seq}", spool_id=spool)))
+        dealer.wait_acked(*seqs, spool=spool)
+    dealer.send(s.frames(s.state(90)))
+    dealer.wait_acked(90, spool="state-run-1")
+    summary = host.get("/api/summary")
+    assert {spool["spool_id"]: spool["holes"] for spool in summary["spools"]} == {"a": 2, "b": 2}
+    assert summary["holes"] == 4
 
 
 def test_a_real_full_disk_stops_acknowledgements_until_there_is_room(
