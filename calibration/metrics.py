@@ -97,11 +97,6 @@ def scale_down(size_hw: tuple[int, int]) -> tuple[int, int]:
     return max(1, round(size_hw[0] * factor)), max(1, round(size_hw[1] * factor))
 
 
-def resize_map(values: Floats, size_hw: tuple[int, int]) -> Floats:
-    """Bilinear, as the field evaluates: the map goes to the mask, never the other way."""
-    return np.asarray(cv2.resize(values, size_hw[::-1], interpolation=cv2.INTER_LINEAR), np.float32)
-
-
 def resize_mask(mask: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArray[np.bool_]:
     """A pixel is defective where any of the mask's pixels that it covers is: small defects must not vanish."""
     if mask.shape == size_hw:

@@ -36,7 +36,8 @@ class ImageError(FlawlineError):
 class EventError(FlawlineError):
     """A message does not follow the event contract.
 
-    ``code`` is one of ``schema``, ``size``, ``parts`` or ``version`` and travels in the negative acknowledgement.
+    ``code`` is one of ``schema``, ``size``, ``parts``, ``version`` or ``identity`` and travels in the negative
+    acknowledgement.
     """
 
     def __init__(self, message: str, code: str = "schema") -> None:

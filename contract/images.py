@@ -93,20 +93,11 @@ def decode_image(data: bytes, channels: Channels, name: str) -> Pixels:
 
 def encode_png(pixels: Pixels) -> bytes:
     """PNG bytes of uint8 [H, W] or RGB [H, W, 3]; fast, lossless."""
-    return _encode(pixels, ".png", [cv2.IMWRITE_PNG_COMPRESSION, 1])
-
-
-def encode_jpeg(pixels: Pixels, quality: int = 90) -> bytes:
-    """JPEG bytes of uint8 [H, W] or RGB [H, W, 3]; for people to look at, never to score."""
-    return _encode(pixels, ".jpg", [cv2.IMWRITE_JPEG_QUALITY, quality])
-
-
-def _encode(pixels: Pixels, suffix: str, options: list[int]) -> bytes:
     if pixels.ndim == 3:
         pixels = _convert(pixels, cv2.COLOR_RGB2BGR)
-    ok, data = cv2.imencode(suffix, pixels, options)
+    ok, data = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1])
     if not ok:
-        raise ImageError(f"an image of shape {pixels.shape} cannot be encoded as {suffix}")
+        raise ImageError(f"an image of shape {pixels.shape} cannot be encoded as PNG")
     return data.tobytes()
 
 

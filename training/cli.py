@@ -11,7 +11,8 @@ import typer
 from rich.console import Console
 
 from contract.config import validate
-from contract.errors import ConfigError, FlawlineError
+from contract.errors import ConfigError
+from training.errors import InterruptedBeforeTrainingError
 from training.settings import TrainSettings
 
 EXAMPLES = """
@@ -107,9 +108,3 @@ def app(args: list[str] | None = None, prog_name: str = "flawline train") -> Non
         raise InterruptedBeforeTrainingError(
             "interrupted; a checkpoint, if one was written, is in BUNDLE/.training: the same command with --resume"
         ) from stop
-
-
-class InterruptedBeforeTrainingError(FlawlineError):
-    """Ctrl-C outside the loop: while images are read or the graph is exported."""
-
-    exit_code = 130

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
-from calibration.metrics import localization, ranking, resize_map, resize_mask, scale_down
+from calibration.metrics import localization, ranking, resize_mask, scale_down
 
 
 def labelled(seed: int, levels: int | None) -> tuple[np.ndarray, np.ndarray]:
@@ -111,4 +111,3 @@ def test_map_meets_mask() -> None:
     small = resize_mask(mask, (100, 100))
     assert small.sum() == 1 and small[50, 77]
     assert resize_mask(mask, (1000, 1000)).sum() == 1
-    assert resize_map(np.ones((8, 8), np.float32), (31, 17)).shape == (31, 17)
