@@ -6,6 +6,8 @@ import argparse
 import json
 import os
 import platform
+import shutil
+import subprocess
 import sys
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -16,14 +18,14 @@ PACKAGES = ("numpy", "torch", "openvino", "onnxruntime", "opencv-python-headless
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, load before the run and package versions."""
+    """Processor, cores, graphics cards, load before the run and package versions."""
     return {
         "processor": processor(),
         "cores": os.cpu_count(),
         "load_1min": os.getloadavg()[0],
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "gpu": None,
+        "gpu": graphics_card(),
         "packages": {name: found for name in PACKAGES if (found := installed(name))},
     }
 
@@ -31,6 +33,19 @@ def machine() -> dict[str, Any]:
 def processor() -> str:
     names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     return names[0].partition(":")[2].strip() if names else platform.processor()
+
+
+def graphics_card() -> str | None:
+    """What ``nvidia-smi -L`` lists, a line a card; None where there is none."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return None
+    try:
+        done = subprocess.run([program, "-L"], capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    cards = [line.partition(" (UUID")[0] for line in done.stdout.splitlines() if line.startswith("GPU ")]
+    return "\n".join(cards) if done.returncode == 0 and cards else None
 
 
 def installed(name: str) -> str | None:
