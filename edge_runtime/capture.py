@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -41,6 +42,9 @@ FROZEN_AFTER = 5  # equal frames in a row from a live camera until it counts as 
 OVERRUN = "overrun: every slot holds a part that is not inspected yet"
 MEMORY = 8  # parts taken last that outlive the edge's process
 PR_SET_PDEATHSIG = 1
+PAUSE_S = 0.5  # a live camera silent for so long has missed frames, whatever their numbers say
+
+log = logging.getLogger(__name__)
 
 
 class CapturedTrigger(NamedTuple):
@@ -67,11 +71,15 @@ class CameraStatus(NamedTuple):
 
 
 class ChildOrder(BaseModel):
-    """What a child is told on its standard input: one line of JSON, so that no address shows in the process list."""
+    """What a child is told on its standard input: one line of JSON, so that no address shows in the process list.
+
+    ``after_stop``: the first child after a clean stop, which takes nothing that stands in a live camera's view.
+    """
 
     settings: CameraSettings
     state_dir: Path
     parent_pid: int
+    after_stop: bool = False
 
 
 class CameraProcess:
@@ -82,13 +90,20 @@ class CameraProcess:
     """
 
     def __init__(
-        self, settings: CameraSettings, state_dir: Path, first_trigger_id: int = 1, resumed: bool = True
+        self,
+        settings: CameraSettings,
+        state_dir: Path,
+        first_trigger_id: int = 1,
+        resumed: bool = True,
+        after_stop: bool = False,
     ) -> None:
         """``resumed``: the last run was cut short, so that a recording goes on where real time is, and a part that
-        was taken then and is still in view is not taken again. False: begin anew."""
+        was taken then and is still in view is not taken again. False: begin anew. ``after_stop``: the last run was
+        stopped in order, so that what stands in a live camera's view may have its verdict already."""
         self.settings = settings
         self._state_dir = state_dir
         self._first_id = first_trigger_id
+        self._after_stop = after_stop
         self._ring = Ring.create(settings.slots, int(settings.max_frame_mb * 1e6), settings.policy == "freshest")
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._child: subprocess.Popen[bytes] | None = None
@@ -169,8 +184,12 @@ class CameraProcess:
     def release(self, trigger: CapturedTrigger) -> None:
         """The trigger is dealt with; its frame may go. A second time does nothing."""
         slot = self._slots.pop(trigger.trigger_id, None)
-        if slot is not None:
+        if slot is None:
+            return
+        try:
             self._ring.release(slot)
+        except RingError as error:  # the child was stopped inside its critical section: supervise() will replace it
+            self._trouble = str(error)
 
     def status(self) -> CameraStatus:
         """How the camera is; after ``stop`` what it was at last."""
@@ -214,7 +233,12 @@ class CameraProcess:
             [sys.executable, "-c", code], stdin=subprocess.PIPE, pass_fds=(ring_fd, wake_fd), env=environment
         )
         self._started_at, self._next_start = time.monotonic(), None
-        order = ChildOrder(settings=self.settings, state_dir=self._state_dir.absolute(), parent_pid=os.getpid())
+        order = ChildOrder(
+            settings=self.settings,
+            state_dir=self._state_dir.absolute(),
+            parent_pid=os.getpid(),
+            after_stop=self._after_stop and self._restarts == 0,
+        )
         self._tell(order.model_dump_json().encode() + b"\n")
 
     def _tell(self, line: bytes) -> None:
@@ -283,14 +307,15 @@ class CameraProcess:
         self._child = None
         self._ring.reclaim()
 
-    def stop(self) -> None:
-        """Clean stop: the child ends, the memory goes, and a recording begins anew next time."""
+    def stop(self, forget: bool = True) -> None:
+        """The child ends and the memory goes. ``forget``: a clean stop, a recording begins anew next time."""
         if self._stopped:
             return
         self.stop_capture()
         self._stopped = True
         self._last = self.status()
-        self._forget()
+        if forget:
+            self._forget()
         self._slots.clear()
         self._ring.close()
         os.close(self._wake_read)
@@ -328,8 +353,11 @@ class TakenMemory:
             "state": {"recorded": 0, "tracker": tracker, "taken": self._taken},
         }
         new = self._path.with_suffix(".new")
-        new.write_text(json.dumps(value))
-        new.replace(self._path)
+        try:
+            new.write_text(json.dumps(value))
+            new.replace(self._path)
+        except OSError as error:  # it only helps after a crash; the verdict must not wait for a disk that is full
+            log.warning("%s: what was taken cannot be noted (%s)", self._path, error.strerror)
 
     def give_to(self, ring: Ring) -> None:
         """Put what the last run took into a new ring, where its first child looks for it."""
@@ -368,7 +396,7 @@ def child_main(ring_fd: int, wake_fd: int) -> None:
     try:
         camera = make_camera(order.settings.url, order.settings.id, order.state_dir, order.settings.stall_s)
         camera.open()
-        Capture(camera, ring, order.settings, wake_fd).run(stop)
+        Capture(camera, ring, order.settings, wake_fd, order.after_stop).run(stop)
         code = 0
     except FlawlineError as error:
         code = _failed(ring, str(error))
@@ -396,8 +424,11 @@ def _await_stop(stop: threading.Event) -> None:
 class Capture:
     """The child's loop: frames in, triggers out."""
 
-    def __init__(self, camera: Camera, ring: Ring, settings: CameraSettings, wake_fd: int) -> None:
+    def __init__(
+        self, camera: Camera, ring: Ring, settings: CameraSettings, wake_fd: int, after_stop: bool = False
+    ) -> None:
         self._camera, self._ring, self._settings, self._wake_fd = camera, ring, settings, wake_fd
+        self._pass_over = after_stop and camera.live
         self._tracker = Tracker(settings.presence.direction, settings.presence.settle_frames)
         self._kept: dict[int, int] = {}  # frame number -> slot
         self._times: dict[int, int] = {}  # frame number -> t_capture_ns, of the frames that may yet be taken
@@ -439,7 +470,11 @@ class Capture:
 
     def _watch(self, frame: CameraFrame, frozen: bool) -> None:
         hw = (frame.pixels.shape[0], frame.pixels.shape[1])
-        outcomes = self._tracker.update(frame.frame_no, self._find(frame.pixels), hw)
+        boxes = self._find(frame.pixels)
+        if self._pass_over:
+            self._tracker.pass_over(frame.frame_no, boxes, hw)
+            self._pass_over = False
+        outcomes = self._tracker.update(frame.frame_no, boxes, hw)
         wanted = self._tracker.wanted()
         # What is not wanted any more goes first: a part that settles must not need a second slot.
         self._forget_all_but(wanted | {outcome.frame_no for outcome in outcomes})
@@ -516,6 +551,9 @@ class Capture:
             self._ring.save_state({"recorded": self._recorded, "tracker": self._tracker.state()})
         live = self._ring.live()
         missed = frame.frame_no - live.frame_no - 1 if live.frame_no >= 0 else 0
+        pause_s = (frame.t_capture_ns - live.frame_ns) / 1e9 if live.frame_ns else 0.0
+        if self._camera.live and pause_s > PAUSE_S:  # its driver numbers on without a hole
+            missed = max(missed, round(pause_s * self._camera.fps) - 1)
         self._ring.set_live(
             Live(
                 time.monotonic_ns(),

@@ -22,11 +22,15 @@ from contract.event import (
     encode_header,
     to_frames,
 )
+from edge_runtime.clock import boot_id
 from edge_runtime.settings import HostLink
-from edge_runtime.spool import Row, Spool
+from edge_runtime.spool import Spool
 
 ATTACHMENT_WINDOW = 4
 """Attachments under way at once: small, so that a verdict never waits behind pictures."""
+
+TROUBLE_S = 1.0
+CLOCK_ID = boot_id()
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +52,9 @@ class Emitter:
 
     def start(self) -> None:
         self._thread.start()
+
+    def alive(self) -> bool:
+        return self._thread.is_alive()
 
     def wake(self) -> None:
         """Something was appended to the spool."""
@@ -82,16 +89,23 @@ class Emitter:
         poller.register(self._wake_fd, zmq.POLLIN)
         try:
             while not self._stopping.is_set():
-                ready = dict(poller.poll(self._timeout_ms()))
-                if self._wake_fd in ready:
-                    with suppress(BlockingIOError):
-                        os.eventfd_read(self._wake_fd)
-                if socket in ready:
-                    self._receive(socket)
-                blocked = not self._send_due(socket)
-                poller.modify(socket, zmq.POLLIN | zmq.POLLOUT if blocked else zmq.POLLIN)
+                try:
+                    self._turn(socket, poller)
+                except Exception:  # a disk that fails for a while must not silence the edge for good
+                    log.exception("the emitter goes on after")
+                    self._stopping.wait(TROUBLE_S)
         finally:
             socket.close(linger=200)
+
+    def _turn(self, socket: zmq.Socket[bytes], poller: zmq.Poller) -> None:
+        ready = dict(poller.poll(self._timeout_ms()))
+        if self._wake_fd in ready:
+            with suppress(BlockingIOError):
+                os.eventfd_read(self._wake_fd)
+        if socket in ready:
+            self._receive(socket)
+        blocked = not self._send_due(socket)
+        poller.modify(socket, zmq.POLLIN | zmq.POLLOUT if blocked else zmq.POLLIN)
 
     def _connect(self) -> zmq.Socket[bytes]:
         socket = self._context.socket(zmq.DEALER)
@@ -144,7 +158,7 @@ class Emitter:
         """Send what is new and what is due again, verdicts first; False where the socket takes no more."""
         state = self._state
         if state is not None:
-            if not self._put(socket, to_frames(state, (), Envelope(age_ms=0.0))):
+            if not self._put(socket, to_frames(state, (), _envelope(0.0, 1))):
                 return False
             if self._state is state:
                 self._state = None
@@ -163,7 +177,7 @@ class Emitter:
             row = self._spool.row(sent.n)
             if row is None:
                 del flights[key]
-            elif not self._put(socket, to_frames(row.header, row.parts, _envelope(row, sent.attempt + 1))):
+            elif not self._put(socket, to_frames(row.header, row.parts, _envelope(row.age_ms, sent.attempt + 1))):
                 return False
             else:
                 flights[key] = _Sent(sent.n, sent.attempt + 1)
@@ -175,7 +189,7 @@ class Emitter:
         if free <= 0:
             return True
         for row in self._spool.pending(priority, self._cursor[priority], free):
-            if not self._put(socket, to_frames(row.header, row.parts, _envelope(row, 1))):
+            if not self._put(socket, to_frames(row.header, row.parts, _envelope(row.age_ms, 1))):
                 return False
             self._cursor[priority] = row.n
             flights[(row.spool_id, row.seq)] = _Sent(row.n, 1)
@@ -200,5 +214,5 @@ class _Sent:
         self.at = time.monotonic()
 
 
-def _envelope(row: Row, attempt: int) -> Envelope:
-    return Envelope(age_ms=row.age_ms, attempt=attempt)
+def _envelope(age_ms: float, attempt: int) -> Envelope:
+    return Envelope(age_ms=age_ms, attempt=attempt, t_sent_ns=time.monotonic_ns(), clock_id=CLOCK_ID)

@@ -111,6 +111,13 @@ class Tracker:
         """Height and width of the last frame."""
         return self._frame_hw
 
+    def pass_over(self, frame_no: int, boxes: list[Box], frame_hw: tuple[int, int]) -> None:
+        """Parts that stand in view when watching begins and may have been taken before: all but those that enter."""
+        self._frame_hw = frame_hw
+        for box in boxes:
+            if not self._span(box).open_back:
+                self.note_taken(frame_no, box, frame_hw)
+
     def state(self) -> dict[str, Any]:
         """Everything as plain values, for ``restore``."""
         return {

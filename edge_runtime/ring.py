@@ -291,9 +291,11 @@ class Ring:
         with self._locked():
             recorded, drained = self.counts()
             found = []
+            oldest = self._record(max(drained, recorded - RECORDS)) if recorded > drained else None
             for place in range(drained, recorded):
-                if place < recorded - RECORDS:
-                    found.append(Record(place, -1, 0, 0, None, -1, "the station fetched no triggers for too long"))
+                if oldest is not None and place < recorded - RECORDS:  # overwritten: it is older than the oldest left
+                    reason = "the station fetched no triggers for too long"
+                    found.append(oldest._replace(trigger_id=place, box=None, slot=-1, lost=reason))
                     continue
                 record = self._record(place)
                 if record.slot >= 0:
@@ -303,9 +305,9 @@ class Ring:
         return found
 
     def release(self, index: int) -> None:
-        """The station is done with one trigger's frame."""
+        """The station is done with one trigger's frame. After a RingError ``reclaim`` frees it."""
+        self._held[index] = self._held.get(index, 1) - 1
         with self._locked():
-            self._held[index] = self._held.get(index, 1) - 1
             self._drop_ref(index)
 
     def recent(self, since: int) -> list[Record]:

@@ -16,6 +16,7 @@ import zmq
 from contract.bundle import Bundle, open_bundle
 from contract.errors import BundleError, ConfigError
 from contract.event import Result, Verdict
+from edge_runtime.cameras import make_camera
 from edge_runtime.emitter import Emitter
 from edge_runtime.engines import open_engine
 from edge_runtime.engines.golden import check_golden
@@ -44,16 +45,20 @@ def run_edge(config: Path, quiet: bool = False) -> int:
         _stop_on_signals(station)
         _echo(f"edge {settings.edge_id}: bundle {bundle.manifest.name} ({bundle.manifest.id}), {engine.describe()}")
         emitter.start()
+        clean = False
         try:
             station.run()
+            clean = True
             return _flush(spool, emitter, FLUSH_S if not station.stop_event.is_set() else 2.0)
         finally:
             emitter.stop()
-            spool.close()
+            spool.close(clean)
 
 
 def _refuse_unfit(bundle: Bundle, settings: EdgeSettings) -> None:
     manifest = bundle.manifest
+    for camera in settings.cameras:
+        make_camera(camera.url, camera.id, settings.state_dir, camera.stall_s)  # raises for what can never work
     if manifest.thresholds is None or manifest.quality is None:
         raise BundleError(
             f"{bundle.root}: the bundle is not calibrated, so no part could pass; "

@@ -12,8 +12,8 @@ import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +22,9 @@ from edge_runtime.clock import boot_id
 from edge_runtime.errors import SpoolError
 
 SCHEMA_VERSION = 1
-CHECKPOINT_PAGES = 2000
+CHECKPOINT_BYTES = 8 << 20
+ANOTHER_BOOT_MS = 3_600_000.0
+"""Least age of what was written before the machine started anew: its clocks may be wrong, its parts are gone."""
 PRIORITY = {"trigger": 0, "result": 0, "missed": 0, "gap": 0, "state": 0, "attachment": 1}
 
 _TABLES = """
@@ -61,11 +63,12 @@ class Row(NamedTuple):
 
 
 class Outage(NamedTuple):
-    """The time since the last mark of a run that did not stop cleanly."""
+    """The time since the last mark of the run before; ``clean`` where that run was stopped in order."""
 
     since_wall_ns: int
     since_boot_ns: int
     same_boot: bool
+    clean: bool
 
 
 class Draft(NamedTuple):
@@ -85,11 +88,12 @@ class Spool:
 
     def __init__(self, path: Path, max_bytes: int = 2 << 30, sync_ms: float = 10.0) -> None:
         self.path = path
-        self.run_id = uuid.uuid4().hex[:8]
+        self.run_id = uuid.uuid4().hex[:12]
         self.dropped = 0
         self._max_bytes = max_bytes
         self._boot_id = boot_id()
         self._lock = threading.Lock()
+        self._wal = path.with_name(path.name + "-wal")
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             self._writer = self._connect()
@@ -102,6 +106,9 @@ class Spool:
             ) from error
         self.outage = self._outage()
         self.spool_id, self._seq = self._numbering()
+        if self.outage is None:
+            self._set_meta(alive=self._mark())
+        _sync(self._wal)  # before anything is numbered: a power cut must find that this run began
         self._bytes, self._rows = self._writer.execute("SELECT coalesce(sum(bytes), 0), count(*) FROM rows").fetchone()
         self._syncer = _Syncer(path, sync_ms / 1000)
 
@@ -110,6 +117,7 @@ class Spool:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=NORMAL")  # the syncer thread syncs; a commit never waits for the disk
         connection.execute("PRAGMA wal_autocheckpoint=0")
+        connection.execute(f"PRAGMA journal_size_limit={CHECKPOINT_BYTES // 2}")  # else the log keeps its largest size
         return connection
 
     def _open_tables(self) -> None:
@@ -128,54 +136,61 @@ class Spool:
 
     def _outage(self) -> Outage | None:
         alive = self._meta("alive")
-        if alive is None or self._meta("clean") == "yes":
+        if alive is None:
             return None
-        mark = json.loads(alive)
-        return Outage(mark["wall_ns"], mark["boot_ns"], mark["boot_id"] == self._boot_id)
+        mark, clean = json.loads(alive), self._meta("clean") == "yes"
+        return Outage(mark["wall_ns"], mark["boot_ns"], mark["boot_id"] == self._boot_id, clean)
 
     def _numbering(self) -> tuple[str, int]:
         spool_id = self._meta("spool_id")
-        if spool_id is None or self.outage is not None:
+        if spool_id is None or self._meta("clean") != "yes":
             spool_id = uuid.uuid4().hex
             self._set_meta(spool_id=spool_id, seq="0")
         self._set_meta(clean="no")
         return spool_id, int(self._meta("seq") or 0)
 
     def mark_alive(self) -> None:
-        """Note that the edge sees its line now; an unclean stop is a gap from the last mark on."""
-        mark = {
-            "wall_ns": time.time_ns(),
-            "boot_ns": time.clock_gettime_ns(time.CLOCK_BOOTTIME),
-            "boot_id": self._boot_id,
-        }
+        """Note that the edge sees its line now; whatever follows the last mark is a gap at the next start."""
         with self._lock:
-            self._set_meta(alive=json.dumps(mark))
+            self._set_meta(alive=self._mark())
+
+    def _mark(self) -> str:
+        boot_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        return json.dumps({"wall_ns": time.time_ns(), "boot_ns": boot_ns, "boot_id": self._boot_id})
 
     def append(self, drafts: Iterable[Draft]) -> list[int]:
         """Number and write events in one transaction; they are safe from a killed process when this returns."""
         with self._lock:
             seq = self._seq
-            numbers: list[int] = []
-            added_bytes = 0
-            try:
-                self._writer.execute("BEGIN IMMEDIATE")
-                for draft in drafts:
-                    seq += 1
-                    added_bytes += self._insert(draft, seq)
-                    numbers.append(seq)
-                self._set_meta(seq=str(seq))
-                self._writer.execute("COMMIT")
-            except sqlite3.Error as error:
-                with suppress(sqlite3.Error):
-                    self._writer.execute("ROLLBACK")
-                raise SpoolError(f"{self.path}: an event cannot be written ({error}); is the disk full?") from error
+            drafts = list(drafts)
+            ends_outage = any(isinstance(d.header, Gap) and d.header.camera_id is None for d in drafts)
+            with self._transaction():
+                added = [self._insert(draft, seq + n) for n, draft in enumerate(drafts, start=1)]
+                seq += len(drafts)
+                self._set_meta(seq=str(seq), **({"alive": self._mark()} if ends_outage else {}))
+            numbers = list(range(self._seq + 1, seq + 1))
             self._seq = seq
-            self._bytes += added_bytes
+            self._bytes += sum(added)
             self._rows += len(numbers)
+            self.outage = None if ends_outage else self.outage
             if self._bytes > self._max_bytes:
                 self._shrink()
         self._syncer.request()
         return numbers
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """All or nothing; raises SpoolError where the disk does not take it."""
+        try:
+            self._writer.execute("BEGIN IMMEDIATE")
+            yield
+            self._writer.execute("COMMIT")
+        except BaseException as error:
+            with suppress(sqlite3.Error):
+                self._writer.execute("ROLLBACK")
+            if isinstance(error, sqlite3.Error):
+                raise SpoolError(f"{self.path}: the spool cannot be written ({error}); is the disk full?") from error
+            raise
 
     def _insert(self, draft: Draft, seq: int) -> int:
         header = draft.header.model_copy(update={"seq": seq, "spool_id": self.spool_id, "run_id": self.run_id})
@@ -201,23 +216,24 @@ class Spool:
             self._writer.execute("INSERT INTO open_triggers VALUES (?, ?)", (header.part_id, data))
         elif isinstance(header, Result | Missed):
             self._writer.execute("DELETE FROM open_triggers WHERE part_id = ?", (header.part_id,))
-        elif isinstance(header, Gap) and header.camera_id is None:
-            self.outage = None
         return len(data) + len(body)
 
     def _shrink(self) -> None:
         """Empty the oldest attachments until a tenth is free; their headers stay and say that they were dropped."""
-        target = int(0.9 * self._max_bytes)
+        target, left = int(0.9 * self._max_bytes), self._bytes
         rows = self._writer.execute("SELECT n, header, bytes FROM rows WHERE priority = 1 AND sizes != '[]' ORDER BY n")
         emptied = []
         for n, header, size in rows:
-            if self._bytes <= target:
+            if left <= target:
                 break
             kept = Attachment.model_validate_json(header).model_copy(update={"dropped": True, "parts": ()})
             data = encode_header(kept)
             emptied.append((data, len(data), n))
-            self._bytes -= size - len(data)
-        self._writer.executemany("UPDATE rows SET header = ?, sizes = '[]', body = x'', bytes = ? WHERE n = ?", emptied)
+            left -= size - len(data)
+        statement = "UPDATE rows SET header = ?, sizes = '[]', body = x'', bytes = ? WHERE n = ?"
+        with self._transaction():
+            self._writer.executemany(statement, emptied)
+        self._bytes = left
         self.dropped += len(emptied)
 
     def pending(self, priority: int, after_n: int, limit: int) -> list[Row]:
@@ -247,26 +263,25 @@ class Spool:
         t_ref_ns: int,
         t_wall_ns: int,
     ) -> Row:
-        age_ns = time.monotonic_ns() - t_ref_ns if boot == self._boot_id else time.time_ns() - t_wall_ns
+        if boot == self._boot_id:
+            age_ms = (time.monotonic_ns() - t_ref_ns) / 1e6
+        else:
+            age_ms = max(ANOTHER_BOOT_MS, (time.time_ns() - t_wall_ns) / 1e6)
         parts, at = [], 0
         for size in json.loads(sizes):
             parts.append(body[at : at + size])
             at += size
-        return Row(n, spool_id, seq, header, tuple(parts), max(0.0, age_ns / 1e6))
+        return Row(n, spool_id, seq, header, tuple(parts), max(0.0, age_ms))
 
     def forget(self, spool_id: str, seqs: Iterable[int]) -> None:
         """Delete rows that the host has committed."""
+        statement = "DELETE FROM rows WHERE spool_id = ? AND seq = ? RETURNING bytes"
         with self._lock:
-            keys = [(spool_id, seq) for seq in seqs]
-            self._writer.execute("BEGIN IMMEDIATE")
-            for key in keys:
-                row = self._writer.execute(
-                    "DELETE FROM rows WHERE spool_id = ? AND seq = ? RETURNING bytes", key
-                ).fetchone()
-                if row is not None:
-                    self._bytes -= row[0]
-                    self._rows -= 1
-            self._writer.execute("COMMIT")
+            with self._transaction():
+                found = [self._writer.execute(statement, (spool_id, seq)).fetchone() for seq in seqs]
+            gone = [row[0] for row in found if row is not None]
+            self._bytes -= sum(gone)
+            self._rows -= len(gone)
 
     def bury(self, spool_id: str, seq: int, code: str, message: str) -> None:
         """Move a row that the host refuses for good to the dead letters, so that it is not sent for ever."""
@@ -289,14 +304,22 @@ class Spool:
         return self._rows, self._bytes
 
     def close(self, clean: bool = True) -> None:
-        """Sync and close. ``clean``: the line was watched until now, so the next start declares no gap."""
+        """Sync and close. ``clean``: every event of this run stands here, so that its numbering may go on."""
         self._syncer.stop()
         with self._lock:
-            if clean and self.outage is None:
+            if clean:
                 self._set_meta(clean="yes")
             self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             self._writer.close()
             self._reader.close()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fdatasync(handle)
+    finally:
+        os.close(handle)
 
 
 class _Syncer:
@@ -321,20 +344,13 @@ class _Syncer:
             self._wanted.wait()
             self._wanted.clear()
             with suppress(OSError):
-                self._sync()
-            if self._wal.exists() and self._wal.stat().st_size > CHECKPOINT_PAGES * 4096:
+                _sync(self._wal)
+            if self._wal.exists() and self._wal.stat().st_size > CHECKPOINT_BYTES:
                 with suppress(sqlite3.Error):
                     connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
             if self._window_s and not self._stopping:
                 time.sleep(self._window_s / 2)  # gather what is written meanwhile into one sync
         connection.close()
-
-    def _sync(self) -> None:
-        handle = os.open(self._wal, os.O_RDONLY)
-        try:
-            os.fdatasync(handle)
-        finally:
-            os.close(handle)
 
     def stop(self) -> None:
         self._stopping = True

@@ -18,6 +18,7 @@ from contract.bundle import Bundle
 from contract.decision import ViewMap, map_to_part
 from contract.errors import FlawlineError
 from contract.event import (
+    MAX_PARTS,
     Attachment,
     CameraState,
     Gap,
@@ -31,12 +32,14 @@ from contract.event import (
     part_ref,
 )
 from contract.images import Pixels, encode_png, to_channels
+from edge_runtime.cameras import is_live
 from edge_runtime.capture import CameraProcess, CapturedTrigger
 from edge_runtime.emitter import Emitter
 from edge_runtime.engines.base import Engine
+from edge_runtime.errors import SpoolError
 from edge_runtime.inspector import Inspector, Outcome
 from edge_runtime.settings import EdgeSettings
-from edge_runtime.spool import Draft, Outage, Spool
+from edge_runtime.spool import ANOTHER_BOOT_MS, Draft, Outage, Spool
 
 ALIVE_S = 0.2
 ATTACHMENT_QUEUE = 32
@@ -66,13 +69,21 @@ class Station:
     ) -> None:
         self._settings = settings
         self._bundle = bundle
-        self._inspectors = {camera.id: Inspector(bundle, engine, frozen_check=True) for camera in settings.cameras}
+        self._inspectors = {
+            camera.id: Inspector(bundle, engine, frozen_check=is_live(camera.url)) for camera in settings.cameras
+        }
         self._engine_name = engine.describe()
         self._spool = spool
         self._emitter = emitter
         self._on_result = on_result or (lambda result: None)
         self._cameras = [
-            CameraProcess(camera, settings.state_dir, resumed=spool.outage is not None) for camera in settings.cameras
+            CameraProcess(
+                camera,
+                settings.state_dir,
+                resumed=spool.outage is not None and not spool.outage.clean,
+                after_stop=spool.outage is not None and spool.outage.clean,
+            )
+            for camera in settings.cameras
         ]
         self._pending: deque[Pending] = deque()
         self._watch = {camera.settings.id: _CameraWatch() for camera in self._cameras}
@@ -94,8 +105,11 @@ class Station:
                 self._step()
                 if not self._pending and all(self._ended(camera) for camera in self._cameras):
                     break
-        finally:
-            self._shut_down()
+        except BaseException:
+            for camera in self._cameras:
+                camera.stop(forget=False)  # as after a kill: the next start goes on from here and declares the gap
+            raise
+        self._shut_down()
 
     def _ended(self, camera: CameraProcess) -> bool:
         return camera.status().state == "ended" and not self._announce(camera)
@@ -171,8 +185,9 @@ class Station:
             item.camera.release(item.trigger)
         result = self._result(header, outcome, t_taken_ns)
         numbers = self._record([Draft(result, t_ref_ns=header.timing.t_capture_ns)])
-        self._on_result(result)
         self._pictures.offer(result.model_copy(update={"seq": numbers[0]}), outcome, part, inspector)
+        with suppress(OSError, ValueError):  # nobody reads the terminal any more
+            self._on_result(result)
 
     def _late(self, header: Trigger) -> bool:
         return time.monotonic_ns() - header.timing.t_capture_ns > self._settings.deadline_ms * 1_000_000
@@ -217,8 +232,14 @@ class Station:
 
     def _finish_last_run(self) -> None:
         """Triggers that the last run announced and never finished become Missed: each part has one end."""
+        same_boot = self._spool.outage is not None and self._spool.outage.same_boot
+        long_ago_ns = time.monotonic_ns() - int(ANOTHER_BOOT_MS * 1e6)
         drafts = [
-            Draft(_missed(trigger, "the edge stopped before its verdict")) for trigger in self._spool.open_triggers()
+            Draft(
+                _missed(trigger, "the edge stopped before its verdict"),
+                t_ref_ns=trigger.timing.t_capture_ns if same_boot else long_ago_ns,
+            )
+            for trigger in self._spool.open_triggers()
         ]
         if drafts:
             self._record(drafts)
@@ -231,13 +252,21 @@ class Station:
         outage = self._spool.outage
         if outage is not None and all(self._watch[camera.settings.id].first_frame_ns for camera in self._cameras):
             self._declare_outage(outage)
-        if now >= self._next_alive and self._spool.outage is None and self._state == "running":
+        if now >= self._next_alive:
             self._next_alive = now + ALIVE_S
-            self._spool.mark_alive()
+            self._mark_alive()
+            if not self._emitter.alive():
+                raise SpoolError("the emitter has ended: verdicts would reach nobody, so the station stops")
         if now >= self._next_state:
             self._next_state = now + self._settings.heartbeat_ms / 1000
             self._declare_all_skipped()
             self._send_state()
+
+    def _mark_alive(self) -> None:
+        """Only while every camera sees: what a blind one missed must lie behind the mark until it is declared."""
+        seeing = all(w.blind_since_ns is None and w.skip_from_ns is None for w in self._watch.values())
+        if seeing and self._spool.outage is None and self._state in ("running", "stopping"):
+            self._spool.mark_alive()
 
     def _watch_camera(self, camera: CameraProcess) -> None:
         status, watch = camera.status(), self._watch[camera.settings.id]
@@ -278,7 +307,11 @@ class Station:
             duration_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - outage.since_boot_ns
         else:
             duration_ns = max(0, time.time_ns() - outage.since_wall_ns)
-        self._record([Draft(self._gap(duration_ns, "the edge was down: it had not stopped cleanly", None))])
+        reason = "the edge was stopped" if outage.clean else "the edge was down: it had not stopped cleanly"
+        gap = self._gap(duration_ns, reason, None)
+        if not outage.same_boot:  # a clock that starts behind must not hide the gap
+            gap = gap.model_copy(update={"from_wall_ns": min(outage.since_wall_ns, gap.to_wall_ns)})
+        self._record([Draft(gap)])
 
     def _gap(self, duration_ns: int, reason: str, camera_id: str | None, until_ns: int | None = None) -> Gap:
         """A gap of ``duration_ns`` that ends now, or at ``until_ns`` of the monotonic clock."""
@@ -323,11 +356,22 @@ class Station:
         while self._pending:
             self._inspect(self._pending.popleft())
         self._pictures.stop()
-        self._declare_all_skipped()
+        self._declare_unseen()
+        self._mark_alive()
         self._state = "stopped"
         self._send_state()
         for camera in self._cameras:
             camera.stop()
+
+    def _declare_unseen(self) -> None:
+        """Whatever was not seen until this stop; an outage that goes on is declared at the next start."""
+        for camera in self._cameras:
+            watch = self._watch[camera.settings.id]
+            if watch.blind_since_ns is not None:
+                self._declare_blind(camera.settings.id, watch)
+            self._declare_skipped(camera.settings.id, watch)
+        if self._spool.outage is not None and all(camera.status().state == "ended" for camera in self._cameras):
+            self._declare_outage(self._spool.outage)
 
 
 class _CameraWatch:
@@ -379,26 +423,29 @@ class _Pictures:
         flagged = result.verdict is not Verdict.PASS
         wanted = self._images == "all" or (self._images == "flagged" and flagged)
         maps = [] if outcome.part is None else outcome.part.maps
-        reconstruction = inspector.reconstruction() if wanted and maps and flagged else {}
-        picture = _Picture(result, part if wanted else None, maps, reconstruction)
-        if picture.part is None and not maps:
+        if not maps and (part is None or not wanted):
             return
         try:
-            self._queue.put_nowait(picture)
+            reconstruction = inspector.reconstruction() if wanted and maps and flagged else {}
+            self._queue.put_nowait(_Picture(result, part if wanted else None, maps, reconstruction))
         except queue.Full:
             self.dropped += 1
+        except Exception:  # the verdict stands; a picture must not end the station
+            self.dropped += 1
+            log.exception("pictures of part %s", result.part_id)
 
     def _run(self) -> None:
         while (picture := self._queue.get()) is not None:
             try:
                 self._spool.append([_attachment(picture)])
                 self._emitter.wake()
-            except FlawlineError:
+            except Exception:  # whatever one picture does, the next one is tried
                 self.dropped += 1
                 log.exception("pictures of part %s", picture.result.part_id)
 
     def stop(self) -> None:
-        self._queue.put(None)
+        with suppress(queue.Full):
+            self._queue.put(None, timeout=5)
         self._thread.join(timeout=10)
 
 
@@ -406,6 +453,10 @@ def _attachment(picture: _Picture) -> Draft:
     result = picture.result
     references: list[PartRef] = []
     parts: list[bytes] = []
+    for role, view, pixels in _pictures_of(picture):
+        data = encode_png(pixels)
+        references.append(part_ref(role, data, view=view, codec="png", shape=pixels.shape))
+        parts.append(data)
     for view_map in picture.maps:
         data = np.ascontiguousarray(view_map.values, dtype="<f2").tobytes()
         references.append(
@@ -420,17 +471,15 @@ def _attachment(picture: _Picture) -> Draft:
             )
         )
         parts.append(data)
-    for role, view, pixels in _pictures_of(picture):
-        data = encode_png(pixels)
-        references.append(part_ref(role, data, view=view, codec="png", shape=pixels.shape))
-        parts.append(data)
+    if len(parts) > MAX_PARTS:
+        log.warning("part %s: %d maps and pictures, only %d are sent", result.part_id, len(parts), MAX_PARTS)
     header = Attachment(
         **result.model_dump(include={"edge_id", "spool_id", "seq", "run_id", "part_id"}),
         t_wall_ns=time.time_ns(),
         result_seq=result.seq,
-        parts=tuple(references[:8]),
+        parts=tuple(references[:MAX_PARTS]),
     )
-    return Draft(header, tuple(parts[:8]))
+    return Draft(header, tuple(parts[:MAX_PARTS]))
 
 
 def _pictures_of(picture: _Picture) -> list[tuple[Literal["image", "reconstruction"], str, Pixels]]:

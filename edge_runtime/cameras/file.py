@@ -18,7 +18,10 @@ SEEK_FROM = 60  # frames to skip from which seeking beats decoding
 
 
 class FileCamera(Camera):
-    """``file:///path/to/video`` or a folder of images; options ``fps`` and ``channels`` (3; 1: made grey)."""
+    """``file:///path/to/video`` or a folder of images; options ``fps`` and ``channels`` (3; 1: made grey).
+
+    In the path ``#``, ``?`` and ``%`` are written as %23, %3F and %25.
+    """
 
     live = False
 
@@ -30,6 +33,8 @@ class FileCamera(Camera):
         self._reader: _Video | _Folder | None = None
         self._playhead: Playhead | None = None
         self._next = 0
+        if not self._path.exists():
+            raise self.error(f"{self._path}: no such file or folder")
 
     def open(self) -> None:
         self._reader = self._folder() if self._path.is_dir() else self._video()
@@ -44,8 +49,6 @@ class FileCamera(Camera):
         return _Folder(files)
 
     def _video(self) -> _Video:
-        if not self._path.exists():
-            raise self.error(f"{self._path}: no such file or folder")
         if not os.access(self._path, os.R_OK):
             raise self.error(f"{self._path}: may not be read by this user")
         if self._path.stat().st_size == 0:

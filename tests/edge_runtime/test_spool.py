@@ -7,6 +7,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,8 @@ import pytest
 
 from contract.event import HEADER, Attachment, Gap, Missed, Trigger, part_ref
 from edge_runtime.errors import SpoolError
-from edge_runtime.spool import Draft, Spool
+from edge_runtime.spool import ANOTHER_BOOT_MS, CHECKPOINT_BYTES, Draft, Outage, Spool
+from tests.processes import until
 
 PART = {"edge_id": "e", "spool_id": "-", "seq": 1, "run_id": "-", "t_wall_ns": 1, "camera_id": "top", "frame_no": 0}
 
@@ -79,43 +81,99 @@ def test_full_empties_the_oldest_pictures_and_keeps_every_event(tmp_path: Path) 
     spool.close()
 
 
-def test_a_clean_stop_declares_no_gap_and_keeps_its_numbering(tmp_path: Path) -> None:
+def test_a_clean_stop_keeps_its_numbering_and_the_time_until_the_next_start_is_due(tmp_path: Path) -> None:
     first = Spool(tmp_path / "spool.sqlite")
-    first.mark_alive()
+    assert first.outage is None
     first.append([Draft(trigger(1))])
     first.close()
     second = Spool(tmp_path / "spool.sqlite")
-    assert second.outage is None
+    assert second.outage is not None
+    assert second.outage.clean
     assert second.spool_id == first.spool_id
     assert second.append([Draft(missed(1))]) == [2]
     second.close()
 
 
+def gap_of(outage: Outage) -> Draft:
+    since = outage.since_wall_ns
+    return Draft(
+        Gap(
+            edge_id="e", spool_id="-", seq=1, run_id="-", t_wall_ns=1, reason="r",
+            from_wall_ns=since, to_wall_ns=since, duration_ns=0,
+        )
+    )  # fmt: skip
+
+
 def test_after_an_unclean_stop_numbering_is_new_and_the_gap_stays_due_until_declared(tmp_path: Path) -> None:
     first = Spool(tmp_path / "spool.sqlite")
-    first.mark_alive()
     first.append([Draft(trigger(1))])
     first.close(clean=False)
     second = Spool(tmp_path / "spool.sqlite")
     assert second.outage is not None
     assert second.outage.same_boot
+    assert not second.outage.clean
     assert second.spool_id != first.spool_id
     second.close()  # a clean stop, but the gap was never declared
     third = Spool(tmp_path / "spool.sqlite")
     assert third.outage is not None
-    gap = Gap(
-        edge_id="e", spool_id="-", seq=1, run_id="-", t_wall_ns=1, reason="r",
-        from_wall_ns=third.outage.since_wall_ns, to_wall_ns=third.outage.since_wall_ns, duration_ns=0,
-    )  # fmt: skip
-    third.append([Draft(gap)])
+    assert third.outage.since_wall_ns == second.outage.since_wall_ns
+    third.append([gap_of(third.outage)])
     assert third.outage is None
-    third.close()
+    third.close(clean=False)
+    fourth = Spool(tmp_path / "spool.sqlite")
+    assert fourth.outage is not None
+    assert fourth.outage.since_wall_ns > second.outage.since_wall_ns, "the declared time is not declared again"
+    fourth.close()
+
+
+def test_a_gap_that_could_not_be_written_stays_due(tmp_path: Path) -> None:
+    Spool(tmp_path / "spool.sqlite").close(clean=False)
+    spool = Spool(tmp_path / "spool.sqlite")
+    assert spool.outage is not None
+    spool._writer.execute("PRAGMA max_page_count=1")  # SQLite's own "disk is full"
+    with pytest.raises(SpoolError, match="is the disk full"):
+        spool.append([gap_of(spool.outage)] * 200)
+    assert spool.outage is not None
+    assert spool.size[0] == 0
+    spool._writer.execute("PRAGMA max_page_count=1000000")
+    assert spool.append([gap_of(spool.outage)]) == [1]
+    spool.close()
+
+
+def test_what_was_written_before_a_reboot_is_never_young(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A box without a battery clock comes up in the past: yesterday's PASS must not look fresh."""
+    first = Spool(tmp_path / "spool.sqlite")
+    first.append([Draft(missed(1).model_copy(update={"t_wall_ns": time.time_ns() + 3_600 * 10**9}))])
+    first.close()
+    monkeypatch.setattr("edge_runtime.spool.boot_id", lambda: "another boot")
+    second = Spool(tmp_path / "spool.sqlite")
+    assert second.pending(0, 0, 1)[0].age_ms >= ANOTHER_BOOT_MS
+    assert second.outage is not None
+    assert not second.outage.same_boot
+    second.close()
+
+
+def test_the_log_does_not_keep_its_largest_size(tmp_path: Path) -> None:
+    path = tmp_path / "spool.sqlite"
+    spool = Spool(path, sync_ms=0)
+    wal = path.with_name(path.name + "-wal")
+    numbers = [seq for _ in range(12) for seq in spool.append([attachment(os.urandom(1_000_000))])]
+    assert wal.stat().st_size > CHECKPOINT_BYTES
+    spool.forget(spool.spool_id, numbers)
+
+    def small() -> bool:
+        spool.append([Draft(missed(1))])
+        return wal.stat().st_size < CHECKPOINT_BYTES
+
+    until(small, "the log was folded into the database and cut", 20)
+    spool.close()
 
 
 WRITER = """
 import sys
 from pathlib import Path
-from edge_runtime.spool import Draft, Spool
+from edge_runtime.spool import ANOTHER_BOOT_MS, CHECKPOINT_BYTES, Draft, Outage, Spool
+from tests.processes import until
 from contract.event import Missed
 spool = Spool(Path(sys.argv[1]))
 number = 0

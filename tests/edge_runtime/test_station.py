@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from contract.event import HEADER, Attachment, Gap, Header, Missed, Result, Trig
 from edge_runtime.emitter import Emitter
 from edge_runtime.engines import open_engine
 from edge_runtime.engines.base import Engine, EngineOutput
+from edge_runtime.errors import SpoolError
 from edge_runtime.settings import CameraSettings, EdgeSettings, HostLink, PresenceSettings
 from edge_runtime.spool import Spool
 from edge_runtime.station import Station
@@ -72,7 +75,8 @@ class Run:
 
     def close(self) -> None:
         self._emitter.stop()
-        self.spool.close()
+        with suppress(sqlite3.ProgrammingError):  # closed by the test itself
+            self.spool.close()
         self._context.term()
 
 
@@ -190,3 +194,31 @@ def test_triggers_that_the_last_run_left_open_become_missed(start: Callable[...,
     missed = [header for header in headers if isinstance(header, Missed)]
     assert [(m.trigger_id, m.reason) for m in missed] == [(9, "the edge stopped before its verdict")]
     assert not run.spool.open_triggers()
+
+
+def test_a_camera_that_never_sees_is_a_gap_even_where_the_stop_is_clean(start: Callable[..., Run]) -> None:
+    run = start(url="rtsp://127.0.0.1:1/nothing")
+
+    def stop() -> None:
+        until(lambda: run.station._watch["top"].blind_since_ns is not None, "the camera's failure is noticed")
+        run.station.stop_event.set()
+
+    gaps = [header for header in run.run(stop) if isinstance(header, Gap)]
+    assert [gap.camera_id for gap in gaps] == ["top"]
+
+
+def test_the_time_between_a_clean_stop_and_the_next_start_is_declared(start: Callable[..., Run]) -> None:
+    first = start(url="synthetic://line?seed=2&parts=1&fps=100")
+    assert not [header for header in first.run() if isinstance(header, Gap)]
+    first.spool.close()
+    again = start(url="synthetic://line?seed=2&parts=1&fps=100")
+    gaps = [header for header in again.run() if isinstance(header, Gap)]
+    assert [(gap.camera_id, gap.reason) for gap in gaps] == [(None, "the edge was stopped")]
+    assert len(again.results) == 1
+
+
+def test_a_station_whose_emitter_has_ended_stops_instead_of_judging_for_nobody(start: Callable[..., Run]) -> None:
+    run = start()
+    run._emitter._stopping.set()
+    with pytest.raises(SpoolError, match="emitter has ended"):
+        run.run()
