@@ -17,7 +17,7 @@ app = typer.Typer(
     help="Set a bundle's thresholds from held-out good images, and measure it on test images.",
 )
 
-BundleFolder = Annotated[Path, typer.Argument(help="folder written by flawline train")]
+BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="folder written by flawline train")]
 Data = Annotated[Path, typer.Option("--data", metavar="DIR", help="images in the MVTec AD layout")]
 EngineName = Annotated[str, typer.Option("--engine", help="auto, openvino or onnxruntime: the one of the line")]
 Pattern = Annotated[

@@ -32,7 +32,7 @@ trigger = "presence"
 
 @app.command()
 def run(
-    config: Annotated[Path, typer.Argument(help="edge.toml", show_default=False)],
+    config: Annotated[Path, typer.Argument(metavar="FILE", help="edge.toml", show_default=False)],
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no line for each part")] = False,
 ) -> None:
     """Watch the cameras, inspect each part, send every verdict to the host.
@@ -50,7 +50,7 @@ def run(
 
 
 @app.command()
-def init(path: Annotated[Path, typer.Argument(help="file to write", show_default=False)]) -> None:
+def init(path: Annotated[Path, typer.Argument(metavar="FILE", help="file to write", show_default=False)]) -> None:
     """Write a commented edge.toml to start from."""
     if path.exists():
         raise typer.BadParameter(f"{path} exists already; it is left as it is")
@@ -60,7 +60,7 @@ def init(path: Annotated[Path, typer.Argument(help="file to write", show_default
 
 @app.command()
 def draw(
-    out: Annotated[Path, typer.Argument(help="folder to write, MVTec AD layout", show_default=False)],
+    out: Annotated[Path, typer.Argument(metavar="DIR", help="folder to write, MVTec AD layout", show_default=False)],
     url: Annotated[str, typer.Option(help="the synthetic line to draw from")] = "synthetic://line?seed=1",
     good: Annotated[int, typer.Option(min=1, help="good parts to train and calibrate with")] = 160,
     test_good: Annotated[int, typer.Option(min=0, help="good parts to test with")] = 40,
@@ -85,8 +85,8 @@ def draw(
 
 @app.command()
 def truth(
-    url: Annotated[str, typer.Argument(help="a synthetic:// line", show_default=False)],
-    csv: Annotated[Path, typer.Argument(help="file to write", show_default=False)],
+    url: Annotated[str, typer.Argument(metavar="URL", help="a synthetic:// line", show_default=False)],
+    csv: Annotated[Path, typer.Argument(metavar="FILE", help="file to write", show_default=False)],
 ) -> None:
     """Write what a synthetic line really shows, frame by frame, to compare verdicts with.
 

@@ -29,7 +29,7 @@ Examples:
   flawline train --data parts --out bundle --resume                go on after Ctrl-C
 """
 
-application = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
 def parse_tiles(text: str) -> tuple[int, int]:
@@ -40,7 +40,7 @@ def parse_tiles(text: str) -> tuple[int, int]:
     return int(match.group(1)), int(match.group(2))
 
 
-@application.command(help=EXAMPLES)
+@app.command(help=EXAMPLES)
 def train(
     data: Annotated[Path, typer.Option(metavar="DIR", help="folder of good images (MVTec AD layout)")],
     out: Annotated[Path, typer.Option(metavar="BUNDLE", help="folder to write the bundle to")],
@@ -74,6 +74,16 @@ def train(
     ] = False,
 ) -> None:
     settings = make_settings({**locals(), "tiles": parse_tiles(tiles)})
+    try:
+        _run(settings)
+    except KeyboardInterrupt as stop:
+        raise InterruptedBeforeTrainingError(
+            "interrupted; a checkpoint, if one was written, is in BUNDLE/.training: the same command with --resume"
+        ) from stop
+
+
+def _run(settings: TrainSettings) -> None:
+    """Load torch, now that there is work to do, and train."""
     _look_before_waiting(settings)
     # Spinning OpenMP threads make a step three times slower on a machine that is also doing something else.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -98,13 +108,3 @@ def make_settings(values: dict[str, Any]) -> TrainSettings:
     except ConfigError as error:
         named = re.sub(r"at `(\w+)[.\w]*`", lambda found: f"--{found.group(1).replace('_', '-')}", str(error))
         raise ConfigError(named.replace("at `(top level)`: Value error, ", "")) from error
-
-
-def app(args: list[str] | None = None, prog_name: str = "flawline train") -> None:
-    """Run the command; a FlawlineError passes through to the front door, which prints it."""
-    try:
-        application(args=args, prog_name=prog_name)
-    except KeyboardInterrupt as stop:
-        raise InterruptedBeforeTrainingError(
-            "interrupted; a checkpoint, if one was written, is in BUNDLE/.training: the same command with --resume"
-        ) from stop

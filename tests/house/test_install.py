@@ -90,17 +90,30 @@ def test_each_extra_carries_its_side(extra: str, wheel: Path, tmp_path: Path) ->
     check_commands(python, commands)
 
 
+SUB_COMMANDS = """
+import importlib, sys
+import flawline, typer
+for name in sys.argv[1].split(","):
+    module, _, attribute = flawline.COMMANDS[name].target.partition(":")
+    app = getattr(importlib.import_module(module), attribute)
+    for sub in getattr(typer.main.get_command(app), "commands", {}):
+        print(name, sub)
+"""
+
+
 def check_commands(python: Path, commands: set[str]) -> None:
-    """Commands of this side help; every other one is listed, and says what to install where it is called."""
+    """Commands of this side and all below them help; every other one is listed, and says what to install."""
     everything = run(python, "-c", "import flawline; print(*flawline.COMMANDS)").split()
-    for name in everything:
+    assert commands <= set(everything)
+    below = run(python, "-c", SUB_COMMANDS, ",".join(commands)).splitlines() if commands else []
+    for words in [[name] for name in everything] + [line.split() for line in below]:
         done = subprocess.run(
-            [str(python.with_name("flawline")), name, "--help"], capture_output=True, text=True, check=False
+            [str(python.with_name("flawline")), *words, "--help"], capture_output=True, text=True, check=False
         )
-        if name in commands:
-            assert done.returncode == 0, (name, done.stderr[-500:])
+        if words[0] in commands:
+            assert done.returncode == 0, (words, done.stderr[-500:])
         else:
-            assert done.returncode == 0 or "pip install 'flawline[" in done.stderr, (name, done.stderr[-500:])
+            assert done.returncode == 0 or "pip install 'flawline[" in done.stderr, (words, done.stderr[-500:])
 
 
 def constraints() -> list[str]:

@@ -122,3 +122,14 @@ def test_a_terminal_gets_a_bar_and_a_file_gets_lines() -> None:
         assert "step 120" in out.getvalue()
         assert ("\x1b[" in out.getvalue()) is terminal
         assert ("50%" in out.getvalue()) is not terminal
+
+
+def test_an_interrupt_before_the_loop_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("contract.dataset.load_dataset", interrupted)
+    assert main(["train", "--data", str(tmp_path), "--out", str(tmp_path / "bundle")]) == 130
+    assert "the same command with --resume" in capsys.readouterr().err
