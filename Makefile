@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+TORCH_FROM := $(if $(TORCH_INDEX),--index-url "$(TORCH_INDEX)")
 DEMO := $(if $(DATA),--data "$(DATA)") $(if $(VIDEO),--video "$(VIDEO)") $(if $(MINUTES),--minutes $(MINUTES))
 
 .PHONY: help install demo test test-long lint clean
@@ -10,12 +11,14 @@ DEMO := $(if $(DATA),--data "$(DATA)") $(if $(VIDEO),--video "$(VIDEO)") $(if $(
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
-install: $(STAMP)  ## the environment in .venv, with everything
+install: $(STAMP)  ## the environment in .venv, with everything; TORCH_INDEX=URL: where torch comes from
 
 # torch first and by itself: an index that offers a CPU build under the same version then serves it alone.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$(grep '^torch==' constraints.txt)
+	@echo "Installing torch ... this takes a minute or two"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH_FROM) $$(grep '^torch==' constraints.txt)
+	@echo "Installing everything else ... another minute or two"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[edge,host,train,calibrate,dev]'
 	@touch $(STAMP)
 
