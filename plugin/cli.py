@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from plugin.service import Service
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -53,9 +56,8 @@ def run_command(config: Annotated[Path, typer.Argument(help="host.toml", show_de
     service.run(settings, config.resolve().parent, _say_ready)
 
 
-def _say_ready(service: object) -> None:
-    url, endpoint = getattr(service, "url", ""), getattr(service, "endpoint", "")
-    typer.echo(f"The host is ready. Review pages: {url}  Edges connect to: {endpoint}")
+def _say_ready(service: Service) -> None:
+    typer.echo(f"The host is ready. Review pages: {service.url}  Edges connect to: {service.endpoint}")
     import sys
 
     sys.stdout.flush()

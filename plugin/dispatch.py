@@ -115,7 +115,7 @@ class _Worker(threading.Thread):
         self.connector.close()
 
     def _send(self, output: LineOutput) -> None:
-        if output.due_ns is not None and time.monotonic_ns() > output.due_ns:
+        if time.monotonic_ns() > output.due_ns:
             self._report(output, "late", "waited in the connector's queue past its deadline")
             return
         try:

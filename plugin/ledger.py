@@ -1,7 +1,8 @@
 """One number for each part on each line, committed before it is published, published at most once ever (hop 9).
 
 A trigger opens a part; its verdict, or else its deadline, closes it with the next number. What comes after the
-deadline is recorded and never dispatched. The ledger is a small SQLite file of its own and waits for no store.
+deadline is recorded and never dispatched, and so is a deadline of long ago. The ledger is a small
+SQLite file of its own and waits for no store.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +32,10 @@ MAX_WAITING = 65536
 BURST = 512
 RETRY_S = 0.25
 IDLE_S = 60.0
+GRACE_NS = 10**9
+"""A deadline that ran out longer ago than this, or than the line's deadline where that is longer, is not published."""
+
+LONG_AGO_NS = 3600 * 10**9
 CODES = {
     Verdict.PASS: LineCode.PASS,
     Verdict.REJECT: LineCode.REJECT,
@@ -97,12 +103,19 @@ FROM outputs o LEFT JOIN late l ON l.edge_id = o.edge_id AND l.part_id = o.part_
 """
 
 
+Key = tuple[str, str]
+
+
 class Told(NamedTuple):
     """A header as the receiver decoded it: its age at arrival, and when that was (CLOCK_MONOTONIC)."""
 
     header: Trigger | Result | Missed
     age_ms: float
     arrived_ns: int
+
+    @property
+    def key(self) -> Key:
+        return self.header.edge_id, self.header.part_id
 
 
 class OpenPart(NamedTuple):
@@ -115,9 +128,6 @@ class OpenPart(NamedTuple):
     due_ns: int
 
 
-Key = tuple[str, str]
-
-
 class Ledger:
     """``tell`` events from the receiver, ``record`` outcomes from connectors; ``run`` on a thread of its own."""
 
@@ -125,11 +135,15 @@ class Ledger:
         self.path = path
         self.trouble: str | None = None
         self.lost = 0
+        self.skipped = 0
         self._line_of = line_of
         self._boot_id = _boot_id()
         self._inbox: queue.SimpleQueue[Sequence[Told | Sent]] = queue.SimpleQueue()
         self._log = LimitedLog(log)
+        self._closing = False
         self._stopping = False
+        self._stale = False
+        self._idle = threading.Event()
         self._tickets = 0
         self._done = 0
         self._progress = threading.Condition()
@@ -178,6 +192,15 @@ class Ledger:
         """Note a connector's outcome. Called by any thread."""
         self._inbox.put([sent])
 
+    def drain(self, timeout_s: float) -> bool:
+        """Publish what was told before and no deadline any more; outcomes are noted until ``stop``.
+
+        False where that takes longer. Connectors may be closed afterwards: nothing new goes to them.
+        """
+        self._closing = True
+        self._inbox.put([])
+        return self._idle.wait(timeout_s)
+
     def stop(self) -> None:
         """End ``run`` when what was told before is committed. Parts still open stay open in the file."""
         self._stopping = True
@@ -187,33 +210,45 @@ class Ledger:
         """Decide, commit, publish until stopped; then close the file."""
         try:
             while True:
+                closing = self._closing  # read first: all of the turn that follows is then without deadlines
                 if not self._settle(self._gather()):
                     return
+                if closing and self._inbox.empty():
+                    self._idle.set()
                 if self._stopping and self._inbox.empty():
                     return
         finally:
             self._connection.close()
 
     def _gather(self) -> list[Told | Sent]:
-        timeout_s = IDLE_S if not self._due else max(0.0, (self._due[0][0] - time.monotonic_ns()) / 1e9)
         try:
-            batch = list(self._inbox.get(timeout=min(timeout_s, IDLE_S)))
+            batch = list(self._inbox.get(timeout=self._time_left_s()))
         except queue.Empty:
             return []
         while len(batch) < BURST and not self._inbox.empty():  # this thread alone takes from the inbox
             batch += self._inbox.get()
         return batch
 
+    def _time_left_s(self) -> float:
+        """Until the next deadline. While draining there are none; the first turn then must not wait at all."""
+        if self._closing:
+            return IDLE_S if self._idle.is_set() else 0.0
+        if not self._due:
+            return IDLE_S
+        return min(IDLE_S, max(0.0, (self._due[0][0] - time.monotonic_ns()) / 1e9))
+
     def _settle(self, batch: list[Told | Sent]) -> bool:
         """Commit what ``batch`` and the clock decide, then publish; retry a failing disk until stopped (False)."""
         while True:
             try:
+                if self._stale:
+                    self._recover()
                 outputs = self._decide(batch)
                 break
             except sqlite3.Error as error:
                 self.trouble = f"the ledger cannot be written ({error}); nothing is published until it can"
                 self._log.warning("disk", self.trouble)
-                self._recover()
+                self._stale = True
                 if self._stopping:
                     return False
                 time.sleep(RETRY_S)
@@ -225,33 +260,44 @@ class Ledger:
         return True
 
     def _recover(self) -> None:
-        """Forget what a failed transaction changed in memory."""
-        try:
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
-            self._load()
-        except sqlite3.Error:
-            return  # tried again with the next attempt
+        """Undo a failed transaction, in the file and in memory."""
+        if self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")
+        self._load()
 
     def _decide(self, batch: list[Told | Sent]) -> list[LineOutput]:
         outputs: list[LineOutput] = []
         self._connection.execute("BEGIN IMMEDIATE")
         for item in batch:
             if isinstance(item, Told):
-                self._hear(item, outputs)
+                self._or_skip(item.key, partial(self._hear, item, outputs))
         self._write_sent([item for item in batch if isinstance(item, Sent)])
         now_ns = time.monotonic_ns()
-        while self._due and self._due[0][0] <= now_ns:
+        while self._due and self._due[0][0] <= now_ns and not self._closing:
             due_ns, key = heapq.heappop(self._due)
             part = self._open.get(key)
             if part is not None and part.due_ns == due_ns:
-                self._close_at_deadline(key, part, outputs)
+                self._or_skip(key, partial(self._close_at_deadline, key, part, outputs))
         self._connection.execute("COMMIT")
         return outputs
 
+    def _or_skip(self, key: Key, work: Callable[[], None]) -> None:
+        """Do the work for one part; a part that the file's constraints refuse keeps no other waiting."""
+        try:
+            work()
+            return
+        except sqlite3.IntegrityError:
+            self._next = self._read_numbers()  # another hand may have written to the file: once more
+        try:
+            work()
+        except sqlite3.IntegrityError as error:
+            self.skipped += 1
+            self._log.warning("skipped", f"part {key[1]!r} of {key[0]!r} cannot be numbered and is left out: {error}")
+            self._open.pop(key, None)
+            self._connection.execute("DELETE FROM open_parts WHERE edge_id = ? AND part_id = ?", key)
+
     def _hear(self, told: Told, outputs: list[LineOutput]) -> None:
-        header = told.header
-        key = (header.edge_id, header.part_id)
+        header, key = told.header, told.key
         source = self._source_of(key)
         if source is not None:
             if source == "deadline" and not isinstance(header, Trigger):
@@ -300,8 +346,12 @@ class Ledger:
 
     def _close_at_deadline(self, key: Key, part: OpenPart, outputs: list[LineOutput]) -> None:
         reason = "no verdict by the deadline"
+        expiry_ns = part.due_ns + max(GRACE_NS, part.due_ns - part.captured_ns)
+        if time.monotonic_ns() > expiry_ns:  # the part is gone from the gate; another one may stand there
+            self._write_output(key, part, LineCode.NOT_INSPECTED, "deadline", reason, "late")
+            return
         output = self._write_output(key, part, LineCode.NOT_INSPECTED, "deadline", reason)
-        outputs.append(output._replace(due_ns=None))
+        outputs.append(output._replace(due_ns=expiry_ns))
 
     def _write_output(
         self, key: Key, part: OpenPart, code: LineCode, source: str, reason: str | None, outcome: str | None = None
@@ -348,18 +398,25 @@ class Ledger:
         )
 
     def _load(self) -> None:
-        """Read the open parts and the next numbers. Times of another boot of the machine have passed."""
-        self._open.clear()
+        """Read the open parts and the next numbers. Times of another boot of the machine have passed long ago."""
+        self._connection.execute(
+            "DELETE FROM open_parts WHERE EXISTS (SELECT 1 FROM outputs o "
+            "WHERE o.edge_id = open_parts.edge_id AND o.part_id = open_parts.part_id)"
+        )
         rows = self._connection.execute("SELECT * FROM open_parts").fetchall()
+        numbers = self._read_numbers()
         now_ns = time.monotonic_ns()
+        parts: dict[Key, OpenPart] = {}
         for edge_id, part_id, line, camera_id, trigger_id, captured_ns, due_ns, boot_id in rows:
-            same = boot_id == self._boot_id
-            part = OpenPart(line, camera_id, trigger_id, captured_ns if same else now_ns, due_ns if same else now_ns)
-            self._open[edge_id, part_id] = part
-        self._due = [(part.due_ns, key) for key, part in self._open.items()]
-        heapq.heapify(self._due)
-        numbers = self._connection.execute("SELECT line, max(number) + 1 FROM outputs GROUP BY line")
-        self._next = dict(numbers.fetchall())
+            if boot_id != self._boot_id:
+                captured_ns, due_ns = now_ns, now_ns - LONG_AGO_NS
+            parts[edge_id, part_id] = OpenPart(line, camera_id, trigger_id, captured_ns, due_ns)
+        due = [(part.due_ns, key) for key, part in parts.items()]
+        heapq.heapify(due)
+        self._open, self._due, self._next, self._stale = parts, due, numbers, False
+
+    def _read_numbers(self) -> dict[str, int]:
+        return dict(self._connection.execute("SELECT line, max(number) + 1 FROM outputs GROUP BY line").fetchall())
 
 
 class LedgerReader:

@@ -104,6 +104,7 @@ class Service:
         """What works, and the receiver's counts since the start."""
         trouble = [text for text in (self._writer.trouble, self.ledger.trouble) if text]
         counts = {**vars(self._receiver.counts), "conflicts": self._writer.conflicts, "ledger_lost": self.ledger.lost}
+        counts["ledger_skipped"] = self.ledger.skipped
         return {"ok": not trouble, "trouble": trouble, "receiver": counts}
 
     def start(self) -> None:
@@ -132,11 +133,13 @@ class Service:
         self._http.should_exit = True
         self._receiver.stop()
         self._join("receiver")
+        if not self.ledger.drain(STOP_S / 2):
+            log.error("the ledger did not finish; what it had not committed will be sent again")
+        self.dispatcher.stop(STOP_S / 4)
+        self.ledger.stop()  # after the connectors: it notes what became of their last outputs
+        self._join("ledger")
         self._writer.stop()
         self._join("writer")
-        self.ledger.stop()
-        self._join("ledger")
-        self.dispatcher.stop(STOP_S / 4)
         self._join("http")
         if not self._threads["writer"].is_alive():
             self._receiver.flush()

@@ -10,7 +10,7 @@ from contract.event import LineCode
 
 
 class LineOutput(NamedTuple):
-    """One part's code for the line. ``due_ns``: CLOCK_MONOTONIC after which it must not be sent; None: no limit."""
+    """One part's code for the line. ``due_ns``: CLOCK_MONOTONIC after which it must not be sent."""
 
     line: str
     number: int
@@ -20,7 +20,7 @@ class LineOutput(NamedTuple):
     trigger_id: int
     code: LineCode
     reason: str | None
-    due_ns: int | None
+    due_ns: int
 
 
 class Connector(ABC):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 from contract.event import Verdict
 from tests.plugin import synthetic as s
 from tests.plugin.synthetic import Dealer, HostProcess
+from tests.plugin.synthetic import make_dealer as make_dealer
 
 
 @pytest.fixture(scope="session")
@@ -74,16 +75,3 @@ def page(browser: Browser, host: HostProcess) -> Iterator[Page]:
     yield page
     context.close()
     assert problems == []
-
-
-@pytest.fixture
-def make_dealer() -> Iterator[Callable[[str], Dealer]]:
-    made: list[Dealer] = []
-
-    def make(endpoint: str) -> Dealer:
-        made.append(Dealer(endpoint))
-        return made[-1]
-
-    yield make
-    for dealer in made:
-        dealer.close()

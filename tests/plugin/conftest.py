@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.plugin.synthetic import Dealer, HostProcess
+from tests.plugin.synthetic import HostProcess
+from tests.plugin.synthetic import make_dealer as make_dealer
 
 
 @pytest.fixture
@@ -31,16 +32,3 @@ def shared_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostProces
     host.start()
     yield host
     assert host.end() == 0
-
-
-@pytest.fixture
-def make_dealer() -> Iterator[Callable[[str], Dealer]]:
-    made: list[Dealer] = []
-
-    def make(endpoint: str) -> Dealer:
-        made.append(Dealer(endpoint))
-        return made[-1]
-
-    yield make
-    for dealer in made:
-        dealer.close()

@@ -12,11 +12,12 @@ import sys
 import time
 import urllib.request
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import pytest
 import zmq
 
 from contract.event import (
@@ -186,6 +187,19 @@ class Dealer:
     def close(self) -> None:
         self.socket.close(0)
         self._context.term()
+
+
+@pytest.fixture
+def make_dealer() -> Iterator[Callable[[str], Dealer]]:
+    made: list[Dealer] = []
+
+    def make(endpoint: str) -> Dealer:
+        made.append(Dealer(endpoint))
+        return made[-1]
+
+    yield make
+    for dealer in made:
+        dealer.close()
 
 
 class HostProcess:

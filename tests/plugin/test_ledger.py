@@ -6,6 +6,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from contract.errors import ConfigError
 from contract.event import Header, LineCode, Verdict, from_frames
 from plugin.connectors.base import LineOutput
 from plugin.dispatch import Sent
-from plugin.ledger import Ledger, LedgerReader
+from plugin.ledger import GRACE_NS, Ledger, LedgerReader
 from plugin.settings import LineSettings
 from plugin.transit import Arrival
 from tests.plugin import synthetic as s
@@ -88,7 +89,8 @@ def test_without_a_verdict_the_deadline_says_not_inspected(make: Callable[..., R
     rig.tell(s.trigger(1, "p"), age_ms=50.0)
     s.until(lambda: rig.outputs)
     assert 0.08 <= time.monotonic() - start < 1.0  # 150 ms from capture, 50 ms of them had passed
-    assert (rig.outputs[0].code, rig.outputs[0].due_ns) == (LineCode.NOT_INSPECTED, None)
+    assert rig.outputs[0].code == LineCode.NOT_INSPECTED
+    assert 0 < rig.outputs[0].due_ns - time.monotonic_ns() <= GRACE_NS  # nor may it lie in a connector's queue
     rig.tell(s.result(2, "p"), age_ms=200.0)
     rig.tell(s.result(2, "p"), age_ms=300.0)
     (row,) = rig.rows()
@@ -122,7 +124,7 @@ def test_what_arrives_past_its_deadline_is_recorded_and_never_dispatched(
     assert (row["late_code"] is None) == (header.kind == "trigger")
 
 
-def test_a_restart_publishes_what_ran_out_and_repeats_nothing(make: Callable[..., Rig], tmp_path: Path) -> None:
+def test_a_restart_publishes_what_just_ran_out_and_repeats_nothing(make: Callable[..., Rig], tmp_path: Path) -> None:
     first = make(deadline_ms=300, publish=False)
     first.tell(s.result(1, "said"))  # committed and handed over, but the outcome was never recorded
     first.tell(s.trigger(2, "open"))
@@ -136,17 +138,36 @@ def test_a_restart_publishes_what_ran_out_and_repeats_nothing(make: Callable[...
     s.until(lambda: [row["outcome"] for row in second.rows()] == ["unknown", "published"])
 
 
-def test_monotonic_times_of_another_boot_have_passed(make: Callable[..., Rig], tmp_path: Path) -> None:
-    first = make()
-    first.tell(s.trigger(1, "open"))
+def alter(path: Path, *statements: str) -> None:
+    """Write to the ledger's file past the ledger."""
+    with closing(sqlite3.connect(path, timeout=5)) as connection, connection:
+        for statement in statements:
+            connection.execute(statement)
+
+
+def outcomes(rig: Rig) -> dict[str, tuple[str, int]]:
+    return {row["part_id"]: (row["outcome"], row["code"]) for row in rig.rows()}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "t_capture_ns = t_capture_ns - 5000000000, due_ns = due_ns - 5000000000",
+        "boot_id = 'another', due_ns = due_ns + 1000000000000",  # monotonic times of another boot have passed
+    ],
+    ids=["beyond grace", "another boot"],
+)
+def test_a_deadline_of_long_ago_is_recorded_and_not_published(
+    make: Callable[..., Rig], tmp_path: Path, change: str
+) -> None:
+    first = make(deadline_ms=2000)
+    first.tell(s.trigger(1, "gone"))
     first.stop()
-    connection = sqlite3.connect(tmp_path / "ledger.sqlite")
-    connection.execute("UPDATE open_parts SET boot_id = 'another', due_ns = due_ns + 1000000000000")
-    connection.commit()
-    connection.close()
-    second = make()
-    s.until(lambda: second.outputs)
-    assert second.outputs[0].code == LineCode.NOT_INSPECTED
+    alter(tmp_path / "ledger.sqlite", f"UPDATE open_parts SET {change}")
+    second = make(deadline_ms=2000)
+    second.tell(s.result(2, "now"))
+    s.until(lambda: outcomes(second) == {"gone": ("late", 4), "now": ("published", 1)})
+    assert [output.part_id for output in second.outputs] == ["now"]
 
 
 def test_a_failing_disk_publishes_nothing_and_loses_nothing(
@@ -173,6 +194,69 @@ def test_a_failing_disk_publishes_nothing_and_loses_nothing(
     assert rig.ledger.has(ticket, 5.0)
     assert [(output.number, output.part_id) for output in rig.outputs] == [(1, "p")]
     assert rig.ledger.trouble is None
+
+
+OUTPUT = (
+    "INSERT INTO outputs (line, number, edge_id, part_id, camera_id, trigger_id, code, source, outcome, age_ms, "
+    "t_wall_ns) VALUES ('line-1', {number}, 'edge-1', '{part}', 'cam-1', 1, 4, 'deadline', 'late', 0, 0)"
+)
+
+
+def test_a_part_that_has_its_number_is_not_opened_again(make: Callable[..., Rig], tmp_path: Path) -> None:
+    first = make(deadline_ms=300)
+    first.tell(s.trigger(1, "numbered"))
+    first.stop()
+    alter(tmp_path / "ledger.sqlite", OUTPUT.format(number=1, part="numbered"))
+    second = make(deadline_ms=300)
+    second.tell(s.result(2, "next"))
+    assert second.reader.counts()["open"] == 0
+    assert [(output.part_id, output.number) for output in second.outputs] == [("next", 2)]
+
+
+def test_a_part_that_cannot_be_numbered_keeps_no_other_waiting(make: Callable[..., Rig], tmp_path: Path) -> None:
+    rig = make(deadline_ms=700)
+    rig.tell(s.trigger(1, "twice"))
+    rig.tell(s.trigger(2, "waits"))
+    alter(tmp_path / "ledger.sqlite", OUTPUT.format(number=1, part="twice"))  # another hand
+    rig.tell(s.result(3, "told"))
+    s.until(lambda: len(rig.outputs) == 2)
+    assert [(output.part_id, output.number) for output in rig.outputs] == [("told", 2), ("waits", 3)]
+    assert (rig.ledger.skipped, rig.ledger.trouble, rig.reader.counts()["open"]) == (1, None, 0)
+
+
+def test_a_failed_attempt_to_read_the_file_anew_forgets_no_open_part(
+    make: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = make(deadline_ms=500)
+    rig.tell(s.trigger(1, "open"))
+    failures = iter([sqlite3.OperationalError("disk I/O error")] * 2)
+    write, load = rig.ledger._write_output, rig.ledger._read_numbers
+
+    def fail(work: Callable[..., Any]) -> Callable[..., Any]:
+        def worked(*arguments: Any) -> Any:
+            found = work(*arguments)
+            for error in failures:
+                raise error
+            return found
+
+        return worked
+
+    monkeypatch.setattr(rig.ledger, "_write_output", fail(write))
+    monkeypatch.setattr(rig.ledger, "_read_numbers", fail(load))
+    s.until(lambda: rig.outputs)
+    assert [(output.part_id, output.number) for output in rig.outputs] == [("open", 1)]
+
+
+def test_drained_it_publishes_no_deadline_and_still_notes_outcomes(make: Callable[..., Rig]) -> None:
+    rig = make(deadline_ms=200, publish=False)
+    rig.tell(s.result(1, "said"))
+    rig.tell(s.trigger(2, "open"))
+    assert rig.ledger.drain(5.0)
+    time.sleep(0.3)
+    rig.ledger.record(Sent("line-1", 1, "test", "published", None, time.time_ns()))
+    rig.stop()
+    assert [row["outcome"] for row in rig.rows()] == ["published"]
+    assert rig.reader.counts()["open"] == 1
 
 
 def test_each_line_counts_for_itself(tmp_path: Path) -> None:
