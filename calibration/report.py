@@ -77,7 +77,7 @@ def _bars(share: np.ndarray[tuple[int, ...], np.dtype[Any]], top: float, colour:
         for at, value in enumerate(share)
         if value > 0
     )
-    legend = f'<text x="{WIDTH}" y="{14 + 15 * index}" text-anchor="end" style="fill:{colour}">{escape(name)}</text>'
+    legend = f'<text x="0" y="{14 + 15 * index}" style="fill:{colour}">{escape(name)}</text>'
     return f'<g fill="{colour}" fill-opacity="0.55">{bars}</g>{legend}'
 
 
