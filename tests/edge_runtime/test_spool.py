@@ -158,7 +158,6 @@ def test_the_log_does_not_keep_its_largest_size(tmp_path: Path) -> None:
     spool = Spool(path, sync_ms=0)
     wal = path.with_name(path.name + "-wal")
     numbers = [seq for _ in range(12) for seq in spool.append([attachment(os.urandom(1_000_000))])]
-    assert wal.stat().st_size > CHECKPOINT_BYTES
     spool.forget(spool.spool_id, numbers)
 
     def small() -> bool:
