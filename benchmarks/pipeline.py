@@ -1,7 +1,8 @@
 """Camera to wire against the bare engine, in one interleaved run.
 
 ratio_to_engine   parts per second through the whole edge (capture processes, shared memory, preprocessing, gate,
-                  engine, decision, spool, wire) over the images per second of the engine alone on one thread
+                  engine, decision, spool, wire) over the images per second of the engine alone on one thread;
+                  the largest offered rate at which no more than one part in fifty is missed
 added_latency_ms  per stage at a steady rate well under the limit, from the frame's capture to the event on the wire;
                   "added" is all of it but preprocessing and inference
 
@@ -38,8 +39,9 @@ from edge_runtime.station import Station
 from flawline import main as flawline
 
 FRAMES = 6000
-OFFERED = 1.15
-"""Frames offered per image that the engine alone can take: a little more than can be done."""
+OFFERED = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5, 0.4, 0.3)
+"""Frames offered per image that the engine alone can take, tried from above."""
+MOST_MISSED = 0.02
 FRAME_WH = (173, 133)
 """The drawn part's usual size in pixels, so that frames are as quick to read as they can be and still pass the gate."""
 CAMERAS = (1, 4)
@@ -77,7 +79,7 @@ def measure(folder: Path, size: int, rounds: int, seconds: float, rate: float) -
     for _ in range(rounds):
         for count in CAMERAS:
             bare.append(engine_rate(engine, bundle, frames, seconds / 2))
-            results = run_station(folder, bundle, engine, frames, count, OFFERED * bare[-1] / count, seconds)
+            results = sustained(folder, bundle, engine, frames, count, bare[-1], seconds)
             after = engine_rate(engine, bundle, frames, seconds / 2)
             through[count].append(parts_per_second(results))
             ratios[count].append(through[count][-1] / statistics.mean([bare[-1], after]))
@@ -147,6 +149,26 @@ def sink(endpoint: str, ages: str) -> None:
                 file.write(f"{header.part_id} {envelope.age_ms}\n")
             reply = Ack(spool_id=header.spool_id, seqs=(header.seq,)).model_dump_json().encode()
             socket.send_multipart([peer, MAGIC, reply])
+
+
+def sustained(
+    folder: Path, bundle: Bundle, engine: Engine, frames: Path, cameras: int, bare: float, seconds: float
+) -> list[Measured]:
+    """Results at the largest offered rate that is kept up with; at the smallest one where none is."""
+    for share in OFFERED:
+        fps = share * bare / cameras
+        results = run_station(folder, bundle, engine, frames, cameras, fps, seconds)
+        if len(results) >= (1 - MOST_MISSED) * triggers(results):
+            break
+    return results
+
+
+def triggers(measured: list[Measured]) -> int:
+    """Parts that were announced between the first result and the last, inspected or missed."""
+    ids: dict[str, list[int]] = {}
+    for m in measured:
+        ids.setdefault(m.result.camera_id, []).append(m.result.trigger_id)
+    return sum(max(numbers) - min(numbers) + 1 for numbers in ids.values())
 
 
 def run_station(

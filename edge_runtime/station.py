@@ -137,10 +137,10 @@ class Station:
         drafts = []
         for trigger in taken:
             header = self._trigger_header(camera, trigger)
-            drafts.append(Draft(header, t_ref_ns=trigger.t_capture_ns))
             if trigger.lost is None:
                 self._pending.append(Pending(camera, trigger, header))
-            else:
+                drafts.append(Draft(header, t_ref_ns=trigger.t_capture_ns))
+            else:  # its end is known already, so that one message says all
                 drafts.append(Draft(_missed(header, trigger.lost), t_ref_ns=trigger.t_capture_ns))
         self._record(drafts)
         return True
