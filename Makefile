@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DEV := $(VENV)/.installed-dev
+# Compiled when first imported: most of what is installed never is.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 TORCH_FROM := $(if $(TORCH_INDEX),--index-url "$(TORCH_INDEX)")
 DEMO := $(if $(DATA),--data "$(DATA)") $(if $(VIDEO),--video "$(VIDEO)") $(if $(MINUTES),--minutes $(MINUTES))
 
@@ -11,27 +14,32 @@ DEMO := $(if $(DATA),--data "$(DATA)") $(if $(VIDEO),--video "$(VIDEO)") $(if $(
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
-install: $(STAMP)  ## the environment in .venv, with everything; TORCH_INDEX=URL: where torch comes from
+install: $(STAMP)  ## the environment in .venv; TORCH_INDEX=URL: where torch comes from
 
 # torch first and by itself: an index that offers a CPU build under the same version then serves it alone.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	@echo "Installing torch ... this takes a minute or two"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH_FROM) $$(grep '^torch==' constraints.txt)
+	@$(PIP) $(TORCH_FROM) $$(grep '^torch==' constraints.txt)
 	@echo "Installing everything else ... another minute or two"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[edge,host,train,calibrate,dev]'
+	@$(PIP) -e '.[edge,host,train,calibrate]'
 	@touch $(STAMP)
+
+$(DEV): $(STAMP)
+	@echo "Installing what the tests need ... half a minute"
+	@$(PIP) -e '.[edge,host,train,calibrate,dev]'
+	@touch $(DEV)
 
 demo: $(STAMP)  ## train, calibrate and run a whole line; DATA=DIR VIDEO=FILE for your own
 	$(BIN)/flawline demo $(DEMO)
 
-test: $(STAMP)  ## the tests
+test: $(DEV)  ## the tests
 	$(BIN)/python -m pytest -m "not long and not gpu"
 
-test-long: $(STAMP)  ## the tests that take long
+test-long: $(DEV)  ## the tests that take long
 	$(BIN)/python -m pytest -m "long and not gpu" --timeout 3600
 
-lint: $(STAMP)  ## style, types, imports
+lint: $(DEV)  ## style, types, imports
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 
 clean:  ## remove what was made, the environment too
