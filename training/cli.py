@@ -13,7 +13,7 @@ from rich.console import Console
 from contract.config import validate
 from contract.errors import ConfigError
 from training.errors import InterruptedBeforeTrainingError
-from training.settings import TrainSettings
+from training.settings import DEFAULT_MODEL, TrainSettings
 
 EXAMPLES = """
 Learn what good parts look like from images of good parts, and write a bundle.
@@ -44,18 +44,18 @@ def parse_tiles(text: str) -> tuple[int, int]:
 def train(
     data: Annotated[Path, typer.Option(metavar="DIR", help="folder of good images (MVTec AD layout)")],
     out: Annotated[Path, typer.Option(metavar="BUNDLE", help="folder to write the bundle to")],
-    model: Annotated[str, typer.Option(help="name in the model table")] = "ganomaly",
+    model: Annotated[str, typer.Option(help="name in the model table")] = DEFAULT_MODEL,
     minutes: Annotated[float | None, typer.Option(help="time to train; 10 unless --steps is given")] = None,
     steps: Annotated[int | None, typer.Option(help="steps to train")] = None,
     name: Annotated[str | None, typer.Option(help="product name; default: the data folder's")] = None,
-    size: Annotated[int, typer.Option(help="side of a tile in pixels: 64, 128, 256 (multiples of 16)")] = 64,
+    size: Annotated[int | None, typer.Option(help="side of a tile in pixels: 64, 128, 256 (multiples of 16)")] = None,
     channels: Annotated[str, typer.Option(help="grey, rgb, or auto (grey where all images are)")] = "auto",
     tiles: Annotated[str, typer.Option(metavar="RxC", help="cut each part into rows x columns of tiles")] = "1x1",
     overlap: Annotated[int, typer.Option(metavar="PX", help="pixels that neighbouring tiles share")] = 0,
-    width: Annotated[int, typer.Option(metavar="NGF", help="first convolution's channels; the paper has 64")] = 32,
-    latent: Annotated[int, typer.Option(help="length of the code")] = 100,
-    batch: Annotated[int, typer.Option(help="tiles in one step")] = 32,
-    learning_rate: Annotated[float, typer.Option(help="of both Adam optimizers")] = 2e-4,
+    width: Annotated[int | None, typer.Option(metavar="NGF", help="channels of the first convolution")] = None,
+    latent: Annotated[int | None, typer.Option(help="length of the code")] = None,
+    batch: Annotated[int | None, typer.Option(help="tiles in one step")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="of all optimizers")] = None,
     seed: Annotated[int, typer.Option(help="of weights, split and augmentation")] = 0,
     holdout: Annotated[float, typer.Option(help="share of the parts kept unseen for calibration")] = 0.3,
     validation: Annotated[float, typer.Option(help="share of the parts that select the weights")] = 0.1,

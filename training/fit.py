@@ -8,6 +8,7 @@ The weights that are deployed are the average that draws the *good validation* t
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
 import signal
 import threading
@@ -26,7 +27,7 @@ from training.checkpoint import checkpoint_path, save_checkpoint
 from training.data import Batches, scale
 from training.errors import StoppedError, TrainingError
 from training.models import model_class
-from training.models.base import Judgement, Trainable
+from training.models.base import EVAL_BATCH, Judgement, Trainable
 from training.report import Quiet, Reporter
 from training.settings import TrainSettings
 
@@ -35,7 +36,6 @@ CHECKPOINT_EVERY_S = 300.0
 CHECK_EVERY = 10  # reading a loss waits for the GPU, so not every step
 AVERAGE_DECAY = 0.998
 MAX_MENDS = 20
-EVAL_BATCH = 64
 REFERENCE_TILES = 128  # good tiles that the normalisation statistics are measured on
 MAX_VALIDATION_TILES = 512
 ALIKE_BELOW = 0.02
@@ -129,6 +129,8 @@ class Loop:
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             wrapped, self._optimizers[name] = self._fabric.setup(network, self._optimizers[name])
             setattr(model, name, wrapped)
+            for group in self._optimizers[name].param_groups:
+                group.setdefault("initial_lr", group["lr"])
         self._averaged = copy.deepcopy(self._live).to(device).eval().requires_grad_(False)
         self._best = _clone(self._averaged.state_dict())
         self._batches = Batches(tiles.fit.to(device), settings.batch, settings.seed, settings.flips)
@@ -170,8 +172,14 @@ class Loop:
 
     def train_once(self) -> dict[str, Tensor]:
         """One step of every network on the next batch, then a step of the average."""
+        share = self.share()
+        for optimizer in self._optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * self._model.rate(share)
+        torch.manual_seed(step_seed(self._settings.seed, self.step))  # a resumed run draws what this one would
         try:
-            losses = self._model.training_step(self._batches(self.step), self._optimizers, self._fabric.backward)
+            batch = self._batches(self.step)
+            losses = self._model.training_step(batch, self._optimizers, self._fabric.backward, share)
         except torch.OutOfMemoryError as error:
             raise TrainingError(
                 f"step {self.step}: the GPU's memory does not hold a batch of {self._settings.batch} tiles; "
@@ -217,7 +225,7 @@ class Loop:
         """Mean deviation of the averaged network on the good validation tiles; keep the weights that have the least."""
         began = time.monotonic()
         measure_statistics(self._averaged, self._reference)
-        self._validation_loss = validation_loss(self._averaged, self._validation)
+        self._validation_loss = self._model.selection_loss(self._averaged, self._validation)
         if not math.isfinite(self._validation_loss):
             raise TrainingError(
                 f"step {self.step}: the validation images are drawn as no numbers; {self._kept()}. "
@@ -245,7 +253,6 @@ class Loop:
             "best_step": self._best_step,
             "best_loss": self._best_loss,
             "validation_loss": self._validation_loss,
-            "random": torch.get_rng_state(),
             "networks": {name: network.state_dict() for name, network in self._networks.items()},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self._optimizers.items()},
             "averaged": self._averaged.state_dict(),
@@ -265,7 +272,6 @@ class Loop:
         self._validation_loss = state["validation_loss"]
         self.step, self._seconds_before = state["step"], state["seconds"]
         self._milestone, self._mends = state["milestone"], state["mends"]
-        torch.set_rng_state(state["random"])
 
     def finish(self) -> Fitted:
         """Load the selected weights, refuse a network that draws everything alike, and hand it over."""
@@ -291,11 +297,9 @@ class Loop:
         )
 
 
-def validation_loss(judge: nn.Module, tiles: Tensor) -> float:
-    """Mean deviation over uint8 tiles [M, H, W, C]; the network must be in evaluation mode."""
-    with torch.no_grad():
-        totals = [judge(scale(part)).deviation.sum(dtype=torch.float64) for part in torch.split(tiles, EVAL_BATCH)]
-    return float(torch.stack(totals).sum()) / (tiles.shape[0] * tiles.shape[1] * tiles.shape[2])
+def step_seed(seed: int, step: int) -> int:
+    """Seed of torch's generators for one step: no state to save, and neighbouring steps have nothing in common."""
+    return int.from_bytes(hashlib.sha256(f"step:{seed}:{step}".encode()).digest()[:7])
 
 
 def refuse_collapse(judge: nn.Module, tiles: Tensor, steps: int, checkpoint: Path) -> None:

@@ -8,8 +8,10 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from contract.config import Strict
+from training.models import model_entry
 
 DEFAULT_MINUTES = 10.0
+DEFAULT_MODEL = "ganomaly"
 # What may differ between a run and the one that resumes it: where, how long and on which hardware, not what is learnt.
 FREE_ON_RESUME = frozenset(
     {"data", "out", "minutes", "steps", "resume", "overwrite", "threads", "device", "tensorboard"}
@@ -22,17 +24,17 @@ class TrainSettings(Strict):
     data: Path
     out: Path
     name: str | None = Field(None, min_length=1, max_length=100, description="product name; default: the data folder's")
-    model: str = "ganomaly"
+    model: str = DEFAULT_MODEL
     minutes: float | None = Field(None, gt=0, le=60 * 24 * 14)
     steps: int | None = Field(None, ge=1, le=100_000_000)
-    size: int = Field(64, ge=64, le=256, description="side of a tile in pixels")
+    size: int = Field(ge=64, le=256, description="side of a tile in pixels")
     channels: Literal["grey", "rgb", "auto"] = "auto"
     tiles: tuple[int, int] = Field((1, 1), description="rows, columns")
     overlap: int = Field(0, ge=0, description="pixels shared by neighbouring tiles")
-    width: int = Field(32, ge=4, le=256, description="channels of the first convolution; the paper has 64")
-    latent: int = Field(100, ge=4, le=1024)
-    batch: int = Field(32, ge=2, le=4096)
-    learning_rate: float = Field(2e-4, gt=0, le=1.0)
+    width: int = Field(ge=4, le=256, description="channels of the first convolution")
+    latent: int = Field(ge=4, le=1024)
+    batch: int = Field(ge=2, le=4096)
+    learning_rate: float = Field(gt=0, le=1.0)
     seed: int = Field(0, ge=0, lt=2**31)
     holdout: float = Field(0.3, ge=0.0, le=0.8, description="share of the parts kept for calibration")
     validation: float = Field(0.1, gt=0.0, le=0.5, description="share of the parts that select the weights")
@@ -48,10 +50,14 @@ class TrainSettings(Strict):
 
     @model_validator(mode="before")
     @classmethod
-    def _budget(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("minutes") is None and values.get("steps") is None:
-            return {**values, "minutes": DEFAULT_MINUTES}
-        return values
+    def _defaults(cls, values: Any) -> Any:
+        """Ten minutes where no budget is given, and the model's own preset for whatever is not asked for."""
+        if not isinstance(values, dict):
+            return values
+        budgetless = values.get("minutes") is None and values.get("steps") is None
+        budget = {"minutes": DEFAULT_MINUTES} if budgetless else {}
+        preset = model_entry(str(values.get("model", DEFAULT_MODEL))).preset
+        return {**preset, **{name: value for name, value in values.items() if value is not None}, **budget}
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainSettings:

@@ -24,7 +24,6 @@ from training.fit import (
     measure_statistics,
     new_model,
     refuse_collapse,
-    validation_loss,
 )
 from training.models import ganomaly
 from training.models.base import Judgement
@@ -198,8 +197,10 @@ def test_collapse_ends_the_whole_run_with_the_checkpoint_kept(
 
 
 def test_the_weights_are_chosen_on_the_good_validation_tiles_alone(tiles: Tiles, tmp_path: Path) -> None:
-    fitted = _fit(tiles, _settings(tmp_path, steps=20, learning_rate=2e-3))
-    assert validation_loss(fitted.judge, tiles.validation) == pytest.approx(fitted.validation_loss, rel=1e-5)
+    settings = _settings(tmp_path, steps=20, learning_rate=2e-3)
+    model = new_model(settings, 1)
+    fitted = fit(model, tiles, settings, "data")
+    assert model.selection_loss(fitted.judge, tiles.validation) == pytest.approx(fitted.validation_loss, rel=1e-5)
     state = torch.load(checkpoint_path(tmp_path), weights_only=True)
     assert fitted.validation_loss == state["best_loss"] <= state["validation_loss"]
 

@@ -17,7 +17,7 @@ def test_every_model_trains_and_judges(name: str, channels: int) -> None:
     optimizers = model.optimizers(2e-4)
     assert set(optimizers) == set(model.networks())
     batch = torch.rand(4, channels, 64, 64) * 2 - 1
-    losses = model.train().training_step(batch, optimizers, torch.autograd.backward)
+    losses = model.train().training_step(batch, optimizers, torch.autograd.backward, 0.0)
     assert losses
     assert all(value.ndim == 0 and torch.isfinite(value) and not value.requires_grad for value in losses.values())
     with torch.no_grad():

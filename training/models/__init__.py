@@ -3,18 +3,40 @@
 from __future__ import annotations
 
 import importlib
-from typing import cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from contract.errors import ConfigError
-from training.models.base import Trainable
 
-MODELS = {"ganomaly": "training.models.ganomaly:Ganomaly"}
+if TYPE_CHECKING:
+    from training.models.base import Trainable
+
+
+class Model(NamedTuple):
+    """Where a model lives, its line in the help, and the settings it is trained with unless others are asked for."""
+
+    target: str
+    summary: str
+    preset: dict[str, Any]
+
+
+MODELS = {
+    "ganomaly": Model(
+        "training.models.ganomaly:Ganomaly",
+        "encoder, decoder, encoder as published",
+        {"size": 64, "width": 32, "latent": 100, "batch": 32, "learning_rate": 2e-4},
+    ),
+}
+
+
+def model_entry(name: str) -> Model:
+    """The table's line for ``name``; raises ConfigError naming those that there are."""
+    entry = MODELS.get(name)
+    if entry is None:
+        raise ConfigError(f"--model {name!r}: no such model; there are: {', '.join(sorted(MODELS))}")
+    return entry
 
 
 def model_class(name: str) -> type[Trainable]:
     """The class that the table gives for ``name``; raises ConfigError naming those that there are."""
-    target = MODELS.get(name)
-    if target is None:
-        raise ConfigError(f"--model {name!r}: no such model; there are: {', '.join(sorted(MODELS))}")
-    module, _, attribute = target.partition(":")
+    module, _, attribute = model_entry(name).target.partition(":")
     return cast("type[Trainable]", getattr(importlib.import_module(module), attribute))

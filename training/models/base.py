@@ -6,9 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from training.data import scale
+
+EVAL_BATCH = 64
 Backward = Callable[[Tensor], None]
 
 
@@ -41,12 +45,31 @@ class Trainable(nn.Module, ABC):
         """One optimizer a network, under the network's name."""
 
     @abstractmethod
-    def training_step(self, batch: Tensor, optimizers: dict[str, Optimizer], backward: Backward) -> dict[str, Tensor]:
-        """Update every network once. ``batch``: float32 [N, C, H, W] in [-1, 1]. Returns detached scalar losses."""
+    def training_step(
+        self, batch: Tensor, optimizers: dict[str, Optimizer], backward: Backward, share: float
+    ) -> dict[str, Tensor]:
+        """Update the networks. ``batch``: float32 [N, C, H, W] in [-1, 1]; ``share``: of the budget used, 0 to 1.
+
+        Whatever is random comes from torch's global generators, which the loop seeds anew for every step. Returns
+        detached scalar losses.
+        """
 
     @abstractmethod
     def deployed(self) -> nn.Module:
         """The module that judges: maps float32 [N, C, H, W] in [-1, 1] to a Judgement; shares this model's weights."""
+
+    def rate(self, share: float) -> float:
+        """Factor on the learning rate once ``share`` of the budget is used."""
+        return 1.0
+
+    def selection_loss(self, judge: nn.Module, tiles: Tensor) -> float:
+        """What selects the weights, lower = better: here the mean deviation on good uint8 tiles [M, H, W, C].
+
+        ``judge`` is the deployed module in evaluation mode.
+        """
+        with torch.no_grad():
+            totals = [judge(scale(part)).deviation.sum(dtype=torch.float64) for part in torch.split(tiles, EVAL_BATCH)]
+        return float(torch.stack(totals).sum()) / (tiles.shape[0] * tiles.shape[1] * tiles.shape[2])
 
     def mend(self, losses: dict[str, float]) -> bool:
         """Repair a network that has collapsed, judged by recent losses; True where something was re-initialised."""

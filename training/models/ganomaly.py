@@ -180,7 +180,9 @@ class Ganomaly(Trainable):
             name: Adam(network.parameters(), lr=learning_rate, betas=BETAS) for name, network in self.networks().items()
         }
 
-    def training_step(self, batch: Tensor, optimizers: dict[str, Optimizer], backward: Backward) -> dict[str, Tensor]:
+    def training_step(
+        self, batch: Tensor, optimizers: dict[str, Optimizer], backward: Backward, share: float
+    ) -> dict[str, Tensor]:
         drawn, losses = self.generator_step(batch, optimizers["generator"], backward)
         critic = self.discriminator_step(batch, drawn.image.detach(), optimizers["discriminator"], backward)
         return {
