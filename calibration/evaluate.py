@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from calibration.calibrate import threads
 from calibration.errors import CalibrationError
-from calibration.metrics import localization, ranking, resize_mask, scale_down
+from calibration.metrics import escapes_at, localization, ranking, resize_mask, scale_down
 from calibration.progress import steps
 from contract.bundle import Bundle, open_bundle
 from contract.dataset import Dataset, Sample, load_dataset
@@ -37,7 +37,20 @@ from edge_runtime.picture import join_maps
 
 GOOD = "good"
 FORMAT = "flawline.evaluation/1"
-LOOKS = ("when", "bundle", "calibration", "data", "images", "image_auroc", "aupro", "false_rejects", "escapes")
+FIXED_FALSE_REJECTS = 0.05
+LOOKS = (
+    "when",
+    "dataset",
+    "model",
+    "seed",
+    "bundle",
+    "calibration",
+    "images",
+    "image_auroc",
+    "aupro",
+    "false_rejects",
+    "escapes",
+)
 
 
 class Seen(NamedTuple):
@@ -121,10 +134,13 @@ def _document(bundle: Bundle, dataset: Dataset, engine: str, seen: list[Seen]) -
         "format": FORMAT,
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "bundle": manifest.id,
+        "model": manifest.model.name,
+        "seed": manifest.training.get("settings", {}).get("seed"),
         "model_sha256": bundle.model_sha256,
         "calibration": manifest.calibration_id(),
         "engine": engine,
         "data": str(dataset.root),
+        "dataset": dataset.root.resolve().name,
         "grouping": dataset.grouping,
         "thresholds": None if manifest.thresholds is None else manifest.thresholds.model_dump(mode="json"),
         "counts": {
@@ -146,6 +162,7 @@ def _document(bundle: Bundle, dataset: Dataset, engine: str, seen: list[Seen]) -
 
 def _figures(good: list[Seen], bad: list[Seen]) -> dict[str, Any]:
     ranked = ranking(_scores(good), _scores(bad))
+    escapes = escapes_at(_scores(good), _scores(bad), FIXED_FALSE_REJECTS)
     pairs = [(s.map, s.mask) for s in [*good, *bad] if s.map is not None and s.mask is not None]
     placed = localization([pair[0] for pair in pairs], [pair[1] for pair in pairs])
     return {
@@ -156,6 +173,8 @@ def _figures(good: list[Seen], bad: list[Seen]) -> dict[str, Any]:
         "pixel_auroc": placed.pixel_auroc,
         "pixel_ap": placed.pixel_ap,
         "aupro": placed.aupro,
+        "aupro_005": placed.aupro_005,
+        "escape_rate_at_frr05": escapes,
         "images": len(bad),
         **rate_fields("false_reject", share(good, Verdict.REJECT)),
         **rate_fields("escape", share(bad, Verdict.PASS)),
@@ -185,21 +204,29 @@ def _verdicts(images: list[Seen]) -> dict[str, int]:
 
 
 def log_look(path: Path, figures: dict[str, Any]) -> None:
-    """Append a line to the record of looks at test images: who chooses by them must know how often that was done."""
-    new = not path.exists() or path.stat().st_size == 0
-    row = [
-        figures["when"],
-        figures["bundle"],
-        figures["calibration"] or "",
-        figures["data"],
-        figures["counts"]["images"],
-        figures["image_auroc"],
-        figures["aupro"],
-        figures["false_reject_hits"],
-        figures["escape_hits"],
-    ]
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        if new:
-            writer.writerow(LOOKS)
+    """Append a line to the record of looks at test images: who chooses by them must know how often that was done.
+
+    The record names the data set, never a folder of this machine, so that it can be published. Raises
+    CalibrationError where ``path`` has other columns.
+    """
+    row = {
+        **{name: figures[name] for name in LOOKS[:5]},
+        "calibration": figures["calibration"] or "",
+        "images": figures["counts"]["images"],
+        "image_auroc": figures["image_auroc"],
+        "aupro": figures["aupro"],
+        "false_rejects": figures["false_reject_hits"],
+        "escapes": figures["escape_hits"],
+    }
+    with path.open("a+", newline="", encoding="utf-8") as file:
+        file.seek(0)
+        header = next(csv.reader(file), None)
+        if header not in (None, list(LOOKS)):
+            raise CalibrationError(
+                f"{path}: has the columns {', '.join(header or [])}; expected {', '.join(LOOKS)}. "
+                "Give another file, or a new one"
+            )
+        writer = csv.DictWriter(file, LOOKS)
+        if header is None:
+            writer.writeheader()
         writer.writerow(row)

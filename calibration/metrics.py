@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 PRO_LIMIT = 0.3
+STRICT_PRO_LIMIT = 0.05
 MAX_SIDE = 256
 
 
@@ -28,11 +29,14 @@ class Ranking(NamedTuple):
 
 
 class Localization(NamedTuple):
-    """Pixel AUROC and AP and the area under the per-region overlap; None without masks."""
+    """Pixel AUROC and AP, and the area under the per-region overlap up to two false-positive rates, each over its
+    limit; None without masks. ``aupro_005`` stops at 0.05: what counts where a map is to be believed.
+    """
 
     pixel_auroc: float | None
     pixel_ap: float | None
     aupro: float | None
+    aupro_005: float | None
 
 
 def ranking(negatives: NDArray[np.floating], positives: NDArray[np.floating]) -> Ranking:
@@ -52,8 +56,24 @@ def ranking(negatives: NDArray[np.floating], positives: NDArray[np.floating]) ->
     return Ranking(auroc, ap, float(f1[best]), float(high[ends[best]]))
 
 
+def escapes_at(good: NDArray[np.floating], bad: NDArray[np.floating], rejected: float) -> float | None:
+    """Share of ``bad`` that passes at the lowest threshold which rejects at most a share ``rejected`` of ``good``.
+
+    Both are scores of the *same test set*, so this is a property of the ranking and no promise: a calibrated
+    threshold has never seen these images. A part is rejected above the threshold, as on the line, so parts that score
+    like the last good one to pass escape. None where a side is empty.
+    """
+    if not len(good) or not len(bad):
+        return None
+    threshold = np.sort(good)[::-1][min(len(good) - 1, int(rejected * len(good) + 1e-9))]
+    return float((bad <= threshold).mean())
+
+
 def localization(maps: Sequence[Floats], masks: Sequence[NDArray[np.bool_]], limit: float = PRO_LIMIT) -> Localization:
-    """Pixel figures of pairs of map and mask of the same shape [H, W]; a good part's mask is empty."""
+    """Pixel figures of pairs of map and mask of the same shape [H, W]; a good part's mask is empty.
+
+    ``limit`` is the false-positive rate at which ``aupro`` stops; ``aupro_005`` stops at 0.05 whatever it is.
+    """
     pieces, weights = [], []
     negatives = [values[~mask] for values, mask in zip(maps, masks, strict=True)]
     for values, mask in zip(maps, masks, strict=True):
@@ -61,11 +81,13 @@ def localization(maps: Sequence[Floats], masks: Sequence[NDArray[np.bool_]], lim
             pieces.append(values[mask])
             weights.append(_region_weights(mask))
     if not pieces or not sum(map(len, negatives)):
-        return Localization(None, None, None)
+        return Localization(None, None, None, None)
     defect, background = np.concatenate(pieces), np.concatenate(negatives)
     background.sort()
     ranked = ranking(background, defect)
-    return Localization(ranked.auroc, ranked.ap, _aupro(background, defect, np.concatenate(weights), limit))
+    each = np.concatenate(weights)
+    aupro, strict = (_aupro(background, defect, each, up_to) for up_to in (limit, STRICT_PRO_LIMIT))
+    return Localization(ranked.auroc, ranked.ap, aupro, strict)
 
 
 def _region_weights(mask: NDArray[np.bool_]) -> NDArray[np.float64]:

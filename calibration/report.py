@@ -136,7 +136,7 @@ def summary(thresholds: Thresholds) -> list[tuple[str, str]]:
     ]
 
 
-METRICS = ("image_auroc", "image_ap", "f1_max", "pixel_auroc", "pixel_ap", "aupro")
+METRICS = ("image_auroc", "image_ap", "f1_max", "pixel_auroc", "pixel_ap", "aupro", "aupro_005")
 
 
 def rate_text(figures: Mapping[str, Any], name: str) -> str:

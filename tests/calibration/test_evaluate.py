@@ -51,7 +51,16 @@ def test_command_writes_figures_page_and_record(fresh: Path, drawn: Path, tmp_pa
     assert sum(found["verdicts"]["good"].values()) == 30
     assert "<svg" in page.read_text() and "spot" in page.read_text() and "http" not in page.read_text()
     rows = list(csv.reader(looks.read_text().splitlines()))
-    assert rows[0] == list(LOOKS) and len(rows) == 3 and rows[1][1] == found["bundle"]
+    assert rows[0] == list(LOOKS) and len(rows) == 3
+    first = dict(zip(LOOKS, rows[1], strict=True))
+    assert (first["dataset"], first["model"], first["bundle"]) == (drawn.name, found["model"], found["bundle"])
+    assert float(first["image_auroc"]) == found["image_auroc"]
+    assert str(drawn) not in looks.read_text()
+    assert 0 < found["aupro_005"] <= 1 and 0 <= found["escape_rate_at_frr05"] < 0.5
+    looks.write_text("when,bundle\n")
+    target = str(tmp_path / "again.json")
+    assert main(["calibrate", "evaluate", str(fresh), "--data", str(drawn), "--json", target, "--looks", str(looks)])
+    assert looks.read_text() == "when,bundle\n"
 
 
 def test_auroc_is_that_of_the_raw_scores(fresh: Path, drawn: Path) -> None:
@@ -76,7 +85,16 @@ def test_without_defects_the_rankings_are_null(fresh: Path, drawn: Path, tmp_pat
     calibrate(fresh, drawn, Rates(0.05))
     data = Path(shutil.copytree(drawn, tmp_path / "data", ignore=shutil.ignore_patterns("spot")))
     found = run(fresh, data, tmp_path, "--html", str(tmp_path / "page.html"))
-    for name in ("image_auroc", "image_ap", "f1_max", "pixel_auroc", "pixel_ap", "aupro"):
+    for name in (
+        "image_auroc",
+        "image_ap",
+        "f1_max",
+        "pixel_auroc",
+        "pixel_ap",
+        "aupro",
+        "aupro_005",
+        "escape_rate_at_frr05",
+    ):
         assert found[name] is None
     assert (found["escape_rate"], found["escape_interval"]) == (None, None)
     assert (found["escape_hits"], found["escape_of"]) == (0, 0)

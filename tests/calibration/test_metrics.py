@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
-from calibration.metrics import localization, ranking, resize_mask, scale_down
+from calibration.metrics import escapes_at, localization, ranking, resize_mask, scale_down
 
 
 def labelled(seed: int, levels: int | None) -> tuple[np.ndarray, np.ndarray]:
@@ -45,6 +45,22 @@ def test_ranking_at_the_ends() -> None:
     assert ranking(low, low).auroc == 0.5
     assert ranking(low, high[:0]) == (None, None, None, None)
     assert ranking(low[:0], high) == (None, None, None, None)
+
+
+@pytest.mark.parametrize("levels", [None, 8, 1])
+@pytest.mark.parametrize("rejected", [0.05, 0.2, 0.999])
+def test_escapes_are_those_of_the_best_threshold_tried(rejected: float, levels: int | None) -> None:
+    good, bad = labelled(5, levels)
+    cuts = [cut for cut in np.concatenate([good, bad]) if (good > cut).mean() <= rejected]
+    assert escapes_at(good, bad, rejected) == min(float((bad <= cut).mean()) for cut in cuts if cut in good)
+
+
+def test_escapes_at_five_percent_by_hand() -> None:
+    good = np.arange(40.0)  # two of forty may be rejected: 38 and 39
+    assert escapes_at(good, np.array([36.0, 37.0, 37.5, 40.0]), 0.05) == 0.5
+    assert escapes_at(good[:19], np.array([18.0, 18.5]), 0.05) == 0.5  # none of nineteen may be
+    assert escapes_at(good, good[:0], 0.05) is None
+    assert escapes_at(good[:0], good, 0.05) is None
 
 
 def scene(seed: int, levels: int | None) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -91,15 +107,16 @@ def test_localization_is_the_slow_one(seed: int, limit: float, levels: int | Non
     found = localization(maps, masks, limit)
     truth, scores = np.concatenate([m.ravel() for m in masks]), np.concatenate([m.ravel() for m in maps])
     assert found.aupro == pytest.approx(slow_aupro(maps, masks, limit), abs=1e-9)
+    assert found.aupro_005 == pytest.approx(slow_aupro(maps, masks, 0.05), abs=1e-9)
     assert found.pixel_auroc == pytest.approx(roc_auc_score(truth, scores), abs=1e-9)
     assert found.pixel_ap == pytest.approx(average_precision_score(truth, scores), abs=1e-9)
 
 
 def test_perfect_map_and_no_mask() -> None:
     maps, masks = scene(0, None)
-    assert localization([mask.astype(np.float32) for mask in masks], masks) == pytest.approx((1.0, 1.0, 1.0))
-    assert localization(maps[:1], masks[:1]) == (None, None, None)
-    assert localization([], []) == (None, None, None)
+    assert localization([mask.astype(np.float32) for mask in masks], masks) == pytest.approx((1.0,) * 4)
+    assert localization(maps[:1], masks[:1]) == (None,) * 4
+    assert localization([], []) == (None,) * 4
 
 
 def test_map_meets_mask() -> None:
