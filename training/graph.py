@@ -16,10 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from training.data import scale
+from training.models.base import RESIDUAL, Pooling
 
 MAX_TOP_K = 3840  # TensorRT's limit
-TOP_SHARE = 0.005
-SMOOTHING_PX = {64: 1.0, 128: 1.5, 256: 2.5}
 TYPICAL_DEVIATIONS = 2.0
 TYPICAL_FLOOR = 0.25
 LEAST_TYPICAL = 1.0 / 255.0
@@ -42,9 +41,9 @@ def gaussian(sigma_px: float) -> Tensor:
     return (weights / weights.sum()).float()
 
 
-def top_k(size: int) -> int:
-    """How many map values make the score: half a percent of the tile."""
-    return max(8, min(MAX_TOP_K, round(TOP_SHARE * size * size)))
+def top_k(size: int, share: float) -> int:
+    """How many map values make the score."""
+    return max(8, min(MAX_TOP_K, round(share * size * size)))
 
 
 class Inspector(nn.Module):
@@ -54,12 +53,15 @@ class Inspector(nn.Module):
     mask: Tensor
     typical: Tensor
 
-    def __init__(self, judge: nn.Module, size: int, score: Literal["residual", "latent"]) -> None:
+    def __init__(
+        self, judge: nn.Module, size: int, score: Literal["residual", "latent"], pooling: Pooling = RESIDUAL
+    ) -> None:
         super().__init__()
         self.judge = judge
         self._score = score
-        self._k = top_k(size)
-        weights = gaussian(SMOOTHING_PX.get(size, size / 85.0))
+        self._by_place = pooling.by_place
+        self._k = top_k(size, pooling.top_share)
+        weights = gaussian(pooling.smoothing_px.get(size, size / 85.0))
         self._radius = len(weights) // 2
         border = max(1, size // 64)
         inner = torch.zeros(size, size)
@@ -94,7 +96,10 @@ class Inspector(nn.Module):
 
         Edges that are never drawn well deviate on every good part; dividing by what is typical at each place keeps
         them from drowning a defect elsewhere. A floor keeps a few quiet pixels from becoming over-sensitive.
+        Nothing is learnt where the model's own map is to stand as it is.
         """
+        if not self._by_place:
+            return
         total = torch.zeros_like(self.typical, dtype=torch.float64)
         squares = torch.zeros_like(total)
         for part in torch.split(tiles, CHUNK):

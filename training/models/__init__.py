@@ -20,6 +20,11 @@ class Model(NamedTuple):
 
 
 MODELS = {
+    "ganomaly_d": Model(
+        "training.models.ganomaly_d:GanomalyD",
+        "GANomaly with a dense discriminator that marks pixels",
+        {"size": 256, "width": 16, "latent": 64, "batch": 16, "learning_rate": 1e-3},
+    ),
     "ganomaly": Model(
         "training.models.ganomaly:Ganomaly",
         "encoder, decoder, encoder as published",

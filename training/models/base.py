@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +28,22 @@ class Judgement(NamedTuple):
     latent: Tensor
 
 
+class Pooling(NamedTuple):
+    """How a deviation becomes map and score: Gaussian smoothing, whether each place is divided by what is typical
+    there, and the share of the map's pixels, the highest, whose mean is the score."""
+
+    smoothing_px: dict[int, float]  # by side of the tile; side / 85 for others
+    by_place: bool
+    top_share: float
+
+
+RESIDUAL = Pooling({64: 1.0, 128: 1.5, 256: 2.5}, by_place=True, top_share=0.005)
+
+
 class Trainable(nn.Module, ABC):
     """A model as the loop sees it: named networks with an optimizer each, one step, and the part that is deployed."""
+
+    pooling: ClassVar[Pooling] = RESIDUAL
 
     @classmethod
     @abstractmethod

@@ -1,0 +1,90 @@
+"""Synthetic defects: every shape and fill of the lists, what is labelled, and the seed that repeats them all."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from training.defects import FILLS, SHAPES, VISIBLE, draw, fill_in, label
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(params=[(1, 64), (3, 64), (1, 128)], ids=["grey64", "colour64", "grey128"])
+def tiles(request: pytest.FixtureRequest) -> Tensor:
+    channels, size = request.param
+    torch.manual_seed(3)
+    ground = torch.linspace(-0.5, 0.5, size).view(1, 1, 1, -1).expand(12, channels, size, size)
+    return (ground + 0.05 * torch.randn(12, channels, size, size)).clamp(-1, 1)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_every_shape_covers_some_of_the_tile_and_never_all(name: str) -> None:
+    torch.manual_seed(0)
+    opacity = SHAPES[name](64, 64, CPU)
+    assert opacity.shape == (64, 1, 64, 64)
+    assert torch.isfinite(opacity).all()
+    assert float(opacity.min()) >= 0.0
+    assert float(opacity.max()) <= 1.0
+    covered = (opacity > 0.35).float().mean(dim=(1, 2, 3))
+    assert float((covered > 0).float().mean()) > 0.5  # some fall beside the tile
+    assert float(covered.mean()) < 0.35
+
+
+@pytest.mark.parametrize("name", FILLS)
+def test_every_fill_changes_the_tile_and_stays_a_number(name: str, tiles: Tensor) -> None:
+    torch.manual_seed(1)
+    content = FILLS[name](tiles, tiles)
+    assert content.shape == tiles.shape
+    assert torch.isfinite(content).all()
+    assert float((content - tiles).abs().mean()) > 0.005
+
+
+def test_what_is_labelled_changed_visibly_and_the_rest_did_not(tiles: Tensor) -> None:
+    torch.manual_seed(2)
+    drawn = draw(tiles)
+    assert drawn.image.shape == tiles.shape
+    assert float(drawn.image.abs().max()) <= 1.0
+    change = (drawn.image - tiles).abs().mean(dim=1, keepdim=True)
+    assert set(drawn.defect.unique().tolist()) == {0.0, 1.0}
+    assert not (drawn.defect * drawn.unsure).any()
+    ground = (drawn.defect == 0) & (drawn.unsure == 0)
+    assert float(change[ground].max()) <= 3 * VISIBLE
+    assert float(change[ground].mean()) < 0.1 * VISIBLE
+    assert float(change[drawn.defect == 1].mean()) > VISIBLE
+
+
+def test_a_share_of_the_tiles_stays_clean(tiles: Tensor) -> None:
+    many = tiles.repeat(20, 1, 1, 1)
+    torch.manual_seed(4)
+    drawn = draw(many, clean_share=0.5)
+    untouched = (drawn.image == many).flatten(1).all(dim=1)
+    assert 0.4 < float(untouched.float().mean()) < 0.7
+    assert not drawn.defect[untouched].any()
+    assert torch.equal(draw(many, clean_share=1.1).image, many)
+
+
+def test_the_same_seed_draws_the_same_and_another_another(tiles: Tensor) -> None:
+    def once(seed: int) -> Tensor:
+        torch.manual_seed(seed)
+        return draw(tiles).image
+
+    assert torch.equal(once(5), once(5))
+    assert not torch.equal(once(5), once(6))
+
+
+def test_what_is_drawn_over_without_being_seen_is_unsure_and_no_defect() -> None:
+    before = torch.zeros(1, 1, 64, 64)
+    shape = torch.zeros(1, 1, 64, 64)
+    shape[..., 20:40, 20:40] = 1.0
+    defect, unsure = label(before, before + 0.2 * VISIBLE * shape, shape)
+    assert not defect.any()
+    assert unsure[..., 22:38, 22:38].all()
+    defect, unsure = label(before, before + 2 * VISIBLE * shape, shape)
+    assert defect[..., 22:38, 22:38].all()
+
+
+def test_content_to_borrow_comes_from_the_pool(tiles: Tensor) -> None:
+    torch.manual_seed(7)
+    assert fill_in(tiles[:1], tiles).shape == tiles[:1].shape

@@ -1,0 +1,320 @@
+"""Synthetic defects on good tiles, drawn as one batch on the tiles' own device (before hop 1).
+
+    shape (where)  x  fill (what is there instead)  x  opacity  ->  changed tile and the pixels that visibly changed
+
+Nothing is downloaded and no texture is licensed: what is put in comes from the tile itself, from another tile of the
+batch, or from smooth noise. Shapes follow a few formulas of distance and noise, so that a GPU draws a batch in
+milliseconds. Ideas: CutPaste (arXiv 2104.04015), NSA (arXiv 2109.15222), DRAEM (arXiv 2108.07610).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+VISIBLE = 0.04  # mean change in [-1, 1] from which a pixel counts as defective: five grey levels
+COVERED = 0.35  # opacity from which a pixel belongs to the shape
+CLEAN_SHARE = 0.3  # of the tiles stay as they are
+SECOND_SHARE = 0.35  # of the changed ones get a second defect
+LATTICE = 24
+
+
+class Drawn(NamedTuple):
+    """``image`` float32 [N, C, H, W] in [-1, 1]; ``defect`` and ``unsure`` float32 [N, 1, H, W], 0 or 1.
+
+    ``unsure`` marks pixels that were drawn over and hardly changed: nobody could say what they are.
+    """
+
+    image: Tensor
+    defect: Tensor
+    unsure: Tensor
+
+
+class Frame(NamedTuple):
+    """Pixel coordinates of n shapes, each turned and moved to its own centre: ``u``, ``v`` [n, 1, H, W], 1 = a side."""
+
+    u: Tensor
+    v: Tensor
+
+
+def draw(tiles: Tensor, clean_share: float = CLEAN_SHARE) -> Drawn:
+    """Draw defects on ``tiles``, float32 [N, C, H, W] in [-1, 1]; randomness comes from torch's global generators."""
+    changed = tiles
+    shape = torch.zeros_like(tiles[:, :1])
+    hit = torch.rand(len(tiles)) >= clean_share
+    for share in (1.0, SECOND_SHARE):
+        where = torch.nonzero(hit & (torch.rand(len(tiles)) < share)).flatten().to(tiles.device)
+        if not len(where):
+            continue
+        opacity = draw_shapes(len(where), tiles.shape[-1], tiles.device)
+        opacity = opacity * uniform(len(where), 0.35, 1.0, tiles.device).clamp(max=1.0)
+        fill = fill_in(changed[where], changed)
+        blended = torch.lerp(changed[where], fill, opacity).clamp(-1.0, 1.0)
+        changed = changed.index_copy(0, where, blended)
+        shape = shape.index_copy(0, where, torch.maximum(shape[where], opacity))
+    return Drawn(changed, *label(tiles, changed, shape))
+
+
+def label(before: Tensor, after: Tensor, shape: Tensor) -> tuple[Tensor, Tensor]:
+    """Defective and unsure pixels: covered and visibly changed, covered or changed and not clearly so."""
+    change = (after - before).abs().mean(dim=1, keepdim=True)
+    near = F.avg_pool2d(change, 5, 1, 2)  # texture crosses zero here and there inside any defect
+    defect = (shape > COVERED) & (near > VISIBLE) | (change > 3 * VISIBLE)
+    unsure = ~defect & ((shape > 0.1 * COVERED) | (near > 0.5 * VISIBLE))
+    return defect.to(before.dtype), unsure.to(before.dtype)
+
+
+# ---- random numbers and fields
+
+
+def uniform(count: int, low: float, high: float, device: torch.device) -> Tensor:
+    """[count, 1, 1, 1], uniform between ``low`` and ``high``."""
+    return (low + (high - low) * torch.rand(count, 1, 1, 1)).to(device)
+
+
+def log_uniform(count: int, low: float, high: float, device: torch.device) -> Tensor:
+    """[count, 1, 1, 1], uniform on a logarithmic scale: as many small as large ones."""
+    return uniform(count, math.log(low), math.log(high), device).exp()
+
+
+def frame(count: int, size: int, device: torch.device) -> Frame:
+    """Coordinates turned by any angle around centres anywhere on the tile, a little beyond its border too."""
+    axis = (torch.arange(size, device=device) + 0.5) / size
+    y, x = axis.view(1, 1, -1, 1), axis.view(1, 1, 1, -1)
+    angle = uniform(count, 0.0, 2 * math.pi, device)
+    dx, dy = x - uniform(count, -0.05, 1.05, device), y - uniform(count, -0.05, 1.05, device)
+    return Frame(dx * angle.cos() + dy * angle.sin(), dy * angle.cos() - dx * angle.sin())
+
+
+def noise(count: int, size: int, cells: Tensor, device: torch.device, stretch: float = 1.0) -> Tensor:
+    """Smooth noise of about N(0, 1), [count, 1, size, size], with ``cells`` [count, 1, 1, 1] grains across a side."""
+    lattice = torch.randn(count, 1, LATTICE, LATTICE).to(device)
+    angle = uniform(count, 0.0, 2 * math.pi, device).view(-1)
+    half = (cells.view(-1) / LATTICE).clamp(max=0.95)
+    along = half / (stretch**0.5)
+    across = (half * stretch**0.5).clamp(max=0.95)
+    theta = torch.zeros(count, 2, 3, device=device)
+    theta[:, 0, 0], theta[:, 0, 1] = along * angle.cos(), -across * angle.sin()
+    theta[:, 1, 0], theta[:, 1, 1] = along * angle.sin(), across * angle.cos()
+    room = (1.0 - half.view(-1)).clamp(min=0.0)
+    theta[:, :, 2] = (2 * torch.rand(count, 2).to(device) - 1) * room.view(-1, 1)
+    coarse = size // 2
+    grid = F.affine_grid(theta, [count, 1, coarse, coarse], align_corners=False)
+    field = F.grid_sample(lattice, grid, mode="bicubic", padding_mode="reflection", align_corners=False)
+    return 1.4 * F.interpolate(field, size=(size, size), mode="bilinear", align_corners=False)
+
+
+def soft(signed: Tensor, edge: Tensor) -> Tensor:
+    """1 inside (``signed`` > 0), 0 outside, over an edge of width ``edge`` in the same unit."""
+    return (signed / edge + 0.5).clamp(0.0, 1.0)
+
+
+def edge_width(count: int, size: int, device: torch.device) -> Tensor:
+    """From sharp (a pixel) to washed out (a twentieth of the side)."""
+    return log_uniform(count, 1.0 / size, 0.05, device)
+
+
+# ---- shapes: opacity float32 [count, 1, size, size] in [0, 1]
+
+
+def spot(count: int, size: int, device: torch.device) -> Tensor:
+    """An ellipse with an uneven outline: spots, pits, chips, dents."""
+    at = frame(count, size, device)
+    radius = log_uniform(count, 0.008, 0.2, device)
+    aspect = log_uniform(count, 1.0, 4.0, device)
+    rough = uniform(count, 0.0, 0.5, device) * noise(count, size, log_uniform(count, 4.0, 20.0, device), device)
+    distance = ((at.u / aspect).square() + (at.v * 1.0).square()).sqrt()
+    return soft(radius * (1.0 + rough) - distance, edge_width(count, size, device).clamp(max=radius))
+
+
+def scratch(count: int, size: int, device: torch.device) -> Tensor:
+    """A line, bent a little, of any length and a width from below a pixel to thick; broken now and then."""
+    at = frame(count, size, device)
+    length, width = log_uniform(count, 0.04, 0.6, device), log_uniform(count, 0.35 / size, 6.0 / size, device)
+    bend = uniform(count, 0.0, 0.05, device) * noise(count, size, uniform(count, 1.0, 6.0, device), device)
+    body = soft(width - (at.v + bend).abs(), torch.full_like(width, 1.0 / size))
+    gaps = soft(
+        noise(count, size, uniform(count, 6.0, 20.0, device), device) + uniform(count, 0.3, 4.0, device),
+        torch.full_like(width, 0.5),
+    )
+    return body * soft(length - at.u.abs(), torch.full_like(length, 0.02)) * gaps
+
+
+def crack(count: int, size: int, device: torch.device) -> Tensor:
+    """Thin winding lines: where smooth noise crosses zero, within a patch."""
+    at = frame(count, size, device)
+    cells = log_uniform(count, 2.0, 12.0, device)
+    field = noise(count, size, cells, device) + 0.25 * noise(count, size, (3 * cells).clamp(max=22.0), device)
+    slope = torch.cat(torch.gradient(field, spacing=1.0 / size, dim=(2, 3)), dim=1).norm(dim=1, keepdim=True)
+    width = log_uniform(count, 0.4 / size, 3.0 / size, device)
+    body = soft(width - field.abs() / (slope + 1.0), torch.full_like(width, 1.0 / size))
+    length, breadth = log_uniform(count, 0.05, 0.4, device), log_uniform(count, 0.02, 0.2, device)
+    patch = ((at.u / length).square() + (at.v / breadth).square()).sqrt()
+    return body * soft(1.0 - patch, torch.full_like(width, 0.2))
+
+
+def cloud(count: int, size: int, device: torch.device) -> Tensor:
+    """Threshold of noise in a patch: stains, corrosion, porosity, from one blot to many grains."""
+    at = frame(count, size, device)
+    cells = log_uniform(count, 2.0, 22.0, device)
+    field = noise(count, size, cells, device) - uniform(count, 0.0, 1.2, device)
+    radius = log_uniform(count, 0.04, 0.5, device)
+    patch = (at.u.square() + (at.v * uniform(count, 1.0, 3.0, device)).square()).sqrt()
+    edge = edge_width(count, size, device) * 4 * cells.clamp(min=4.0)
+    return soft(field, edge) * soft(1.0 - patch / radius, uniform(count, 0.05, 0.6, device))
+
+
+def block(count: int, size: int, device: torch.device) -> Tensor:
+    """A rectangle at any angle: CutPaste's patch and, when thin, its scar."""
+    at = frame(count, size, device)
+    length, breadth = log_uniform(count, 0.02, 0.25, device), log_uniform(count, 0.006, 0.2, device)
+    inside = torch.minimum(length - at.u.abs(), breadth - at.v.abs())
+    return soft(inside, edge_width(count, size, device).clamp(max=0.02))
+
+
+def bite(count: int, size: int, device: torch.device) -> Tensor:
+    """Everything beyond an uneven line: a broken edge or corner, missing or extra material."""
+    at = frame(count, size, device)
+    reach = (at.u.abs().amax(dim=(2, 3), keepdim=True) - log_uniform(count, 0.02, 0.3, device)).clamp(min=0.05)
+    rough = uniform(count, 0.0, 0.06, device) * noise(count, size, log_uniform(count, 3.0, 20.0, device), device)
+    return soft(at.u.abs() + rough - reach, edge_width(count, size, device).clamp(max=0.02))
+
+
+SHAPES: dict[str, Callable[[int, int, torch.device], Tensor]] = {
+    "spot": spot,
+    "scratch": scratch,
+    "crack": crack,
+    "cloud": cloud,
+    "block": block,
+    "bite": bite,
+}
+SHAPE_WEIGHTS = torch.tensor([0.27, 0.18, 0.18, 0.2, 0.1, 0.07])
+
+
+def draw_shapes(count: int, size: int, device: torch.device) -> Tensor:
+    """One shape a tile, kinds at random: float32 [count, 1, size, size]."""
+    kinds = torch.multinomial(SHAPE_WEIGHTS, count, replacement=True)
+    opacity = torch.zeros(count, 1, size, size, device=device)
+    for kind, shape in enumerate(SHAPES.values()):
+        where = torch.nonzero(kinds == kind).flatten().to(device)
+        if len(where):
+            opacity.index_copy_(0, where, shape(len(where), size, device))
+    return opacity
+
+
+# ---- fills: what is there instead, float32 [n, C, H, W]
+
+
+def local_mean(tiles: Tensor, cells: int) -> Tensor:
+    """Tiles without detail finer than ``cells`` across a side."""
+    small = F.adaptive_avg_pool2d(tiles, cells)
+    return F.interpolate(small, size=tiles.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def signed(count: int, low: float, high: float, device: torch.device) -> Tensor:
+    """From faint to strong, either way: [count, 1, 1, 1]."""
+    return log_uniform(count, low, high, device) * torch.where(torch.rand(count, 1, 1, 1) < 0.5, -1.0, 1.0).to(device)
+
+
+def tint(count: int, channels: int, device: torch.device) -> Tensor:
+    """Weights of the colour channels, [count, C, 1, 1]: one for grey, uneven for colour."""
+    if channels == 1:
+        return torch.ones(count, 1, 1, 1, device=device)
+    return (0.3 + 0.7 * torch.rand(count, channels, 1, 1)).to(device)
+
+
+def toned(tiles: Tensor, pool: Tensor) -> Tensor:
+    """The same surface, darker or brighter."""
+    n, device = len(tiles), tiles.device
+    return tiles + signed(n, 0.08, 1.0, device) * tint(n, tiles.shape[1], device)
+
+
+def flat(tiles: Tensor, pool: Tensor) -> Tensor:
+    """A surface without texture whose level is that of the place, moved."""
+    n, device = len(tiles), tiles.device
+    return local_mean(tiles, 8) + signed(n, 0.03, 1.2, device) * tint(n, tiles.shape[1], device)
+
+
+def extreme(tiles: Tensor, pool: Tensor) -> Tensor:
+    """The tile's own darkest or brightest level: a hole, a reflection, the ground beneath a missing piece."""
+    small = F.adaptive_avg_pool2d(tiles, 32).flatten(2)
+    low, high = small.amin(dim=2), small.amax(dim=2)
+    pick = torch.where(torch.rand(len(tiles), 1).to(tiles.device) < 0.6, low, high)[..., None, None]
+    return pick + signed(len(tiles), 0.02, 0.2, tiles.device) + 0.03 * torch.randn_like(tiles)
+
+
+def moved(tiles: Tensor, pool: Tensor) -> Tensor:
+    """The tile's own content from another place, turned over now and then."""
+    size = tiles.shape[-1]
+    by = [int(torch.randint(size // 10, size - size // 10, ())) for _ in range(2)]
+    content = torch.roll(tiles, by, dims=(2, 3))
+    return _turned(content) + uniform(len(tiles), -0.15, 0.15, tiles.device)
+
+
+def foreign(tiles: Tensor, pool: Tensor) -> Tensor:
+    """Content of another tile of the batch from another place."""
+    size = tiles.shape[-1]
+    other = pool[torch.randint(len(pool), (len(tiles),)).to(tiles.device)]
+    by = [int(torch.randint(0, size, ())) for _ in range(2)]
+    gain = uniform(len(tiles), 0.6, 1.4, tiles.device)
+    return _turned(torch.roll(other, by, dims=(2, 3))) * gain + uniform(len(tiles), -0.3, 0.3, tiles.device)
+
+
+def smeared(tiles: Tensor, pool: Tensor) -> Tensor:
+    """The same place without its fine texture, or drawn out in one direction."""
+    if float(torch.rand(())) < 0.5:
+        return local_mean(tiles, int(torch.randint(12, 48, ())))
+    reach = 2 * int(torch.randint(2, 12, ())) + 1
+    kernel, padding = ((1, reach), (0, reach // 2)) if float(torch.rand(())) < 0.5 else ((reach, 1), (reach // 2, 0))
+    return F.avg_pool2d(tiles, kernel, 1, padding, count_include_pad=False)
+
+
+def grained(tiles: Tensor, pool: Tensor) -> Tensor:
+    """A texture of noise around the level of the place."""
+    n, size, device = len(tiles), tiles.shape[-1], tiles.device
+    grain = noise(n, size, log_uniform(n, 4.0, 22.0, device), device, stretch=float(1 + 3 * torch.rand(())))
+    grain = grain + 0.5 * F.interpolate(torch.randn(n, 1, size // 2, size // 2).to(device), size=(size, size))
+    level = local_mean(tiles, 8) + signed(n, 0.02, 0.5, device)
+    return level + log_uniform(n, 0.05, 0.5, device) * grain * tint(n, tiles.shape[1], device)
+
+
+def contrasted(tiles: Tensor, pool: Tensor) -> Tensor:
+    """The texture of the place, weaker or stronger."""
+    mean = local_mean(tiles, 16)
+    gain = torch.where(torch.rand(len(tiles), 1, 1, 1) < 0.4, 0.3, 2.2).to(tiles.device)
+    return mean + gain * uniform(len(tiles), 0.7, 1.3, tiles.device) * (tiles - mean)
+
+
+def _turned(content: Tensor) -> Tensor:
+    turn = int(torch.randint(8, ()))
+    content = torch.rot90(content, turn % 4, dims=(2, 3))
+    return content.flip(3) if turn >= 4 else content
+
+
+FILLS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "toned": toned,
+    "flat": flat,
+    "extreme": extreme,
+    "moved": moved,
+    "foreign": foreign,
+    "smeared": smeared,
+    "grained": grained,
+    "contrasted": contrasted,
+}
+FILL_WEIGHTS = torch.tensor([0.3, 0.15, 0.12, 0.1, 0.1, 0.06, 0.1, 0.07])
+
+
+def fill_in(tiles: Tensor, pool: Tensor) -> Tensor:
+    """Another content for each tile, kinds at random: float32 [n, C, H, W]; ``pool`` holds tiles to borrow from."""
+    kinds = torch.multinomial(FILL_WEIGHTS, len(tiles), replacement=True)
+    content = torch.empty_like(tiles)
+    for kind, fill in enumerate(FILLS.values()):
+        where = torch.nonzero(kinds == kind).flatten().to(tiles.device)
+        if len(where):
+            content.index_copy_(0, where, fill(tiles[where], pool))
+    return content

@@ -1,0 +1,302 @@
+"""GANomaly with a dense discriminator, a per-pixel judge of (x, x_hat, |x - x_hat|) (before hop 1).
+
+The generator (encoder, decoder, second encoder: arXiv 1805.06725) draws what the tile should look like. The
+discriminator sees the tile, the drawing and their difference, and marks each pixel that does not belong. It learns
+that from defects drawn on good tiles, and plays the adversarial game per pixel: drawings put in the tile's place are
+to be told from tiles, which the generator tries to prevent. Discriminative reconstruction: DRAEM, arXiv 2108.07610.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import AdamW, Optimizer
+
+from training.data import scale
+from training.defects import Drawn, draw
+from training.heldout import Exam, set_exam
+from training.models.base import EVAL_BATCH, Backward, Judgement, Pooling, Trainable
+
+WEIGHT_CONTEXTUAL, WEIGHT_GRADIENT, WEIGHT_ENCODER, WEIGHT_ADVERSARIAL = 5.0, 2.0, 0.5, 0.1
+WEIGHT_MARKS, WEIGHT_TILE = 1.0, 0.15
+FOCUS = 2.0  # focal exponent: pixels that are already right hardly count
+DEFECT_WEIGHT = 3.0
+TOP_SHARE = 0.0025  # of the map's pixels: what makes a tile's logit
+WARM_UP = 0.03
+CODE_SIDE = 8
+MAX_CHANNELS = 8  # times the width
+EXAM_SEED = 20_231
+
+
+class Passage(NamedTuple):
+    """One pass of the generator: drawn tile [N, C, H, W] in [-1, 1], code and code of the drawing [N, K, 8, 8]."""
+
+    image: Tensor
+    code: Tensor
+    recode: Tensor
+
+
+class Marks(NamedTuple):
+    """Logits of one pass of the discriminator, [N, 1, H/2, W/2]: ``defect`` high = does not belong, ``real``."""
+
+    defect: Tensor
+    real: Tensor
+
+
+def unit(before: int, after: int, stride: int = 1, kernel: int = 3) -> nn.Sequential:
+    """Convolution, normalisation, rectifier."""
+    conv = nn.Conv2d(before, after, kernel, stride, kernel // 2, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(after), nn.ReLU(inplace=True))
+
+
+class Residual(nn.Module):
+    """Two convolutions beside a shortcut."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = unit(channels, channels)
+        self.second = nn.Sequential(nn.Conv2d(channels, channels, 3, 1, 1, bias=False), nn.BatchNorm2d(channels))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return F.relu(features + self.second(self.first(features)))
+
+
+def halvings(size: int) -> list[int]:
+    """Sides after each halving, down to the code's: 256 -> [64, 32, 16, 8]; the generator works at half the tile's."""
+    sides, side = [], size // 2
+    while side // 2 >= CODE_SIDE and side % 2 == 0:
+        side //= 2
+        sides.append(side)
+    return sides
+
+
+class Encoder(nn.Sequential):
+    """Half-size tile [N, C, H/2, W/2] -> code [N, latent, h, w]."""
+
+    def __init__(self, size: int, channels: int, width: int, latent: int) -> None:
+        widths = [min(width * 2**level, MAX_CHANNELS * width) for level in range(len(halvings(size)))]
+        layers: list[nn.Module] = [unit(channels, widths[0], 2, 5)]
+        layers += [unit(before, after, 2) for before, after in pairwise(widths)]
+        super().__init__(*layers, nn.Conv2d(widths[-1], latent, 1))
+
+
+class Decoder(nn.Sequential):
+    """Code -> drawing [N, C, H/2, W/2] in [-1, 1]."""
+
+    def __init__(self, size: int, channels: int, width: int, latent: int) -> None:
+        widths = [min(width * 2**level, MAX_CHANNELS * width) for level in range(len(halvings(size)))][::-1]
+        layers: list[nn.Module] = [unit(latent, widths[0])]
+        for before, after in pairwise(widths):
+            layers += [nn.Upsample(scale_factor=2, mode="nearest"), unit(before, after)]
+        # Four pixels at once instead of one more stage: the drawing is smooth there anyway.
+        layers += [unit(widths[-1], widths[-1]), nn.Conv2d(widths[-1], 4 * channels, 3, 1, 1), nn.PixelShuffle(2)]
+        super().__init__(*layers, nn.Tanh())
+
+
+class Generator(nn.Module):
+    """Encoder, decoder, encoder at half the tile's side: a drawing needs no more, the discriminator sees the rest."""
+
+    def __init__(self, size: int, channels: int, width: int, latent: int) -> None:
+        super().__init__()
+        self.encoder = Encoder(size, channels, width, latent)
+        self.decoder = Decoder(size, channels, width, latent)
+        self.second_encoder = Encoder(size, channels, width, latent)
+
+    def forward(self, tile: Tensor) -> Passage:
+        code = self.encoder(F.avg_pool2d(tile, 2))
+        drawn = self.decoder(code)
+        image = F.interpolate(drawn, scale_factor=2.0, mode="bilinear", align_corners=False)
+        return Passage(image, code, self.second_encoder(drawn))
+
+
+class Discriminator(nn.Module):
+    """U-shaped: (x, x_hat, |x - x_hat|) -> logits at half the tile's side, from sharp lines to the whole tile."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        w = width
+        self.stem = nn.Sequential(unit(3 * channels, w, 2), unit(w, w))
+        self.down1 = nn.Sequential(unit(w, 2 * w, 2), Residual(2 * w))
+        self.down2 = nn.Sequential(unit(2 * w, 4 * w, 2), Residual(4 * w))
+        self.down3 = nn.Sequential(unit(4 * w, 8 * w, 2), Residual(8 * w))
+        self.down4 = nn.Sequential(unit(8 * w, 8 * w, 2), Residual(8 * w))
+        self.side4 = unit(8 * w, 8 * w, kernel=1)
+        self.up3 = nn.Sequential(unit(16 * w, 4 * w, kernel=1), unit(4 * w, 4 * w))
+        self.up2 = nn.Sequential(unit(8 * w, 2 * w, kernel=1), unit(2 * w, 2 * w))
+        self.up1 = nn.Sequential(unit(4 * w, w, kernel=1), unit(w, w))
+        self.up0 = nn.Sequential(unit(2 * w, w, kernel=1), unit(w, w))
+        self.head = nn.Conv2d(w, 2, 1)
+
+    def forward(self, tile: Tensor, drawn: Tensor) -> Marks:
+        f0 = self.stem(torch.cat([tile, drawn, (tile - drawn).abs()], dim=1))
+        f1 = self.down1(f0)
+        f2 = self.down2(f1)
+        f3 = self.down3(f2)
+        f4 = self.side4(self.down4(f3))
+        up = self.up3(torch.cat([_twice(f4), f3], dim=1))
+        up = self.up2(torch.cat([_twice(up), f2], dim=1))
+        up = self.up1(torch.cat([_twice(up), f1], dim=1))
+        marks = self.head(self.up0(torch.cat([_twice(up), f0], dim=1)))
+        return Marks(marks[:, :1], marks[:, 1:])
+
+
+def _twice(features: Tensor) -> Tensor:
+    return F.interpolate(features, scale_factor=2.0, mode="nearest")
+
+
+class Judge(nn.Module):
+    """The deployed half: how far each pixel is from belonging, log(1 + e^logit), at the tile's own size."""
+
+    def __init__(self, generator: Generator, discriminator: Discriminator) -> None:
+        super().__init__()
+        self.generator = generator
+        self.discriminator = discriminator
+
+    def forward(self, tile: Tensor) -> Judgement:
+        drawn: Passage = self.generator(tile)
+        marks: Marks = self.discriminator(tile, drawn.image)
+        deviation = F.interpolate(F.softplus(marks.defect), scale_factor=2.0, mode="bilinear", align_corners=False)
+        return Judgement(drawn.image, deviation, (drawn.code - drawn.recode).abs().mean(dim=(1, 2, 3)))
+
+
+def marks_loss(logits: Tensor, drawn: Drawn) -> Tensor:
+    """Focal binary cross entropy of the pixels that are surely one or the other; ``logits`` [N, 1, H/2, W/2]."""
+    defect, sure = F.max_pool2d(drawn.defect, 2), 1.0 - F.max_pool2d(drawn.unsure, 2)
+    sure = torch.maximum(sure, defect)
+    entropy = F.binary_cross_entropy_with_logits(logits, defect, reduction="none")
+    wrong = 1.0 - torch.exp(-entropy)
+    weight = sure * (1.0 + (DEFECT_WEIGHT - 1.0) * defect)
+    # By the number of defective pixels too, else a thin crack weighs nothing beside a tile of easy ground.
+    focal = (weight * wrong.pow(FOCUS) * entropy).sum(dim=(1, 2, 3))
+    return (focal / (100.0 + weight.mul(defect).sum(dim=(1, 2, 3)))).mean()
+
+
+def tile_logits(logits: Tensor) -> Tensor:
+    """[N]: the mean of a tile's highest logits, as the score is made."""
+    smooth = F.avg_pool2d(logits, 3, 1, 1).flatten(1)
+    return smooth.topk(max(8, round(TOP_SHARE * smooth.shape[1])), dim=1).values.mean(dim=1)
+
+
+def tile_loss(logits: Tensor, drawn: Drawn) -> Tensor:
+    """Binary cross entropy of whole tiles; those with nothing but unsure pixels do not count."""
+    defective = drawn.defect.amax(dim=(1, 2, 3))
+    counts = torch.maximum(defective, 1.0 - drawn.unsure.amax(dim=(1, 2, 3)))
+    entropy = F.binary_cross_entropy_with_logits(tile_logits(logits), defective, reduction="none")
+    return (entropy * counts).sum() / counts.sum().clamp(min=1.0)
+
+
+def gradient_loss(image: Tensor, tile: Tensor) -> Tensor:
+    """Absolute difference of the finite differences on two scales: edges where they belong."""
+    total = image.new_zeros(())
+    for _ in range(2):
+        image, tile = F.avg_pool2d(image, 2), F.avg_pool2d(tile, 2)
+        for dim in (2, 3):
+            total = total + F.l1_loss(image.diff(dim=dim), tile.diff(dim=dim))
+    return total
+
+
+class GanomalyD(Trainable):
+    """Generator and dense discriminator, trained together on tiles with synthetic defects."""
+
+    pooling: ClassVar[Pooling] = Pooling({64: 0.6, 128: 0.8, 256: 1.5}, by_place=False, top_share=TOP_SHARE)
+
+    def __init__(self, size: int, channels: int, width: int, latent: int) -> None:
+        super().__init__()
+        self.generator = Generator(size, channels, width, latent)
+        self.discriminator = Discriminator(channels, width)
+        self._exam: Exam | None = None
+
+    @classmethod
+    def build(cls, *, size: int, channels: int, width: int, latent: int) -> GanomalyD:
+        return cls(size, channels, width, latent)
+
+    def networks(self) -> dict[str, nn.Module]:
+        return {"generator": self.generator, "discriminator": self.discriminator}
+
+    def optimizers(self, learning_rate: float) -> dict[str, Optimizer]:
+        return {
+            name: AdamW(network.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=1e-2)
+            for name, network in self.networks().items()
+        }
+
+    def rate(self, share: float) -> float:
+        """A short warm-up, then half a cosine down to a hundredth."""
+        if share < WARM_UP:
+            return max(0.02, share / WARM_UP)
+        return 0.01 + 0.99 * 0.5 * (1.0 + float(torch.cos(torch.tensor(torch.pi * share))))
+
+    def training_step(
+        self, batch: Tensor, optimizers: dict[str, Optimizer], backward: Backward, share: float
+    ) -> dict[str, Tensor]:
+        with torch.no_grad():
+            shown = draw(batch)
+        drawn: Passage = self.generator(shown.image)
+        marks: Marks = self.discriminator(shown.image, drawn.image)
+        losses = {
+            "marks": marks_loss(marks.defect, shown),
+            "tile": tile_loss(marks.defect, shown),
+            "contextual": F.l1_loss(drawn.image, batch),
+            "gradient": gradient_loss(drawn.image, batch),
+            "encoder": F.mse_loss(drawn.recode, drawn.code.detach()),
+        }
+        total = (
+            WEIGHT_MARKS * losses["marks"]
+            + WEIGHT_TILE * losses["tile"]
+            + WEIGHT_CONTEXTUAL * losses["contextual"]
+            + WEIGHT_GRADIENT * losses["gradient"]
+            + WEIGHT_ENCODER * losses["encoder"]
+        )
+        for optimizer in optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+        backward(total)
+        for optimizer in optimizers.values():
+            optimizer.step()
+        return {name: value.detach() for name, value in losses.items()}
+
+    def deployed(self) -> Judge:
+        return Judge(self.generator, self.discriminator)
+
+    def selection_loss(self, judge: nn.Module, tiles: Tensor) -> float:
+        """1 minus the mean of tile AUROC and pixel AP on defects that training never draws."""
+        if self._exam is None or len(self._exam.tiles) == 0:
+            self._exam = set_exam(tiles, EXAM_SEED)
+        figures = examine(judge, self._exam)
+        return 1.0 - 0.5 * (figures["tile_auroc"] + figures["pixel_ap"])
+
+
+def examine(judge: nn.Module, exam: Exam) -> dict[str, float]:
+    """Tile AUROC, in all and per kind, and pixel AP of a judge in evaluation mode."""
+    device = next(judge.parameters()).device
+    scores, maps = [], []
+    with torch.no_grad():
+        for part in torch.split(exam.tiles, EVAL_BATCH):
+            deviation = F.avg_pool2d(judge(scale(part.to(device))).deviation, 5, 1, 2)[:, 0]
+            top = max(8, round(TOP_SHARE * deviation[0].numel()))
+            scores.append(deviation.flatten(1).topk(top, dim=1).values.mean(dim=1).cpu())
+            maps.append(deviation[:, ::2, ::2].cpu())
+    score, pixels = torch.cat(scores), torch.cat(maps)
+    good = torch.tensor([kind == "good" for kind in exam.kinds])
+    figures = {"tile_auroc": auroc(score[good], score[~good])}
+    for kind in sorted(set(exam.kinds) - {"good"}):
+        figures[f"auroc_{kind}"] = auroc(score[good], score[torch.tensor([k == kind for k in exam.kinds])])
+    masks = exam.masks[:, ::2, ::2]
+    figures["pixel_ap"] = average_precision(pixels.flatten(), masks.flatten())
+    return figures
+
+
+def auroc(low: Tensor, high: Tensor) -> float:
+    """Share of pairs in the right order, ties half."""
+    order = torch.sort(low).values
+    wins = torch.searchsorted(order, high) + torch.searchsorted(order, high, right=True)
+    return float(wins.double().mean()) / (2 * len(low))
+
+
+def average_precision(values: Tensor, positive: Tensor) -> float:
+    """Area under precision and recall, as a sum over the positives."""
+    hits = positive[torch.argsort(values, descending=True, stable=True)].double()
+    precision = hits.cumsum(0) / torch.arange(1, len(hits) + 1)
+    return float((precision * hits).sum() / hits.sum().clamp(min=1.0))
