@@ -111,7 +111,7 @@ def _write(
     fitted: Fitted,
     reporter: Reporter,
 ) -> Path:
-    inspector = Inspector(fitted.judge, settings.size, settings.score)
+    inspector = Inspector(fitted.judge, settings.size, settings.score, model_class(settings.model).pooling)
     inspector.learn_typical(_evenly(torch.cat([tiles.fit, tiles.validation]), TYPICAL_TILES))
     golden = _evenly(torch.cat([tiles.validation, tiles.fit[:GOLDEN_TILES]]), GOLDEN_TILES)
     work = settings.out / FOLDER
@@ -222,7 +222,8 @@ def manifest_of(settings: TrainSettings, learnt: Learnt) -> Manifest:
         training={
             "settings": settings.model_dump(mode="json", exclude={"data", "out", "resume", "overwrite", "tensorboard"}),
             "libraries": _versions(),
-            "device": "cuda" if torch.cuda.is_available() and settings.device != "cpu" else "cpu",
+            "device": fitted.device,
+            "precision": fitted.precision,
         },
         metrics=_metrics(fitted),
     )

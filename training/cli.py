@@ -67,7 +67,9 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="go on with a stopped training")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace what is in BUNDLE")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
-    precision: Annotated[str, typer.Option(help="32-true or bf16-mixed")] = "32-true",
+    precision: Annotated[
+        str, typer.Option(help="bf16-mixed, 32-true, or auto (BF16 where the hardware multiplies it)")
+    ] = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads; default: torch's choice")] = None,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="scalars under BUNDLE/.training/tensorboard")

@@ -28,6 +28,7 @@ from training.data import Batches, scale
 from training.errors import StoppedError, TrainingError
 from training.models import model_class
 from training.models.base import EVAL_BATCH, Judgement, Trainable
+from training.precision import choose_precision, pass_in_bf16
 from training.report import Quiet, Reporter
 from training.settings import TrainSettings
 
@@ -61,6 +62,8 @@ class Fitted(NamedTuple):
     validation_loss: float
     losses: dict[str, float]
     mends: int
+    device: str
+    precision: str
 
 
 def new_model(settings: TrainSettings, channels: int) -> Trainable:
@@ -85,6 +88,7 @@ def fit(
     """
     reporter = reporter or Quiet()
     loop = Loop(model, tiles, settings, data_sha256)
+    reporter.say(f"learning on {loop.device} in {loop.precision.name}: {loop.precision.reason}")
     if resumed is not None:
         loop.restore(resumed)
         reporter.say(f"resumed at step {loop.step} ({loop.seconds():.0f} s of training behind it)")
@@ -119,19 +123,22 @@ class Loop:
         self._settings = settings
         self._data_sha256 = data_sha256
         self.checkpoint = checkpoint_path(settings.out)
-        self._fabric = Fabric(accelerator=settings.device, devices=1, precision=settings.precision)
-        device = self._fabric.device
+        self._fabric = Fabric(accelerator=settings.device, devices=1)
+        device = self.device = self._fabric.device
+        self.precision = choose_precision(settings.precision, device)
         self._networks = model.networks()
-        self._live = model.deployed()  # shares the live weights, whatever Fabric wraps around the networks below
-        self._optimizers = model.optimizers(settings.learning_rate)
-        self._model = model.train()
-        for name, network in self._networks.items():
+        self._model = model.to(device).train()
+        for network in self._networks.values():
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            wrapped, self._optimizers[name] = self._fabric.setup(network, self._optimizers[name])
-            setattr(model, name, wrapped)
-            for group in self._optimizers[name].param_groups:
+        self._live = model.deployed()  # shares the live weights
+        self._averaged = copy.deepcopy(self._live).eval().requires_grad_(False)  # before the live ones pass in BF16
+        self._optimizers = model.optimizers(settings.learning_rate)
+        if self.precision.name == "bf16-mixed":
+            for network in self._networks.values():
+                pass_in_bf16(network, device)
+        for optimizer in self._optimizers.values():
+            for group in optimizer.param_groups:
                 group.setdefault("initial_lr", group["lr"])
-        self._averaged = copy.deepcopy(self._live).to(device).eval().requires_grad_(False)
         self._best = _clone(self._averaged.state_dict())
         self._batches = Batches(tiles.fit.to(device), settings.batch, settings.seed, settings.flips)
         every = max(1, len(tiles.validation) // MAX_VALIDATION_TILES)
@@ -279,8 +286,6 @@ class Loop:
             self.validate()
         trained_s = max(1e-9, time.monotonic() - self._started - self._validating_s)
         images = self.step * self._settings.batch - self._images_at_start
-        for name, network in self._networks.items():
-            setattr(self._model, name, network)
         judge = self._averaged
         judge.load_state_dict(self._best)
         judge = judge.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
@@ -294,6 +299,8 @@ class Loop:
             validation_loss=self._best_loss,
             losses=self._losses,
             mends=self._mends,
+            device=self.device.type,
+            precision=self.precision.name,
         )
 
 

@@ -44,7 +44,7 @@ class TrainSettings(Strict):
     resume: bool = False
     overwrite: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
     threads: int | None = Field(None, ge=1, le=256)
     tensorboard: bool = False
 
