@@ -33,6 +33,7 @@ from contract.bundle import (
 from contract.dataset import load_dataset
 from contract.errors import ConfigError
 from contract.recipe import Recipe
+from training.augment import Augmentation, learn_augmentation
 from training.checkpoint import FOLDER, checkpoint_path, load_checkpoint
 from training.data import Split, fingerprint, groups_in, load_tiles, make_recipe, split_by_group
 from training.errors import TrainingError
@@ -62,6 +63,7 @@ class Learnt(NamedTuple):
     recipe: Recipe
     split: Split
     document: dict[str, list[dict[str, str]]]
+    augmentation: Augmentation
     fitted: Fitted
     inspector: Inspector
     golden: Tensor
@@ -80,9 +82,10 @@ def train(settings: TrainSettings, reporter: Reporter | None = None) -> Path:
     split = split_by_group(dataset, settings.holdout, settings.validation, settings.seed)
     claim_folder(settings)
     recipe = make_recipe(settings, split.fit)
-    tiles = Tiles(load_tiles(split.fit, recipe), load_tiles(split.validation, recipe))
+    tiles = _load(split, recipe, settings)
     document = split.document(settings.data)
     reporter.say(_summary(settings, split, recipe))
+    reporter.say(tiles.augmentation.sentence())
     data_sha256 = hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
     resumed = None
     if settings.resume:
@@ -102,6 +105,14 @@ def train(settings: TrainSettings, reporter: Reporter | None = None) -> Path:
         ) from error
 
 
+def _load(split: Split, recipe: Recipe, settings: TrainSettings) -> Tiles:
+    """Tiles of both sides, and how far those that are learnt from may be changed."""
+    learn = load_tiles(split.fit, recipe)
+    parts = [sample.group for sample in split.fit for _ in range(recipe.tiles)]
+    augmentation = learn_augmentation(learn, parts, settings.flips, recipe.tiles)
+    return Tiles(learn, load_tiles(split.validation, recipe), augmentation)
+
+
 def _write(
     settings: TrainSettings,
     recipe: Recipe,
@@ -117,7 +128,7 @@ def _write(
     work = settings.out / FOLDER
     work.mkdir(parents=True, exist_ok=True)
     expected = export(inspector, work / FILES[ROLE_GRAPH], golden)
-    learnt = Learnt(recipe, split, document, fitted, inspector, golden, expected)
+    learnt = Learnt(recipe, split, document, tiles.augmentation, fitted, inspector, golden, expected)
     write_bundle(settings, learnt, work)
     reporter.say(f"bundle written and verified: {settings.out}; next: flawline calibrate thresholds {settings.out}")
     return settings.out
@@ -224,6 +235,7 @@ def manifest_of(settings: TrainSettings, learnt: Learnt) -> Manifest:
             "libraries": _versions(),
             "device": fitted.device,
             "precision": fitted.precision,
+            "augmentation": learnt.augmentation._asdict(),
         },
         metrics=_metrics(fitted),
     )

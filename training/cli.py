@@ -63,7 +63,10 @@ def train(
     group_pattern: Annotated[
         str | None, typer.Option(metavar="RE", help=r"names the part in a file name: 'part(\d+)_'")
     ] = None,
-    flips: Annotated[bool, typer.Option("--flips", help="also learn mirrored parts")] = False,
+    flips: Annotated[
+        str,
+        typer.Option(help="mirror good images: none, horizontal, vertical, both, auto (what looks alike)"),
+    ] = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="go on with a stopped training")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace what is in BUNDLE")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",

@@ -21,6 +21,7 @@ from contract.errors import DatasetError, ImageError
 from contract.images import Pixels, read_image
 from contract.preprocess import prepare
 from contract.recipe import Recipe, Tiling, View
+from training.augment import SHIFT_SHARE, Augmentation
 from training.settings import TrainSettings
 
 MAX_NAME = 100  # what the bundle's manifest takes
@@ -29,8 +30,6 @@ MIN_FIT_IMAGES = 8
 MAX_CACHE_BYTES = 32 << 30
 GREY_TOLERANCE = 2  # JPEG's colour conversion moves a grey pixel by up to two levels
 PROBES = 8
-BRIGHTNESS = 0.05  # of the whole range, either way
-CONTRAST = 0.05
 
 
 class Split(NamedTuple):
@@ -139,12 +138,11 @@ class Batches:
     ``tiles``: uint8 [M, H, W, C], left on its device. Each epoch is a permutation of all tiles; a batch may span two.
     """
 
-    def __init__(self, tiles: Tensor, batch: int, seed: int, flips: bool) -> None:
+    def __init__(self, tiles: Tensor, batch: int, seed: int, augmentation: Augmentation) -> None:
         self.tiles = tiles
         self._batch = batch
         self._seed = seed
-        self._flips = flips
-        self._max_shift = 1 if tiles.shape[1] < 128 else 2
+        self._augmentation = augmentation
         self._epochs: dict[int, Tensor] = {}
 
     def __call__(self, step: int) -> Tensor:
@@ -168,20 +166,20 @@ class Batches:
         return torch.randperm(len(self.tiles), generator=self._generator(2 * epoch))
 
     def _augment(self, indices: Tensor, generator: torch.Generator) -> Tensor:
-        device = self.tiles.device
-        rows = self._places(self.tiles.shape[1], generator).to(device)
-        columns = self._places(self.tiles.shape[2], generator).to(device)
+        device, limits = self.tiles.device, self._augmentation
+        rows = self._places(self.tiles.shape[1], limits.vertical, generator).to(device)
+        columns = self._places(self.tiles.shape[2], limits.horizontal, generator).to(device)
         picked = self.tiles[indices.to(device)[:, None, None], rows[:, :, None], columns[:, None, :]]
         gain, offset = torch.rand((2, self._batch, 1, 1, 1), generator=generator).to(device).mul_(2).sub_(1)
-        pixels = scale(picked)
-        changed: Tensor = pixels * (1 + CONTRAST * gain) + 2 * BRIGHTNESS * offset
+        changed = scale(picked).mul_(1 + limits.contrast * gain).add_(2 * limits.brightness * offset)
         return changed.clamp_(-1.0, 1.0)
 
-    def _places(self, length: int, generator: torch.Generator) -> Tensor:
-        """Source index of each row or column, int64 [batch, length]: shifted, edges repeated, mirrored if asked."""
-        shift = torch.randint(-self._max_shift, self._max_shift + 1, (self._batch, 1), generator=generator)
+    def _places(self, length: int, mirror: bool, generator: torch.Generator) -> Tensor:
+        """Source index of each row or column, int64 [batch, length]: shifted, edges repeated, half of them mirrored."""
+        most = max(1, round(SHIFT_SHARE * length))
+        shift = torch.randint(-most, most + 1, (self._batch, 1), generator=generator)
         places = (torch.arange(length) + shift).clamp_(0, length - 1)
-        if self._flips:
+        if mirror:
             mirrored = torch.rand((self._batch, 1), generator=generator) < 0.5
             places = torch.where(mirrored, places.flip(1), places)
         return places

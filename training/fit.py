@@ -23,6 +23,7 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
+from training.augment import Augmentation
 from training.checkpoint import checkpoint_path, save_checkpoint
 from training.data import Batches, scale
 from training.errors import StoppedError, TrainingError
@@ -45,10 +46,11 @@ FAR_AT_LEAST = 0.1  # 5 % of the range of grey levels
 
 
 class Tiles(NamedTuple):
-    """uint8 [M, H, W, C]: what is learnt from, and what selects the weights."""
+    """uint8 [M, H, W, C]: what is learnt from, and what selects the weights; how the first may be changed."""
 
     fit: Tensor
     validation: Tensor
+    augmentation: Augmentation = Augmentation()
 
 
 class Fitted(NamedTuple):
@@ -140,7 +142,7 @@ class Loop:
             for group in optimizer.param_groups:
                 group.setdefault("initial_lr", group["lr"])
         self._best = _clone(self._averaged.state_dict())
-        self._batches = Batches(tiles.fit.to(device), settings.batch, settings.seed, settings.flips)
+        self._batches = Batches(tiles.fit.to(device), settings.batch, settings.seed, tiles.augmentation)
         every = max(1, len(tiles.validation) // MAX_VALIDATION_TILES)
         even = torch.linspace(0, len(tiles.fit) - 1, min(REFERENCE_TILES, len(tiles.fit))).round().long()
         self._reference = tiles.fit[even].to(device)

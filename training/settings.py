@@ -40,7 +40,7 @@ class TrainSettings(Strict):
     validation: float = Field(0.1, gt=0.0, le=0.5, description="share of the parts that select the weights")
     score: Literal["residual", "latent"] = "residual"
     group_pattern: str | None = None
-    flips: bool = False
+    flips: Literal["auto", "none", "horizontal", "vertical", "both"] = "auto"
     resume: bool = False
     overwrite: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -14,8 +14,11 @@ from contract.errors import DatasetError, ImageError
 from contract.preprocess import prepare
 from contract.recipe import Recipe
 from tests.bundles import draw_data, draw_part
+from training.augment import Augmentation
 from training.data import Batches, channels_of, groups_in, load_tiles, make_recipe, scale, split_by_group
 from training.settings import TrainSettings
+
+MIRRORED = Augmentation(horizontal=True, vertical=True)
 
 
 def _dataset(groups: int, exposures: int) -> Dataset:
@@ -98,7 +101,7 @@ def test_the_whole_range_of_grey_levels_fits_tanh() -> None:
     assert float(scaled.max()) == 1.0
     black_and_white = torch.tensor([0, 255], dtype=torch.uint8).repeat(8, 64, 32).unsqueeze(-1)
     for step in range(20):
-        batch = Batches(black_and_white, 8, seed=0, flips=False)(step)
+        batch = Batches(black_and_white, 8, seed=0, augmentation=Augmentation())(step)
         assert float(batch.min()) >= -1.0
         assert float(batch.max()) <= 1.0
 
@@ -109,24 +112,24 @@ def _part_tiles(count: int) -> torch.Tensor:
 
 def test_a_batch_follows_from_its_step_alone() -> None:
     tiles = _part_tiles(10)
-    straight = Batches(tiles, 4, seed=5, flips=True)
+    straight = Batches(tiles, 4, seed=5, augmentation=MIRRORED)
     seen = [straight(step) for step in range(8)]
     for step in (7, 2, 5):
-        assert torch.equal(Batches(tiles, 4, seed=5, flips=True)(step), seen[step])
-    assert not torch.equal(Batches(tiles, 4, seed=6, flips=True)(7), seen[7])
+        assert torch.equal(Batches(tiles, 4, seed=5, augmentation=MIRRORED)(step), seen[step])
+    assert not torch.equal(Batches(tiles, 4, seed=6, augmentation=MIRRORED)(7), seen[7])
 
 
 def test_an_epoch_holds_every_tile_once_even_where_a_batch_spans_two() -> None:
-    batches = Batches(_part_tiles(10), 4, seed=0, flips=False)
+    batches = Batches(_part_tiles(10), 4, seed=0, augmentation=Augmentation())
     order = torch.cat([batches._indices(step) for step in range(5)]).tolist()
     assert sorted(order[:10]) == sorted(order[10:]) == list(range(10))
-    assert Batches(_part_tiles(3), 8, seed=0, flips=False)(0).shape == (8, 1, 64, 64)
+    assert Batches(_part_tiles(3), 8, seed=0, augmentation=Augmentation())(0).shape == (8, 1, 64, 64)
 
 
-def test_augmentation_is_light_and_does_not_mirror() -> None:
+def test_augmentation_is_light_and_mirrors_only_along_the_axes_that_it_may() -> None:
     ramp = torch.arange(64, dtype=torch.uint8).mul(2).repeat(4, 64, 1).unsqueeze(-1)
-    plain = Batches(ramp, 4, seed=0, flips=False)
-    mirrored = Batches(ramp, 4, seed=0, flips=True)
+    plain = Batches(ramp, 4, seed=0, augmentation=Augmentation(vertical=True))
+    mirrored = Batches(ramp, 4, seed=0, augmentation=Augmentation(horizontal=True))
     falling = 0
     for step in range(10):
         batch = plain(step)
@@ -134,3 +137,16 @@ def test_augmentation_is_light_and_does_not_mirror() -> None:
         assert float((batch - scale(ramp)).abs().max()) < 0.2
         falling += int((mirrored(step).diff(dim=3) <= 0).all(dim=3).all(dim=2).sum())
     assert falling > 5
+    turned = Batches(ramp.transpose(1, 2), 40, seed=0, augmentation=Augmentation(vertical=True))(0)
+    assert 5 < int((turned.diff(dim=2) <= 0).all(dim=3).all(dim=2).sum()) < 35
+
+
+def test_brightness_and_contrast_move_as_far_as_they_are_told() -> None:
+    halves = torch.tensor([64, 192], dtype=torch.uint8).repeat_interleave(32).repeat(1, 64, 1).unsqueeze(-1)
+    batch = Batches(halves, 400, seed=0, augmentation=Augmentation(brightness=0.2, contrast=0.1))(0)
+    level = batch.mean(dim=(1, 2, 3)) / 2
+    assert 0.18 < float(level.max()) <= 0.215
+    assert -0.215 <= float(level.min()) < -0.18
+    spread = (batch.amax(dim=(1, 2, 3)) - batch.amin(dim=(1, 2, 3))) / (128 / 127.5)
+    assert 0.9 <= float(spread.min()) < 0.91
+    assert 1.09 < float(spread.max()) <= 1.101

@@ -1,0 +1,110 @@
+"""How good parts may be changed and stay good parts, decided by looking at the good images alone (before hop 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Flips = Literal["auto", "none", "horizontal", "vertical", "both"]
+LEAST_JITTER, MOST_JITTER = 0.05, 0.25
+SHIFT_SHARE = 0.02  # of the side
+PROBES = 128
+THUMBNAIL, BLOCK = 32, 8
+MIN_PARTS = 5
+ALIKE = 1.5  # a mirrored block may be this much farther from other parts' blocks than an unmirrored one: chance
+UNSEEN = 0.03  # differences below this share of the contrast are noise
+AXES = {"horizontal": 3, "vertical": 2}
+
+
+class Augmentation(NamedTuple):
+    """Which mirror images count as good; brightness (share of the range) and contrast (share of itself), either way."""
+
+    horizontal: bool = False
+    vertical: bool = False
+    brightness: float = LEAST_JITTER
+    contrast: float = LEAST_JITTER
+
+    def sentence(self) -> str:
+        """What a person reads at the start."""
+        mirrored = " and ".join(f"{name}ly" for name in AXES if getattr(self, name))
+        return (
+            f"augmentation: {f'mirrored {mirrored}' if mirrored else 'not mirrored'}; brightness changed by up to "
+            f"{self.brightness:.0%} of the range, contrast by up to {self.contrast:.0%}"
+        )
+
+
+def learn_augmentation(tiles: Tensor, groups: Sequence[str], flips: Flips, places: int = 1) -> Augmentation:
+    """Limits for good uint8 tiles [M, H, W, C], the ``places`` tiles of an image in a row.
+
+    ``groups`` names the part that each tile shows. Brightness and contrast move as far as they do from image to
+    image. With ``auto`` each axis is mirrored where the mirrored tiles of a part look as much like *other* parts as
+    the tiles themselves.
+    """
+    images = len(tiles) // places
+    probed = torch.linspace(0, images - 1, max(1, min(PROBES // places, images))).round().long()
+    probes = (probed[:, None] * places + torch.arange(places)).flatten()
+    grey = tiles[probes].float().mean(dim=3, keepdim=True).permute(0, 3, 1, 2) / 255.0
+    if flips == "auto":
+        names = {name: number for number, name in enumerate(dict.fromkeys(groups))}
+        parts = torch.tensor([names[groups[at]] for at in probes.tolist()])
+        mirrored = {name for name, axis in AXES.items() if mirrored_look_alike(grey, parts, axis)}
+    else:
+        mirrored = {"none": set(), "both": set(AXES)}.get(flips, {flips})
+    # The ends of the range rather than mean and deviation: more or less of a part in view is not the light's doing.
+    dark, bright = torch.quantile(grey.flatten(1), torch.tensor([0.05, 0.95]), dim=1).reshape(2, -1, places)
+    contrast = bright - dark
+    return Augmentation(
+        horizontal="horizontal" in mirrored,
+        vertical="vertical" in mirrored,
+        brightness=_jitter(_half_range((dark + bright) / 2)),
+        contrast=_jitter(_half_range(contrast / contrast.median(dim=0).values.clamp(min=1e-2))),
+    )
+
+
+def _half_range(values: Tensor) -> float:
+    """Half the way from the 5th to the 95th percentile of [images, places], at the typical place."""
+    low, high = torch.quantile(values, torch.tensor([0.05, 0.95]), dim=0)
+    return float((high - low).median()) / 2
+
+
+def _jitter(seen: float) -> float:
+    return round(min(MOST_JITTER, max(LEAST_JITTER, seen)), 3)
+
+
+def mirrored_look_alike(grey: Tensor, parts: Tensor, axis: int) -> bool:
+    """Whether grey images [M, 1, H, W] mirrored along ``axis`` look like images of other parts.
+
+    Compared in blocks of a thumbnail, place by place: a notch or a mark on one side fills one block and hardly moves
+    the distance of whole images.
+    """
+    if int(parts.max()) + 1 < MIN_PARTS:
+        return False
+    small = F.interpolate(grey, (THUMBNAIL, THUMBNAIL), mode="area")
+    # Lighting that differs from part to part must not hide a shape.
+    small = (small - small.mean(dim=(2, 3), keepdim=True)) / small.std(dim=(2, 3), keepdim=True).clamp(min=1e-3)
+    others = parts[:, None] != parts[None, :]
+    plain = _nearest(small, small, others)
+    mirrored = _nearest(small.flip(axis), small, others)
+    worst = ((mirrored.median(dim=1).values + UNSEEN) / (plain.median(dim=1).values + UNSEEN)).max()
+    return bool(worst <= ALIKE)
+
+
+def _nearest(these: Tensor, those: Tensor, allowed: Tensor) -> Tensor:
+    """Root-mean-square distance of each block to the nearest of an ``allowed`` image, give or take a pixel of place.
+
+    Returns [blocks, M]. A part that lies beside the middle is still the part when it is mirrored.
+    """
+    ours = _blocks(these)
+    wider = F.pad(those, (1, 1, 1, 1), mode="replicate")
+    moved = [wider[:, :, y : y + THUMBNAIL, x : x + THUMBNAIL] for y in range(3) for x in range(3)]
+    distances = torch.stack([torch.cdist(ours, _blocks(image)) for image in moved]).amin(dim=0) / BLOCK
+    return distances.masked_fill(~allowed, torch.inf).min(dim=2).values
+
+
+def _blocks(small: Tensor) -> Tensor:
+    """[M, 1, T, T] -> [blocks, M, BLOCK * BLOCK]."""
+    return F.unfold(small, BLOCK, stride=BLOCK).permute(2, 0, 1).contiguous()
