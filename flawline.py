@@ -18,6 +18,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "demo": Command("edge_runtime.demo:app", "edge", "train, calibrate and run a whole line on this machine"),
     "train": Command("training.cli:app", "train", "good images -> bundle"),
+    "data": Command("training.data_cli:app", "train", "look at a data folder before a model does"),
     "calibrate": Command("calibration.cli:app", "calibrate", "thresholds and evaluation of a bundle"),
     "inspect": Command("edge_runtime.inspect_cli:app", "edge", "verdict and picture for image files"),
     "edge": Command("edge_runtime.cli:app", "edge", "run the edge beside the line; draw synthetic parts"),
