@@ -25,6 +25,11 @@ MODELS = {
         "GANomaly with a dense discriminator that marks pixels",
         {"size": 256, "width": 16, "latent": 64, "batch": 16, "learning_rate": 1e-3},
     ),
+    "f_anogan": Model(
+        "training.models.f_anogan:FAnogan",
+        "WGAN-GP, then an encoder: a part is what its generator cannot draw",
+        {"size": 64, "width": 16, "latent": 128, "batch": 32, "learning_rate": 1e-4, "score": "latent"},
+    ),
     "ganomaly": Model(
         "training.models.ganomaly:Ganomaly",
         "encoder, decoder, encoder as published",
