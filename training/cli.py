@@ -59,7 +59,9 @@ def train(
     seed: Annotated[int, typer.Option(help="of weights, split and augmentation")] = 0,
     holdout: Annotated[float, typer.Option(help="share of the parts kept unseen for calibration")] = 0.3,
     validation: Annotated[float, typer.Option(help="share of the parts that select the weights")] = 0.1,
-    score: Annotated[str, typer.Option(help="residual (of the image) or latent (of the codes)")] = "residual",
+    score: Annotated[
+        str | None, typer.Option(help="residual (of the map) or latent (the paper's); default: the model's")
+    ] = None,
     group_pattern: Annotated[
         str | None, typer.Option(metavar="RE", help=r"names the part in a file name: 'part(\d+)_'")
     ] = None,

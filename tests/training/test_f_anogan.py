@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from typing import Any
 
 import onnx
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from training.cli import make_settings, train
 from training.data import scale
 from training.export import prove, write_graph
 from training.fit import Loop, Tiles, measure_statistics, new_model
@@ -290,3 +292,10 @@ def parts_tiles() -> Tensor:
 
     drawn = [draw_part(number, side=64) for number in range(12)]
     return torch.from_numpy(np.stack(drawn))[..., None]
+
+
+def test_the_command_leaves_the_score_to_the_model_unless_asked() -> None:
+    asked = {"data": "parts", "out": "bundle", "model": "f_anogan"}
+    assert make_settings({**asked, "score": None}).score == "latent"
+    assert make_settings({**asked, "score": "residual"}).score == "residual"
+    assert inspect.signature(train).parameters["score"].default is None
