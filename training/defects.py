@@ -9,6 +9,7 @@ milliseconds. Ideas: CutPaste (arXiv 2104.04015), NSA (arXiv 2109.15222), DRAEM 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -20,8 +21,10 @@ from torch.nn import functional as F
 VISIBLE = 0.04  # mean change in [-1, 1] from which a pixel counts as defective: five grey levels
 COVERED = 0.35  # opacity from which a pixel belongs to the shape
 CLEAN_SHARE = 0.3  # of the tiles stay as they are
-SECOND_SHARE = 0.35  # of the changed ones get a second defect
-LATTICE = 24
+OCTAVES = 10  # half octaves of noise: from 1 to about 23 grains a side
+MEMBERS = 6
+WINDOWS = (1, 2, 2, 2)  # rounds of drawing: on the whole tile, then on windows of half its side
+ROUND_SHARE = (0.6, 0.5, 0.4, 0.3)  # of the tiles that are to be defective, in each round
 
 
 class Drawn(NamedTuple):
@@ -44,29 +47,50 @@ class Frame(NamedTuple):
 
 def draw(tiles: Tensor, clean_share: float = CLEAN_SHARE) -> Drawn:
     """Draw defects on ``tiles``, float32 [N, C, H, W] in [-1, 1]; randomness comes from torch's global generators."""
-    changed = tiles
+    changed = tiles.clone()
     shape = torch.zeros_like(tiles[:, :1])
     hit = torch.rand(len(tiles)) >= clean_share
-    for share in (1.0, SECOND_SHARE):
+    for divisor, share in zip(WINDOWS, ROUND_SHARE, strict=True):
         where = torch.nonzero(hit & (torch.rand(len(tiles)) < share)).flatten().to(tiles.device)
-        if not len(where):
-            continue
-        opacity = draw_shapes(len(where), tiles.shape[-1], tiles.device)
-        opacity = opacity * uniform(len(where), 0.35, 1.0, tiles.device).clamp(max=1.0)
-        fill = fill_in(changed[where], changed)
-        blended = torch.lerp(changed[where], fill, opacity).clamp(-1.0, 1.0)
-        changed = changed.index_copy(0, where, blended)
-        shape = shape.index_copy(0, where, torch.maximum(shape[where], opacity))
+        if len(where):
+            _draw_round(changed, shape, where, tiles.shape[-1] // divisor)
     return Drawn(changed, *label(tiles, changed, shape))
+
+
+def _draw_round(changed: Tensor, shape: Tensor, where: Tensor, side: int) -> None:
+    """One defect on each of the tiles ``where``, in place, within a window of ``side`` pixels."""
+    count, device = len(where), changed.device
+    size = changed.shape[-1]
+    places = [
+        (i, *yx) for i, yx in zip(where.tolist(), torch.randint(size - side + 1, (count, 2)).tolist(), strict=True)
+    ]
+    ground = torch.stack([changed[i, :, y : y + side, x : x + side] for i, y, x in places])
+    others = torch.randint(len(changed), (count,)).tolist()
+    pool = torch.stack([changed[i, :, y : y + side, x : x + side] for i, (_, y, x) in zip(others, places, strict=True)])
+    opacity = draw_shapes(count, side, device) * uniform(count, 0.35, 1.2, device).clamp(max=1.0)
+    blended = torch.lerp(ground, fill_in(ground, pool), opacity).clamp(-1.0, 1.0)
+    for number, (i, y, x) in enumerate(places):
+        changed[i, :, y : y + side, x : x + side] = blended[number]
+        window = shape[i, :, y : y + side, x : x + side]
+        torch.maximum(window, opacity[number], out=window)
 
 
 def label(before: Tensor, after: Tensor, shape: Tensor) -> tuple[Tensor, Tensor]:
     """Defective and unsure pixels: covered and visibly changed, covered or changed and not clearly so."""
     change = (after - before).abs().mean(dim=1, keepdim=True)
-    near = F.avg_pool2d(change, 5, 1, 2)  # texture crosses zero here and there inside any defect
+    near = _blur(change)  # texture crosses zero here and there inside any defect
     defect = (shape > COVERED) & (near > VISIBLE) | (change > 3 * VISIBLE)
     unsure = ~defect & ((shape > 0.1 * COVERED) | (near > 0.5 * VISIBLE))
     return defect.to(before.dtype), unsure.to(before.dtype)
+
+
+def _blur(values: Tensor) -> Tensor:
+    """Mean of 5 x 5 pixels, edges repeated; sums of slices, since pooling one channel is slow on a CPU."""
+    for dim in (2, 3):
+        length = values.shape[dim]
+        wide = F.pad(values, (0, 0, 2, 2) if dim == 2 else (2, 2, 0, 0), mode="replicate")
+        values = sum((wide.narrow(dim, at, length) for at in range(1, 5)), wide.narrow(dim, 0, length)) / 5.0
+    return values
 
 
 # ---- random numbers and fields
@@ -91,22 +115,39 @@ def frame(count: int, size: int, device: torch.device) -> Frame:
     return Frame(dx * angle.cos() + dy * angle.sin(), dy * angle.cos() - dx * angle.sin())
 
 
-def noise(count: int, size: int, cells: Tensor, device: torch.device, stretch: float = 1.0) -> Tensor:
-    """Smooth noise of about N(0, 1), [count, 1, size, size], with ``cells`` [count, 1, 1, 1] grains across a side."""
-    lattice = torch.randn(count, 1, LATTICE, LATTICE).to(device)
-    angle = uniform(count, 0.0, 2 * math.pi, device).view(-1)
-    half = (cells.view(-1) / LATTICE).clamp(max=0.95)
-    along = half / (stretch**0.5)
-    across = (half * stretch**0.5).clamp(max=0.95)
-    theta = torch.zeros(count, 2, 3, device=device)
-    theta[:, 0, 0], theta[:, 0, 1] = along * angle.cos(), -across * angle.sin()
-    theta[:, 1, 0], theta[:, 1, 1] = along * angle.sin(), across * angle.cos()
-    room = (1.0 - half.view(-1)).clamp(min=0.0)
-    theta[:, :, 2] = (2 * torch.rand(count, 2).to(device) - 1) * room.view(-1, 1)
-    coarse = size // 2
-    grid = F.affine_grid(theta, [count, 1, coarse, coarse], align_corners=False)
-    field = F.grid_sample(lattice, grid, mode="bicubic", padding_mode="reflection", align_corners=False)
-    return 1.4 * F.interpolate(field, size=(size, size), mode="bilinear", align_corners=False)
+def noise(count: int, size: int, cells: Tensor, device: torch.device, stretched: bool = False) -> Tensor:
+    """Smooth noise of about N(0, 1), [count, 1, size, size], with about ``cells`` [count, 1, 1, 1] grains a side.
+
+    Taken from a small store of periodic fields, each time rolled and turned over: drawing fresh ones would cost more
+    than the rest of a defect.
+    """
+    fields = _fields(size, device, stretched)
+    octave = (torch.log2(cells.reshape(-1).clamp(1.0)) * 2).round().long().clamp(max=OCTAVES - 1).cpu()
+    picked = (octave * MEMBERS + torch.randint(MEMBERS, (count,))).tolist()
+    rolls = torch.randint(size, (count, 2)).tolist()
+    taken = torch.stack([fields[k, y : y + size, x : x + size] for k, (y, x) in zip(picked, rolls, strict=True)])
+    turn = int(torch.randint(8, ()))
+    taken = torch.rot90(taken, turn % 4, dims=(1, 2))
+    return (taken.flip(2) if turn >= 4 else taken).unsqueeze(1)
+
+
+@functools.cache
+def _fields(size: int, device: torch.device, stretched: bool) -> Tensor:
+    """Periodic noise, two periods a side so that any window is a roll: float32 [OCTAVES * MEMBERS, 2 size, 2 size].
+
+    The same in every run.
+    """
+    generator = torch.Generator().manual_seed(size)
+    made = []
+    for octave in range(OCTAVES):
+        across = max(2, round(2 ** (octave / 2)))
+        along = max(2, round(across / 3)) if stretched else across
+        lattice = torch.randn(MEMBERS, 1, across, along, generator=generator)
+        # Three copies a side, so that the middle one meets itself smoothly.
+        wide = F.interpolate(lattice.repeat(1, 1, 3, 3), size=(3 * size, 3 * size), mode="bicubic", align_corners=False)
+        made.append(wide[:, 0, size : 2 * size, size : 2 * size])
+    fields = torch.cat(made)
+    return (fields / fields.std(dim=(1, 2), keepdim=True)).repeat(1, 2, 2).to(device)
 
 
 def soft(signed: Tensor, edge: Tensor) -> Tensor:
@@ -115,8 +156,8 @@ def soft(signed: Tensor, edge: Tensor) -> Tensor:
 
 
 def edge_width(count: int, size: int, device: torch.device) -> Tensor:
-    """From sharp (a pixel) to washed out (a twentieth of the side)."""
-    return log_uniform(count, 1.0 / size, 0.05, device)
+    """From sharp (a pixel) to washed out (a quarter of the side)."""
+    return log_uniform(count, 1.0 / size, 0.25, device)
 
 
 # ---- shapes: opacity float32 [count, 1, size, size] in [0, 1]
@@ -125,11 +166,11 @@ def edge_width(count: int, size: int, device: torch.device) -> Tensor:
 def spot(count: int, size: int, device: torch.device) -> Tensor:
     """An ellipse with an uneven outline: spots, pits, chips, dents."""
     at = frame(count, size, device)
-    radius = log_uniform(count, 0.008, 0.2, device)
+    radius = log_uniform(count, 0.008, 0.3, device)
     aspect = log_uniform(count, 1.0, 4.0, device)
     rough = uniform(count, 0.0, 0.5, device) * noise(count, size, log_uniform(count, 4.0, 20.0, device), device)
     distance = ((at.u / aspect).square() + (at.v * 1.0).square()).sqrt()
-    return soft(radius * (1.0 + rough) - distance, edge_width(count, size, device).clamp(max=radius))
+    return soft(radius * (1.0 + rough) - distance, edge_width(count, size, device).clamp(max=2 * radius))
 
 
 def scratch(count: int, size: int, device: torch.device) -> Tensor:
@@ -150,7 +191,8 @@ def crack(count: int, size: int, device: torch.device) -> Tensor:
     at = frame(count, size, device)
     cells = log_uniform(count, 2.0, 12.0, device)
     field = noise(count, size, cells, device) + 0.25 * noise(count, size, (3 * cells).clamp(max=22.0), device)
-    slope = torch.cat(torch.gradient(field, spacing=1.0 / size, dim=(2, 3)), dim=1).norm(dim=1, keepdim=True)
+    down, right = torch.gradient(field, spacing=1.0 / size, dim=(2, 3))
+    slope = (down.square() + right.square()).sqrt()
     width = log_uniform(count, 0.4 / size, 3.0 / size, device)
     body = soft(width - field.abs() / (slope + 1.0), torch.full_like(width, 1.0 / size))
     length, breadth = log_uniform(count, 0.05, 0.4, device), log_uniform(count, 0.02, 0.2, device)
@@ -193,7 +235,7 @@ SHAPES: dict[str, Callable[[int, int, torch.device], Tensor]] = {
     "block": block,
     "bite": bite,
 }
-SHAPE_WEIGHTS = torch.tensor([0.27, 0.18, 0.18, 0.2, 0.1, 0.07])
+SHAPE_WEIGHTS = torch.tensor([0.27, 0.16, 0.16, 0.2, 0.09, 0.12])
 
 
 def draw_shapes(count: int, size: int, device: torch.device) -> Tensor:
@@ -277,7 +319,7 @@ def smeared(tiles: Tensor, pool: Tensor) -> Tensor:
 def grained(tiles: Tensor, pool: Tensor) -> Tensor:
     """A texture of noise around the level of the place."""
     n, size, device = len(tiles), tiles.shape[-1], tiles.device
-    grain = noise(n, size, log_uniform(n, 4.0, 22.0, device), device, stretch=float(1 + 3 * torch.rand(())))
+    grain = noise(n, size, log_uniform(n, 4.0, 22.0, device), device, stretched=True)
     grain = grain + 0.5 * F.interpolate(torch.randn(n, 1, size // 2, size // 2).to(device), size=(size, size))
     level = local_mean(tiles, 8) + signed(n, 0.02, 0.5, device)
     return level + log_uniform(n, 0.05, 0.5, device) * grain * tint(n, tiles.shape[1], device)
@@ -288,6 +330,16 @@ def contrasted(tiles: Tensor, pool: Tensor) -> Tensor:
     mean = local_mean(tiles, 16)
     gain = torch.where(torch.rand(len(tiles), 1, 1, 1) < 0.4, 0.3, 2.2).to(tiles.device)
     return mean + gain * uniform(len(tiles), 0.7, 1.3, tiles.device) * (tiles - mean)
+
+
+def warped(tiles: Tensor, pool: Tensor) -> Tensor:
+    """The place pushed about by smooth noise: bent, squeezed, displaced material."""
+    n, size, device = len(tiles), tiles.shape[-1], tiles.device
+    cells, reach = log_uniform(n, 2.0, 8.0, device), log_uniform(n, 0.02, 0.12, device)
+    push = torch.cat([reach * noise(n, size, cells, device) for _ in range(2)], dim=1).permute(0, 2, 3, 1)
+    axis = (torch.arange(size, device=device) + 0.5) * (2.0 / size) - 1.0
+    grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), dim=-1) + push
+    return F.grid_sample(tiles, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 
 def _turned(content: Tensor) -> Tensor:
@@ -305,8 +357,9 @@ FILLS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "smeared": smeared,
     "grained": grained,
     "contrasted": contrasted,
+    "warped": warped,
 }
-FILL_WEIGHTS = torch.tensor([0.3, 0.15, 0.12, 0.1, 0.1, 0.06, 0.1, 0.07])
+FILL_WEIGHTS = torch.tensor([0.3, 0.14, 0.12, 0.08, 0.08, 0.06, 0.08, 0.06, 0.08])
 
 
 def fill_in(tiles: Tensor, pool: Tensor) -> Tensor:

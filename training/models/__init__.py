@@ -23,7 +23,7 @@ MODELS = {
     "ganomaly_d": Model(
         "training.models.ganomaly_d:GanomalyD",
         "GANomaly with a dense discriminator that marks pixels",
-        {"size": 256, "width": 16, "latent": 64, "batch": 16, "learning_rate": 1e-3},
+        {"size": 256, "width": 16, "latent": 64, "batch": 16, "learning_rate": 3e-3},
     ),
     "f_anogan": Model(
         "training.models.f_anogan:FAnogan",

@@ -9,7 +9,7 @@ to be told from tiles, which the generator tries to prevent. Discriminative reco
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +22,12 @@ from training.heldout import Exam, set_exam
 from training.models.base import EVAL_BATCH, Backward, Judgement, Pooling, Trainable
 
 WEIGHT_CONTEXTUAL, WEIGHT_GRADIENT, WEIGHT_ENCODER, WEIGHT_ADVERSARIAL = 5.0, 2.0, 0.5, 0.1
-WEIGHT_MARKS, WEIGHT_TILE = 1.0, 0.15
-FOCUS = 2.0  # focal exponent: pixels that are already right hardly count
-DEFECT_WEIGHT = 3.0
+WEIGHT_MARKS, WEIGHT_TILE, WEIGHT_REAL = 1.0, 0.15, 0.1
+SWAPPED_SHARE = 0.125  # of a batch is drawn once more with drawing and tile exchanged
+WEIGHT_GROUND = 4.0
+HARD_SHARE = 0.02  # of the ground: its pixels that look most like defects
+DICE_SMOOTH = 20.0
+RARE = -3.0  # first logit: defects are rare, and a discriminator that has to learn that first learns nothing else
 TOP_SHARE = 0.0025  # of the map's pixels: what makes a tile's logit
 WARM_UP = 0.03
 CODE_SIDE = 8
@@ -130,6 +133,8 @@ class Discriminator(nn.Module):
         self.up1 = nn.Sequential(unit(4 * w, w, kernel=1), unit(w, w))
         self.up0 = nn.Sequential(unit(2 * w, w, kernel=1), unit(w, w))
         self.head = nn.Conv2d(w, 2, 1)
+        with torch.no_grad():
+            cast("Tensor", self.head.bias).copy_(torch.tensor([RARE, 0.0]))
 
     def forward(self, tile: Tensor, drawn: Tensor) -> Marks:
         f0 = self.stem(torch.cat([tile, drawn, (tile - drawn).abs()], dim=1))
@@ -164,15 +169,21 @@ class Judge(nn.Module):
 
 
 def marks_loss(logits: Tensor, drawn: Drawn) -> Tensor:
-    """Focal binary cross entropy of the pixels that are surely one or the other; ``logits`` [N, 1, H/2, W/2]."""
+    """Cross entropy of ground, of the hardest ground and of defects, and Dice; ``logits`` [N, 1, H/2, W/2].
+
+    Each is a mean within its tile, so that a thin crack weighs as much as a large stain; unsure pixels do not count.
+    """
     defect, sure = F.max_pool2d(drawn.defect, 2), 1.0 - F.max_pool2d(drawn.unsure, 2)
     sure = torch.maximum(sure, defect)
-    entropy = F.binary_cross_entropy_with_logits(logits, defect, reduction="none")
-    wrong = 1.0 - torch.exp(-entropy)
-    weight = sure * (1.0 + (DEFECT_WEIGHT - 1.0) * defect)
-    # By the number of defective pixels too, else a thin crack weighs nothing beside a tile of easy ground.
-    focal = (weight * wrong.pow(FOCUS) * entropy).sum(dim=(1, 2, 3))
-    return (focal / (100.0 + weight.mul(defect).sum(dim=(1, 2, 3)))).mean()
+    entropy = F.binary_cross_entropy_with_logits(logits, defect, reduction="none") * sure
+    ground = (entropy * (1.0 - defect)).flatten(1)
+    hardest = ground.topk(max(1, round(HARD_SHARE * ground.shape[1])), dim=1).values
+    area = defect.sum(dim=(1, 2, 3))
+    missed = (entropy * defect).sum(dim=(1, 2, 3)) / (area + 10.0)
+    marked = torch.sigmoid(logits) * sure
+    overlap = 2.0 * (marked * defect).sum(dim=(1, 2, 3)) + DICE_SMOOTH
+    dice = 1.0 - overlap / (marked.square().sum(dim=(1, 2, 3)) + area + DICE_SMOOTH)
+    return (WEIGHT_GROUND * ground.mean(dim=1) + 0.5 * hardest.mean(dim=1) + 0.5 * missed + dice).mean()
 
 
 def tile_logits(logits: Tensor) -> Tensor:
@@ -187,6 +198,11 @@ def tile_loss(logits: Tensor, drawn: Drawn) -> Tensor:
     counts = torch.maximum(defective, 1.0 - drawn.unsure.amax(dim=(1, 2, 3)))
     entropy = F.binary_cross_entropy_with_logits(tile_logits(logits), defective, reduction="none")
     return (entropy * counts).sum() / counts.sum().clamp(min=1.0)
+
+
+def real_loss(tiles: Tensor, drawings: Tensor) -> Tensor:
+    """Binary cross entropy per pixel, half each: ``tiles`` are real, ``drawings`` are not."""
+    return 0.5 * (F.softplus(-tiles).mean() + F.softplus(drawings).mean())
 
 
 def gradient_loss(image: Tensor, tile: Tensor) -> Tensor:
@@ -235,10 +251,18 @@ class GanomalyD(Trainable):
         with torch.no_grad():
             shown = draw(batch)
         drawn: Passage = self.generator(shown.image)
-        marks: Marks = self.discriminator(shown.image, drawn.image)
+        swapped = max(1, round(SWAPPED_SHARE * len(batch)))
+        fakes = drawn.image[:swapped]
+        # A drawing in the tile's place and the tile in the drawing's: told apart per pixel, in the same pass.
+        judged: Marks = self.discriminator(
+            torch.cat([shown.image, fakes.detach()]), torch.cat([drawn.image, batch[:swapped]])
+        )
+        marks = Marks(judged.defect[: len(batch)], judged.real[: len(batch)])
         losses = {
             "marks": marks_loss(marks.defect, shown),
             "tile": tile_loss(marks.defect, shown),
+            "real": real_loss(marks.real[swapped:], judged.real[len(batch) :]),
+            "adversarial": self.adversarial(fakes, batch[:swapped]),
             "contextual": F.l1_loss(drawn.image, batch),
             "gradient": gradient_loss(drawn.image, batch),
             "encoder": F.mse_loss(drawn.recode, drawn.code.detach()),
@@ -249,6 +273,8 @@ class GanomalyD(Trainable):
             + WEIGHT_CONTEXTUAL * losses["contextual"]
             + WEIGHT_GRADIENT * losses["gradient"]
             + WEIGHT_ENCODER * losses["encoder"]
+            + WEIGHT_REAL * losses["real"]
+            + WEIGHT_ADVERSARIAL * losses["adversarial"]
         )
         for optimizer in optimizers.values():
             optimizer.zero_grad(set_to_none=True)
@@ -256,6 +282,17 @@ class GanomalyD(Trainable):
         for optimizer in optimizers.values():
             optimizer.step()
         return {name: value.detach() for name, value in losses.items()}
+
+    def adversarial(self, fakes: Tensor, tiles: Tensor) -> Tensor:
+        """How surely drawings in the tile's place are known, on a window; only the generator takes this gradient."""
+        critic = cast("Discriminator", getattr(self.discriminator, "module", self.discriminator))
+        half = tiles.shape[-1] // 2 if tiles.shape[-1] >= 128 else tiles.shape[-1]
+        y, x = torch.randint(tiles.shape[-1] - half + 1, (2,)).tolist()
+        window = (..., slice(y, y + half), slice(x, x + half))
+        critic.requires_grad_(False)
+        marks: Marks = critic(fakes[window], tiles[window])
+        critic.requires_grad_(True)
+        return F.softplus(-marks.real).mean()
 
     def deployed(self) -> Judge:
         return Judge(self.generator, self.discriminator)
