@@ -26,7 +26,7 @@ app = typer.Typer(
 
 LINE_URL = "synthetic://line?seed=7"
 PARTS = 60
-DATA_URL = "synthetic://line?seed=1"
+DATA_URL = "synthetic://line?seed=21"
 READY_S = 60.0
 
 
@@ -37,8 +37,9 @@ def demo(
         Path | None, typer.Option(help="video of a line; <video>_frames.csv beside it is the truth [default: drawn]")
     ] = None,
     out: Annotated[Path, typer.Option(help="folder for everything that is made")] = Path("runs/demo"),
-    model: Annotated[str, typer.Option(help="model to train")] = "ganomaly",
-    minutes: Annotated[float, typer.Option(min=0.05, help="training time")] = 1.25,
+    model: Annotated[str, typer.Option(help="model to train")] = "ganomaly_d",
+    minutes: Annotated[float, typer.Option(min=0.05, help="training time")] = 2.5,
+    size: Annotated[int, typer.Option(help="side of a tile in pixels; 256 sees more and takes longer")] = 128,
     false_reject_rate: Annotated[float, typer.Option(help="share of good parts that may be rejected")] = 0.05,
     wait: Annotated[
         bool | None, typer.Option("--wait/--no-wait", help="leave the review pages open [default: at a terminal]")
@@ -59,16 +60,21 @@ def demo(
     for path in (data, video):
         if path is not None and not path.exists():
             raise FlawlineError(f"{path}: no such file or folder")
-    Demo(out, model, minutes, false_reject_rate, parts).run(data, video, sys.stdin.isatty() if wait is None else wait)
+    Demo(out, model, minutes, size, false_reject_rate, parts).run(
+        data, video, sys.stdin.isatty() if wait is None else wait
+    )
 
 
 class Demo:
     """One run in one folder, begun anew."""
 
-    def __init__(self, out: Path, model: str, minutes: float, false_reject_rate: float, parts: int = PARTS) -> None:
+    def __init__(
+        self, out: Path, model: str, minutes: float, size: int, false_reject_rate: float, parts: int = PARTS
+    ) -> None:
         self.out = out
         self.model = model
         self.minutes = minutes
+        self.size = size
         self.false_reject_rate = false_reject_rate
         self.bundle = out / "bundle"
         self.line_url = f"{LINE_URL}&parts={parts}"
@@ -123,7 +129,8 @@ class Demo:
         return data, self.line_url, truth
 
     def _train_options(self, data: Path) -> list[object]:
-        return ["--data", data, "--model", self.model, "--out", self.bundle, "--minutes", self.minutes]
+        options = ["--model", self.model, "--size", self.size, "--minutes", self.minutes]
+        return ["--data", data, "--out", self.bundle, *options]
 
     def _step(self, title: str, *words: object) -> None:
         from contract.errors import FlawlineError

@@ -50,6 +50,8 @@ def train_small_bundle(out: Path, data: Path, **settings: Any) -> Path:
     from training.settings import TrainSettings
 
     small: dict[str, Any] = {
+        "model": "ganomaly",
+        "size": 64,
         "steps": 120,
         "width": 8,
         "latent": 32,

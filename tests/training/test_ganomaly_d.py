@@ -15,7 +15,7 @@ from training.heldout import set_exam
 from training.models.ganomaly_d import GanomalyD, auroc, average_precision, examine, marks_loss, tile_loss
 
 
-@pytest.mark.parametrize("size", [64, 96, 128, 256])
+@pytest.mark.parametrize("size", [64, 80, 96, 112, 144, 256])
 def test_every_size_is_judged_at_its_own_size(size: int) -> None:
     torch.manual_seed(0)
     judge = GanomalyD.build(size=size, channels=1, width=4, latent=8).deployed().eval()

@@ -31,6 +31,7 @@ RARE = -3.0  # first logit: defects are rare, and a discriminator that has to le
 TOP_SHARE = 0.0025  # of the map's pixels: what makes a tile's logit
 WARM_UP = 0.03
 CODE_SIDE = 8
+GROWTH = (2, 4, 8, 8)  # widths of the discriminator's halvings
 MAX_CHANNELS = 8  # times the width
 EXAM_SEED = 20_231
 
@@ -119,38 +120,33 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """U-shaped: (x, x_hat, |x - x_hat|) -> logits at half the tile's side, from sharp lines to the whole tile."""
 
-    def __init__(self, channels: int, width: int) -> None:
+    def __init__(self, size: int, channels: int, width: int) -> None:
         super().__init__()
-        w = width
-        self.stem = nn.Sequential(unit(3 * channels, w, 2), unit(w, w))
-        self.down1 = nn.Sequential(unit(w, 2 * w, 2), Residual(2 * w))
-        self.down2 = nn.Sequential(unit(2 * w, 4 * w, 2), Residual(4 * w))
-        self.down3 = nn.Sequential(unit(4 * w, 8 * w, 2), Residual(8 * w))
-        self.down4 = nn.Sequential(unit(8 * w, 8 * w, 2), Residual(8 * w))
-        self.side4 = unit(8 * w, 8 * w, kernel=1)
-        self.up3 = nn.Sequential(unit(16 * w, 4 * w, kernel=1), unit(4 * w, 4 * w))
-        self.up2 = nn.Sequential(unit(8 * w, 2 * w, kernel=1), unit(2 * w, 2 * w))
-        self.up1 = nn.Sequential(unit(4 * w, w, kernel=1), unit(w, w))
-        self.up0 = nn.Sequential(unit(2 * w, w, kernel=1), unit(w, w))
-        self.head = nn.Conv2d(w, 2, 1)
+        widths, side = [width], size // 2
+        while side % 2 == 0 and side > 8 and len(widths) <= len(GROWTH):
+            widths.append(width * GROWTH[len(widths) - 1])
+            side //= 2
+        self.stem = nn.Sequential(unit(3 * channels, width, 2), unit(width, width))
+        self.downs = nn.ModuleList(
+            nn.Sequential(unit(before, after, 2), Residual(after)) for before, after in pairwise(widths)
+        )
+        self.ups = nn.ModuleList(
+            nn.Sequential(unit(above + below, below, kernel=1), unit(below, below)) for below, above in pairwise(widths)
+        )
+        self.head = nn.Conv2d(width, 2, 1)
         with torch.no_grad():
             cast("Tensor", self.head.bias).copy_(torch.tensor([RARE, 0.0]))
 
     def forward(self, tile: Tensor, drawn: Tensor) -> Marks:
-        f0 = self.stem(torch.cat([tile, drawn, (tile - drawn).abs()], dim=1))
-        f1 = self.down1(f0)
-        f2 = self.down2(f1)
-        f3 = self.down3(f2)
-        f4 = self.side4(self.down4(f3))
-        up = self.up3(torch.cat([_twice(f4), f3], dim=1))
-        up = self.up2(torch.cat([_twice(up), f2], dim=1))
-        up = self.up1(torch.cat([_twice(up), f1], dim=1))
-        marks = self.head(self.up0(torch.cat([_twice(up), f0], dim=1)))
+        features = [self.stem(torch.cat([tile, drawn, (tile - drawn).abs()], dim=1))]
+        for down in self.downs:
+            features.append(down(features[-1]))
+        merged = features.pop()
+        for up in reversed(self.ups):
+            wider = F.interpolate(merged, scale_factor=2.0, mode="nearest")
+            merged = up(torch.cat([wider, features.pop()], dim=1))
+        marks = self.head(merged)
         return Marks(marks[:, :1], marks[:, 1:])
-
-
-def _twice(features: Tensor) -> Tensor:
-    return F.interpolate(features, scale_factor=2.0, mode="nearest")
 
 
 class Judge(nn.Module):
@@ -223,7 +219,7 @@ class GanomalyD(Trainable):
     def __init__(self, size: int, channels: int, width: int, latent: int) -> None:
         super().__init__()
         self.generator = Generator(size, channels, width, latent)
-        self.discriminator = Discriminator(channels, width)
+        self.discriminator = Discriminator(size, channels, width)
         self._exam: Exam | None = None
 
     @classmethod
