@@ -20,6 +20,7 @@ from training.data import scale
 from training.defects import Drawn, draw
 from training.heldout import Exam, set_exam
 from training.models.base import EVAL_BATCH, Backward, Judgement, Pooling, Trainable
+from training.variation import vary
 
 WEIGHT_CONTEXTUAL, WEIGHT_GRADIENT, WEIGHT_ENCODER, WEIGHT_ADVERSARIAL = 5.0, 2.0, 0.5, 0.1
 WEIGHT_MARKS, WEIGHT_TILE, WEIGHT_REAL = 1.0, 0.15, 0.1
@@ -245,6 +246,7 @@ class GanomalyD(Trainable):
         self, batch: Tensor, optimizers: dict[str, Optimizer], backward: Backward, share: float
     ) -> dict[str, Tensor]:
         with torch.no_grad():
+            batch = vary(batch)
             shown = draw(batch)
         drawn: Passage = self.generator(shown.image)
         swapped = max(1, round(SWAPPED_SHARE * len(batch)))

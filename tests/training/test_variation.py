@@ -1,0 +1,36 @@
+"""Varied good tiles: still tiles, each its own, repeated by the seed."""
+
+from __future__ import annotations
+
+import torch
+
+from training.variation import vary
+
+
+def _tiles(channels: int = 1) -> torch.Tensor:
+    ramp = torch.linspace(-0.9, 0.9, 64)
+    return (ramp.view(1, 1, 1, -1) * torch.ones(8, channels, 64, 1)).contiguous()
+
+
+def test_a_varied_tile_stays_within_the_levels_of_its_own() -> None:
+    torch.manual_seed(0)
+    for channels in (1, 3):
+        varied = vary(_tiles(channels))
+        assert varied.shape == (8, channels, 64, 64)
+        assert float(varied.abs().max()) <= 0.9 + 1e-5
+
+
+def test_each_tile_is_varied_by_itself_and_the_seed_repeats_it() -> None:
+    torch.manual_seed(1)
+    first = vary(_tiles())
+    assert not torch.allclose(first[0], first[1], atol=0.01)
+    torch.manual_seed(1)
+    assert torch.equal(vary(_tiles()), first)
+
+
+def test_windows_are_zoomed_both_ways() -> None:
+    torch.manual_seed(2)
+    slopes = torch.cat([vary(_tiles()) for _ in range(8)]).diff(dim=3).abs().median(dim=3).values.mean(dim=(1, 2))
+    own = 1.8 / 63
+    assert float(slopes.min()) < 0.85 * own
+    assert float(slopes.max()) > 1.15 * own
