@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-ZOOM = 0.4  # logarithm of the factor, either way, each axis by itself
-TURN = 0.2  # radians, either way
+ZOOM = 0.2  # logarithm of the factor, either way, each axis by itself
+TURN = 0.07  # radians, either way
 MOVE = 0.03  # of the side, beyond what a zoomed-in window can move anyway
 
 
