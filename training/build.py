@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -30,12 +31,13 @@ from contract.bundle import (
     write_atomic,
     write_manifest,
 )
-from contract.dataset import load_dataset
+from contract.dataset import Dataset, load_dataset
 from contract.errors import ConfigError
 from contract.recipe import Recipe
 from training.augment import Augmentation, learn_augmentation
 from training.checkpoint import FOLDER, checkpoint_path, load_checkpoint
 from training.data import Split, fingerprint, groups_in, load_tiles, make_recipe, split_by_group
+from training.data_check import summary
 from training.errors import TrainingError
 from training.export import export
 from training.fit import Fitted, Tiles, fit, new_model
@@ -43,14 +45,18 @@ from training.graph import Inspection, Inspector
 from training.models import model_class
 from training.report import Quiet, Reporter
 from training.settings import TrainSettings
+from training.summary import report
+from training.world import World, join
 
 ROLE_WEIGHTS = "weights"
 ROLE_GOLDEN = "golden"
+ROLE_REPORT = "report"
 FILES = {
     ROLE_GRAPH: "model.fp32.onnx",
     ROLE_WEIGHTS: "weights.safetensors",
     ROLE_DATA: "data.json",
     ROLE_GOLDEN: "golden.npy",
+    ROLE_REPORT: "training.html",
 }
 GOLDEN_TILES = 6
 TYPICAL_TILES = 2000
@@ -68,19 +74,32 @@ class Learnt(NamedTuple):
     inspector: Inspector
     golden: Tensor
     expected: Inspection
+    page: str
 
 
 def train(settings: TrainSettings, reporter: Reporter | None = None) -> Path:
     """Train on ``settings.data`` and write a verified bundle to ``settings.out``; returns that folder.
 
-    Raises a FlawlineError of ``contract.errors`` or ``training.errors``; a bundle is there whole or not at all.
+    Raises a FlawlineError of ``contract.errors`` or ``training.errors``; a bundle is there whole or not at all. Of
+    several processes that torchrun started, the first one writes and reports.
     """
-    reporter = reporter or Quiet()
     model_class(settings.model)
     _choose_device(settings)
     dataset = load_dataset(settings.data, settings.group_pattern)
     split = split_by_group(dataset, settings.holdout, settings.validation, settings.seed)
-    claim_folder(settings)
+    world = join(settings.device, settings.batch)
+    try:
+        return _train(settings, dataset, split, world, (reporter or Quiet()) if world.first else Quiet())
+    finally:
+        world.leave()
+
+
+def _train(settings: TrainSettings, dataset: Dataset, split: Split, world: World, reporter: Reporter) -> Path:
+    if world.first:
+        claim_folder(settings)
+        for sentence in summary(dataset):
+            reporter.say(sentence)
+    world.wait()
     recipe = make_recipe(settings, split.fit)
     tiles = _load(split, recipe, settings)
     document = split.document(settings.data)
@@ -91,17 +110,19 @@ def train(settings: TrainSettings, reporter: Reporter | None = None) -> Path:
     if settings.resume:
         resumed = load_checkpoint(checkpoint_path(settings.out), settings.learnt(), data_sha256)
     model = new_model(settings, recipe.channels)
-    fitted = fit(model, tiles, settings, data_sha256, reporter, resumed)
+    fitted = fit(model, tiles, settings, data_sha256, reporter, resumed, world)
     reporter.say(
         f"trained {fitted.steps} steps in {fitted.seconds:.0f} s ({fitted.images_per_s:.0f} images/s); the weights of "
-        f"step {fitted.best_step} draw good validation images best ({fitted.validation_loss:.4f})"
+        f"step {fitted.best_step} did best on what selects them ({fitted.validation_loss:.4f})"
     )
+    if not world.first:
+        return settings.out
     try:
         return _write(settings, recipe, split, document, tiles, fitted, reporter)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise TrainingError(
-            f"{settings.out}: the bundle cannot be written ({error.strerror or error}); the training is kept: make "
-            "room, then the same command with --resume"
+            f"{settings.out}: the bundle cannot be written ({getattr(error, 'strerror', None) or error}); the training "
+            "is kept: make room, then the same command with --resume"
         ) from error
 
 
@@ -128,8 +149,11 @@ def _write(
     work = settings.out / FOLDER
     work.mkdir(parents=True, exist_ok=True)
     expected = export(inspector, work / FILES[ROLE_GRAPH], golden)
-    learnt = Learnt(recipe, split, document, tiles.augmentation, fitted, inspector, golden, expected)
+    files = [row["file"] for row in document["validation"] for _ in range(recipe.tiles)]
+    page = report(settings, recipe.name, split, tiles.augmentation, fitted, inspector, tiles.validation, files)
+    learnt = Learnt(recipe, split, document, tiles.augmentation, fitted, inspector, golden, expected, page)
     write_bundle(settings, learnt, work)
+    reporter.say(f"report: {settings.out / FILES[ROLE_REPORT]}")
     reporter.say(f"bundle written and verified: {settings.out}; next: flawline calibrate thresholds {settings.out}")
     return settings.out
 
@@ -191,6 +215,7 @@ def write_bundle(settings: TrainSettings, learnt: Learnt, work: Path) -> None:
     state = {name: value.contiguous() for name, value in learnt.inspector.state_dict().items()}
     save_file(state, out / FILES[ROLE_WEIGHTS])
     write_atomic(out / FILES[ROLE_DATA], (json.dumps(learnt.document, indent=1) + "\n").encode())
+    write_atomic(out / FILES[ROLE_REPORT], learnt.page.encode())
     np.save(out / FILES[ROLE_GOLDEN], learnt.golden.numpy(), allow_pickle=False)
     for name in FILES.values():
         _sync(out / name)
@@ -235,6 +260,7 @@ def manifest_of(settings: TrainSettings, learnt: Learnt) -> Manifest:
             "libraries": _versions(),
             "device": fitted.device,
             "precision": fitted.precision,
+            "processes": fitted.processes,
             "augmentation": learnt.augmentation._asdict(),
         },
         metrics=_metrics(fitted),

@@ -27,6 +27,8 @@ Examples:
   flawline train --data parts --out bundle --minutes 75            longer is better
   flawline train --data parts --out bundle --size 128 --tiles 2x3  small defects on large parts
   flawline train --data parts --out bundle --resume                go on after Ctrl-C
+  flawline train --data parts --out few --minutes 30 --few-shot    are there enough good images?
+  torchrun --nproc-per-node 4 -m flawline train --data parts ...   on four graphics cards
 """
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -77,7 +79,10 @@ def train(
     ] = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads; default: torch's choice")] = None,
     tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="scalars under BUNDLE/.training/tensorboard")
+        bool, typer.Option("--tensorboard", help="losses and pictures under BUNDLE/.training/tensorboard")
+    ] = False,
+    few_shot: Annotated[
+        bool, typer.Option("--few-shot", help="no bundle: a page on what 10, 30 and 100 good images give")
     ] = False,
 ) -> None:
     settings = make_settings({**locals(), "tiles": parse_tiles(tiles)})
@@ -95,8 +100,17 @@ def _run(settings: TrainSettings) -> None:
     # Spinning OpenMP threads make a step three times slower on a machine that is also doing something else.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from training.build import train as run
-    from training.report import Terminal
+    from training.few_shot import few_shot
+    from training.report import Quiet, Terminal
+    from training.world import is_first
 
+    if settings.few_shot:
+        with Terminal(Console()) as terminal:
+            few_shot(settings, terminal)
+        return
+    if not is_first():
+        run(settings, Quiet())
+        return
     with Terminal(Console()) as terminal:
         run(settings, terminal)
 

@@ -138,15 +138,18 @@ class Batches:
     ``tiles``: uint8 [M, H, W, C], left on its device. Each epoch is a permutation of all tiles; a batch may span two.
     """
 
-    def __init__(self, tiles: Tensor, batch: int, seed: int, augmentation: Augmentation) -> None:
+    def __init__(
+        self, tiles: Tensor, batch: int, seed: int, augmentation: Augmentation, rank: int = 0, ranks: int = 1
+    ) -> None:
         self.tiles = tiles
         self._batch = batch
         self._seed = seed
         self._augmentation = augmentation
+        self._mine = slice(rank, None, ranks)
         self._epochs: dict[int, Tensor] = {}
 
     def __call__(self, step: int) -> Tensor:
-        """The batch of ``step``: float32 [batch, C, H, W] in [-1, 1]."""
+        """The batch of ``step``, or this process's share of it: float32 [batch / ranks, C, H, W] in [-1, 1]."""
         return self._augment(self._indices(step), self._generator(2 * step + 1))
 
     def _generator(self, stream: int) -> torch.Generator:
@@ -166,11 +169,14 @@ class Batches:
         return torch.randperm(len(self.tiles), generator=self._generator(2 * epoch))
 
     def _augment(self, indices: Tensor, generator: torch.Generator) -> Tensor:
+        """Drawn for the whole batch, so that the processes together see what one alone would see."""
         device, limits = self.tiles.device, self._augmentation
-        rows = self._places(self.tiles.shape[1], limits.vertical, generator).to(device)
-        columns = self._places(self.tiles.shape[2], limits.horizontal, generator).to(device)
-        picked = self.tiles[indices.to(device)[:, None, None], rows[:, :, None], columns[:, None, :]]
-        gain, offset = torch.rand((2, self._batch, 1, 1, 1), generator=generator).to(device).mul_(2).sub_(1)
+        rows = self._places(self.tiles.shape[1], limits.vertical, generator)
+        columns = self._places(self.tiles.shape[2], limits.horizontal, generator)
+        gain, offset = torch.rand((2, self._batch, 1, 1, 1), generator=generator).mul_(2).sub_(1)
+        drawn = (indices, rows, columns, gain, offset)
+        indices, rows, columns, gain, offset = (values[self._mine].to(device) for values in drawn)
+        picked = self.tiles[indices[:, None, None], rows[:, :, None], columns[:, None, :]]
         changed = scale(picked).mul_(1 + limits.contrast * gain).add_(2 * limits.brightness * offset)
         return changed.clamp_(-1.0, 1.0)
 

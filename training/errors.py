@@ -9,7 +9,17 @@ FlawlineError
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
 from contract.errors import FlawlineError
+
+if TYPE_CHECKING:
+    from training.settings import TrainSettings
+
+# torch has an exception of its own for a graphics card's memory alone.
+NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory")
 
 
 class TrainingError(FlawlineError):
@@ -30,3 +40,18 @@ class InterruptedBeforeTrainingError(FlawlineError):
 
 class ExportError(TrainingError):
     """The exported graph disagrees with the trained network; no bundle is written."""
+
+
+@contextmanager
+def memory_named(what: str, settings: TrainSettings, kept: str = "nothing was learnt yet") -> Iterator[None]:
+    """Turn a lack of memory, of the machine or of its graphics card, into a TrainingError with the way out."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not any(sign in str(error).lower() for sign in NO_MEMORY):
+            raise
+        where = "the GPU's memory does" if "cuda" in str(error).lower() else "the memory does"
+        raise TrainingError(
+            f"{what}: {where} not suffice (--batch {settings.batch}, --size {settings.size}, --width "
+            f"{settings.width}); {kept}. Train with a smaller --batch, then a smaller --size or --width"
+        ) from error

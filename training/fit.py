@@ -20,18 +20,19 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
-from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from training.augment import Augmentation
+from training.board import open_board
 from training.checkpoint import checkpoint_path, save_checkpoint
 from training.data import Batches, scale
-from training.errors import StoppedError, TrainingError
+from training.errors import StoppedError, TrainingError, memory_named
 from training.models import model_class
 from training.models.base import EVAL_BATCH, Judgement, Trainable
 from training.precision import choose_precision, pass_in_bf16
-from training.report import Quiet, Reporter
+from training.report import Progress, Quiet, Reporter
 from training.settings import TrainSettings
+from training.world import World, join
 
 MILESTONES = 20  # validations and checkpoints in one budget
 CHECKPOINT_EVERY_S = 300.0
@@ -66,6 +67,8 @@ class Fitted(NamedTuple):
     mends: int
     device: str
     precision: str
+    processes: int
+    history: list[dict[str, float]]
 
 
 def new_model(settings: TrainSettings, channels: int) -> Trainable:
@@ -82,34 +85,40 @@ def fit(
     data_sha256: str,
     reporter: Reporter | None = None,
     resumed: dict[str, Any] | None = None,
+    world: World | None = None,
 ) -> Fitted:
     """Train until the budget is spent and return the selected weights.
 
-    ``resumed`` is a state of ``load_checkpoint``. Raises StoppedError on Ctrl-C, after a checkpoint, and
-    TrainingError where the numbers say that going on is pointless; the last good checkpoint stays.
+    ``resumed`` is a state of ``load_checkpoint``; ``world`` the processes that share the work. Raises StoppedError on
+    Ctrl-C, after a checkpoint, and TrainingError where the numbers say that going on is pointless; the last good
+    checkpoint stays. Where several processes train, only the first one's result is complete.
     """
     reporter = reporter or Quiet()
-    loop = Loop(model, tiles, settings, data_sha256)
-    reporter.say(f"learning on {loop.device} in {loop.precision.name}: {loop.precision.reason}")
+    with memory_named("the images and the networks", settings):
+        loop = Loop(model, tiles, settings, data_sha256, world)
+    reporter.say(loop.sentence())
     if resumed is not None:
         loop.restore(resumed)
         reporter.say(f"resumed at step {loop.step} ({loop.seconds():.0f} s of training behind it)")
-    with _scalars(settings) as scalars, _stop_request() as stop:
+    with (
+        open_board(settings, tiles.validation, loop.first, reporter.say) as board,
+        _stop_request(loop.stop, loop.alone),
+    ):
         loop.start_clock()
         while loop.share() < 1.0:
             losses = loop.train_once()
             if loop.step % CHECK_EVERY == 0:
                 loop.check(losses)
-                reporter.step(loop.step, loop.share(), loop.left_s(), loop.numbers())
+                reporter.step(loop.progress())
             if loop.milestone_reached():
                 loop.check(losses)
                 loop.validate()
                 loop.save()
-                reporter.milestone(loop.step, loop.share(), loop.left_s(), loop.numbers())
-                scalars(loop.step, loop.numbers())
+                reporter.milestone(loop.progress())
+                board.write(loop.progress(), loop.averaged)
             elif time.monotonic() - loop.saved_at > CHECKPOINT_EVERY_S:
                 loop.save()
-            if stop.is_set():
+            if loop.to_stop():
                 loop.save()
                 raise StoppedError(
                     f"stopped at step {loop.step}; nothing is lost: the same command with --resume goes on from "
@@ -121,12 +130,15 @@ def fit(
 class Loop:
     """Networks, optimizers, averaged weights and the clock of one run."""
 
-    def __init__(self, model: Trainable, tiles: Tiles, settings: TrainSettings, data_sha256: str) -> None:
+    def __init__(
+        self, model: Trainable, tiles: Tiles, settings: TrainSettings, data_sha256: str, world: World | None = None
+    ) -> None:
         self._settings = settings
         self._data_sha256 = data_sha256
         self.checkpoint = checkpoint_path(settings.out)
-        self._fabric = Fabric(accelerator=settings.device, devices=1)
-        device = self.device = self._fabric.device
+        self._world = world or join(settings.device, settings.batch)
+        self.first, self.alone = self._world.first, self._world.size == 1
+        device = self.device = self._world.device
         self.precision = choose_precision(settings.precision, device)
         self._networks = model.networks()
         self._model = model.to(device).train()
@@ -138,11 +150,13 @@ class Loop:
         if self.precision.name == "bf16-mixed":
             for network in self._networks.values():
                 pass_in_bf16(network, device)
+        self._world.share_networks(self._networks, self._optimizers)
         for optimizer in self._optimizers.values():
             for group in optimizer.param_groups:
                 group.setdefault("initial_lr", group["lr"])
         self._best = _clone(self._averaged.state_dict())
-        self._batches = Batches(tiles.fit.to(device), settings.batch, settings.seed, tiles.augmentation)
+        learn, world = tiles.fit.to(device), self._world
+        self._batches = Batches(learn, settings.batch, settings.seed, tiles.augmentation, world.rank, world.size)
         every = max(1, len(tiles.validation) // MAX_VALIDATION_TILES)
         even = torch.linspace(0, len(tiles.fit) - 1, min(REFERENCE_TILES, len(tiles.fit))).round().long()
         self._reference = tiles.fit[even].to(device)
@@ -157,19 +171,46 @@ class Loop:
         self._seconds_before = 0.0
         self._images_at_start = 0
         self._validating_s = 0.0
+        self._share = 0.0
+        self._history: list[dict[str, float]] = []
+        self.stop = threading.Event()
+        self._stopped = False
         self.saved_at = self._started = time.monotonic()
+
+    @property
+    def averaged(self) -> nn.Module:
+        """The network that is validated and deployed, in evaluation mode; its weights move with every step."""
+        return self._averaged
+
+    def sentence(self) -> str:
+        """Where and in which arithmetic it learns."""
+        processes = "" if self.alone else f" in {self._world.size} processes"
+        return f"learning on {self.device.type}{processes} in {self.precision.name}: {self.precision.reason}"
 
     def start_clock(self) -> None:
         """Time counts from here; the first step's set-up belongs to it, loading the images does not."""
         self.saved_at = self._started = time.monotonic()
         self._images_at_start = self.step * self._settings.batch
+        self._tick()
 
     def seconds(self) -> float:
         """Training time so far, over all resumptions."""
         return self._seconds_before + time.monotonic() - self._started
 
     def share(self) -> float:
-        """Part of the budget used, 0 to 1, by steps or by time, whichever is nearer its end."""
+        """Part of the budget used after the latest step, 0 to 1; the first process's clock counts for all."""
+        return self._share
+
+    def to_stop(self) -> bool:
+        """Whether someone asked to stop, and every process knows it."""
+        return self._stopped or (self.alone and self.stop.is_set())
+
+    def _tick(self) -> None:
+        """Agree with the other processes on the share of the budget used, and on whether to stop."""
+        self._share, self._stopped = self._world.agree(self._used(), self.stop.is_set())
+
+    def _used(self) -> float:
+        """By steps or by time, whichever is nearer its end."""
         by_steps = self.step / self._settings.steps if self._settings.steps else 0.0
         by_time = self.seconds() / (60 * self._settings.minutes) if self._settings.minutes else 0.0
         return min(1.0, max(by_steps, by_time))
@@ -179,34 +220,42 @@ class Loop:
         share = self.share()
         return self.seconds() * (1 - share) / share if share > 0 else 0.0
 
+    def images_per_s(self) -> float:
+        """Since the start or the resumption, without the time for validations."""
+        trained_s = max(1e-9, time.monotonic() - self._started - self._validating_s)
+        return (self.step * self._settings.batch - self._images_at_start) / trained_s
+
+    def progress(self) -> Progress:
+        """Where the run is."""
+        return Progress(self.step, self.share(), self.left_s(), self.images_per_s(), self.numbers())
+
     def train_once(self) -> dict[str, Tensor]:
         """One step of every network on the next batch, then a step of the average."""
-        share = self.share()
+        share, settings = self.share(), self._settings
         for optimizer in self._optimizers.values():
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * self._model.rate(share)
-        torch.manual_seed(step_seed(self._settings.seed, self.step))  # a resumed run draws what this one would
-        try:
+        torch.manual_seed(step_seed(settings.seed, self.step, self._world.rank))  # a resumed run draws the same
+        with memory_named(f"step {self.step}: a batch of {settings.batch} tiles", settings, self._kept()):
             batch = self._batches(self.step)
-            losses = self._model.training_step(batch, self._optimizers, self._fabric.backward, share)
-        except torch.OutOfMemoryError as error:
-            raise TrainingError(
-                f"step {self.step}: the GPU's memory does not hold a batch of {self._settings.batch} tiles; "
-                f"{self._kept()}. Train with a smaller --batch or --width"
-            ) from error
+            losses = self._model.training_step(batch, self._optimizers, self._world.fabric.backward, share)
         self.step += 1
         _average(self._averaged, self._live, min(AVERAGE_DECAY, (1 + self.step) / (10 + self.step)))
+        self._tick()
         return losses
 
     def check(self, losses: dict[str, Tensor]) -> None:
         """Read the losses; raise TrainingError where they are no numbers or a network cannot be mended."""
-        self._losses = {name: float(value) for name, value in losses.items()}
+        means = self._world.mean(torch.stack([value.float() for value in losses.values()])).tolist()
+        self._losses = dict(zip(losses, means, strict=True))
         broken = [f"{name} = {value}" for name, value in self._losses.items() if not math.isfinite(value)]
         if broken:
             raise TrainingError(
                 f"step {self.step}: the loss is not a number any more ({', '.join(broken)}); {self._kept()}. "
                 f"Train again with a --learning-rate below {self._settings.learning_rate:g}, or another --seed"
             )
+        # What is drawn afresh is the same in all processes, and in a resumed run.
+        torch.manual_seed(step_seed(self._settings.seed, -self.step))
         if self._model.mend(self._losses):
             self._mends += 1
         if self._mends >= MAX_MENDS:
@@ -231,8 +280,19 @@ class Loop:
         return True
 
     def validate(self) -> None:
-        """Mean deviation of the averaged network on the good validation tiles; keep the weights that have the least."""
+        """Judge the averaged network by what the model selects by, and keep the best weights; the others wait."""
         began = time.monotonic()
+        if self.first:
+            with memory_named(f"step {self.step}: the validation", self._settings, self._kept()):
+                self._judge()
+        self._world.wait()
+        self._validating_s += time.monotonic() - began
+        self._history.append(
+            {"step": self.step, "share": self.share(), "seconds": self.seconds(), "images_per_s": self.images_per_s()}
+            | self.numbers()
+        )
+
+    def _judge(self) -> None:
         measure_statistics(self._averaged, self._reference)
         self._validation_loss = self._model.selection_loss(self._averaged, self._validation)
         if not math.isfinite(self._validation_loss):
@@ -243,7 +303,6 @@ class Loop:
         if self._validation_loss < self._best_loss:
             self._best_loss, self._best_step = self._validation_loss, self.step
             self._best = _clone(self._averaged.state_dict())
-        self._validating_s += time.monotonic() - began
 
     def numbers(self) -> dict[str, float]:
         """The latest losses, and the validation loss where there is one."""
@@ -251,7 +310,10 @@ class Loop:
         return {**self._losses, **known}
 
     def save(self) -> None:
-        """Write the checkpoint of this very step."""
+        """Write the checkpoint of this very step; the first process does it for all."""
+        self.saved_at = time.monotonic()
+        if not self.first:
+            return
         state = {
             "learnt": self._settings.learnt(),
             "data_sha256": self._data_sha256,
@@ -262,13 +324,13 @@ class Loop:
             "best_step": self._best_step,
             "best_loss": self._best_loss,
             "validation_loss": self._validation_loss,
+            "history": self._history,
             "networks": {name: network.state_dict() for name, network in self._networks.items()},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self._optimizers.items()},
             "averaged": self._averaged.state_dict(),
             "best": self._best,
         }
         save_checkpoint(self.checkpoint, state)
-        self.saved_at = time.monotonic()
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from a state that ``save`` wrote."""
@@ -276,39 +338,42 @@ class Loop:
             network.load_state_dict(state["networks"][name])
             self._optimizers[name].load_state_dict(state["optimizers"][name])
         self._averaged.load_state_dict(state["averaged"])
-        self._best = {key: value.to(self._fabric.device) for key, value in state["best"].items()}
+        self._best = {key: value.to(self.device) for key, value in state["best"].items()}
         self._best_step, self._best_loss = state["best_step"], state["best_loss"]
         self._validation_loss = state["validation_loss"]
         self.step, self._seconds_before = state["step"], state["seconds"]
         self._milestone, self._mends = state["milestone"], state["mends"]
+        self._history = list(state["history"])
 
     def finish(self) -> Fitted:
         """Load the selected weights, refuse a network that draws everything alike, and hand it over."""
-        if not math.isfinite(self._best_loss):  # a resumed run whose budget was already spent
-            self.validate()
-        trained_s = max(1e-9, time.monotonic() - self._started - self._validating_s)
-        images = self.step * self._settings.batch - self._images_at_start
+        if self.first and not math.isfinite(self._best_loss):  # a resumed run whose budget was already spent
+            self._judge()
+        images_per_s = self.images_per_s()
         judge = self._averaged
         judge.load_state_dict(self._best)
         judge = judge.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-        refuse_collapse(judge, self._batches.tiles[:EVAL_BATCH].cpu(), self.step, self.checkpoint)
+        if self.first:
+            refuse_collapse(judge, self._batches.tiles[:EVAL_BATCH].cpu(), self.step, self.checkpoint)
         return Fitted(
             judge=judge,
             steps=self.step,
             best_step=self._best_step,
             seconds=self.seconds(),
-            images_per_s=images / trained_s,
+            images_per_s=images_per_s,
             validation_loss=self._best_loss,
             losses=self._losses,
             mends=self._mends,
             device=self.device.type,
             precision=self.precision.name,
+            processes=self._world.size,
+            history=self._history,
         )
 
 
-def step_seed(seed: int, step: int) -> int:
-    """Seed of torch's generators for one step: no state to save, and neighbouring steps have nothing in common."""
-    return int.from_bytes(hashlib.sha256(f"step:{seed}:{step}".encode()).digest()[:7])
+def step_seed(seed: int, step: int, rank: int = 0) -> int:
+    """Seed of torch's generators for one step of one process: no state to save, nothing in common with the next."""
+    return int.from_bytes(hashlib.sha256(f"step:{seed}:{step}:{rank}".encode()).digest()[:7])
 
 
 def refuse_collapse(judge: nn.Module, tiles: Tensor, steps: int, checkpoint: Path) -> None:
@@ -365,41 +430,23 @@ def measure_statistics(judge: nn.Module, tiles: Tensor) -> None:
 
 
 @contextmanager
-def _stop_request() -> Iterator[threading.Event]:
-    """An event that Ctrl-C or a termination signal sets; a second Ctrl-C ends at once."""
-    event = threading.Event()
+def _stop_request(event: threading.Event, impatient: bool) -> Iterator[None]:
+    """Ctrl-C or a termination signal sets the event; a second one ends at once where the run is ``impatient``.
+
+    Several processes get the terminal's Ctrl-C and then their launcher's: there the second is no sign of impatience.
+    """
     if threading.current_thread() is not threading.main_thread():
-        yield event  # Python delivers signals to the main thread alone
+        yield  # Python delivers signals to the main thread alone
         return
 
     def request(number: int, frame: FrameType | None) -> None:
-        if event.is_set():
+        if event.is_set() and impatient:
             raise KeyboardInterrupt
         event.set()
 
     before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield event
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextmanager
-def _scalars(settings: TrainSettings) -> Iterator[Any]:
-    """A function (step, numbers) that writes TensorBoard scalars, or does nothing unless they are asked for."""
-    if not settings.tensorboard:
-        yield lambda step, numbers: None
-        return
-    from torch.utils.tensorboard.writer import SummaryWriter
-
-    writer = SummaryWriter(str(checkpoint_path(settings.out).parent / "tensorboard"))
-
-    def write(step: int, numbers: dict[str, float]) -> None:
-        for name, value in numbers.items():
-            writer.add_scalar(name, value, step)
-
-    try:
-        yield write
-    finally:
-        writer.close()

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
+from rich import progress as bars
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.progress import TaskID
+
+
+class Progress(NamedTuple):
+    """Where a run is: ``share`` of the budget used, 0 to 1, the latest losses and validation loss by name."""
+
+    step: int
+    share: float
+    left_s: float
+    images_per_s: float
+    numbers: dict[str, float]
 
 
 class Reporter(Protocol):
-    """What the loop tells: sentences, and where it is. ``share`` is the part of the budget used, 0 to 1."""
+    """What the loop tells: sentences, and where it is."""
 
     def say(self, sentence: str) -> None: ...
 
-    def step(self, step: int, share: float, left_s: float, numbers: dict[str, float]) -> None: ...
+    def step(self, progress: Progress) -> None: ...
 
-    def milestone(self, step: int, share: float, left_s: float, numbers: dict[str, float]) -> None: ...
+    def milestone(self, progress: Progress) -> None: ...
 
 
 class Quiet:
@@ -25,10 +36,10 @@ class Quiet:
     def say(self, sentence: str) -> None:
         return
 
-    def step(self, step: int, share: float, left_s: float, numbers: dict[str, float]) -> None:
+    def step(self, progress: Progress) -> None:
         return
 
-    def milestone(self, step: int, share: float, left_s: float, numbers: dict[str, float]) -> None:
+    def milestone(self, progress: Progress) -> None:
         return
 
 
@@ -37,10 +48,10 @@ class Terminal:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[text]}"),
+        self._bar = bars.Progress(
+            bars.TextColumn("{task.description}"),
+            bars.BarColumn(bar_width=24),
+            bars.TextColumn("{task.fields[text]}"),
             console=console,
         )
         self._task: TaskID | None = None
@@ -59,20 +70,21 @@ class Terminal:
     def say(self, sentence: str) -> None:
         self._console.print(sentence, highlight=False, markup=False, soft_wrap=True)
 
-    def step(self, step: int, share: float, left_s: float, numbers: dict[str, float]) -> None:
+    def step(self, progress: Progress) -> None:
         if not self._console.is_terminal:
             return
         if self._task is None:
             self._task = self._bar.add_task("training", total=1.0, text="")
-        self._bar.update(self._task, completed=share, text=line(step, left_s, numbers))
+        self._bar.update(self._task, completed=progress.share, text=line(progress))
 
-    def milestone(self, step: int, share: float, left_s: float, numbers: dict[str, float]) -> None:
-        self.step(step, share, left_s, numbers)
+    def milestone(self, progress: Progress) -> None:
+        self.step(progress)
         if not self._console.is_terminal:
-            self.say(f"{share:4.0%}  {line(step, left_s, numbers)}")
+            self.say(f"{progress.share:4.0%}  {line(progress)}")
 
 
-def line(step: int, left_s: float, numbers: dict[str, float]) -> str:
-    """``step 120  contextual 0.0410  validation 0.0398  1:20 left``."""
-    shown = "  ".join(f"{name} {value:.4f}" for name, value in numbers.items())
-    return f"step {step}  {shown}  {int(left_s) // 60}:{int(left_s) % 60:02d} left"
+def line(progress: Progress) -> str:
+    """``step 120  contextual 0.0410  validation 0.0398  84 images/s  1:20 left``."""
+    shown = "  ".join(f"{name} {value:.4f}" for name, value in progress.numbers.items())
+    left = f"{int(progress.left_s) // 60}:{int(progress.left_s) % 60:02d} left"
+    return f"step {progress.step}  {shown}  {progress.images_per_s:.0f} images/s  {left}"

@@ -14,7 +14,7 @@ DEFAULT_MINUTES = 10.0
 DEFAULT_MODEL = "ganomaly"
 # What may differ between a run and the one that resumes it: where, how long and on which hardware, not what is learnt.
 FREE_ON_RESUME = frozenset(
-    {"data", "out", "minutes", "steps", "resume", "overwrite", "threads", "device", "tensorboard"}
+    {"data", "out", "minutes", "steps", "resume", "overwrite", "threads", "device", "tensorboard", "few_shot"}
 )
 
 
@@ -47,6 +47,7 @@ class TrainSettings(Strict):
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
     threads: int | None = Field(None, ge=1, le=256)
     tensorboard: bool = False
+    few_shot: bool = False
 
     @model_validator(mode="before")
     @classmethod
@@ -69,6 +70,8 @@ class TrainSettings(Strict):
             raise ValueError(f"tiles {self.tiles[0]}x{self.tiles[1]}: expected 1x1 to 16x16 (rows x columns)")
         if self.overlap >= self.size:
             raise ValueError(f"overlap {self.overlap} px is not below the tile's {self.size} px")
+        if self.few_shot and self.resume:
+            raise ValueError("few_shot trains several times from the start: it cannot be resumed")
         if self.holdout + self.validation > 0.9:
             raise ValueError(f"holdout {self.holdout} and validation {self.validation} leave under 10 % to learn from")
         return self

@@ -16,7 +16,7 @@ from contract.errors import ConfigError, DatasetError
 from flawline import main
 from tests.bundles import draw_data
 from training.cli import app, make_settings, parse_tiles
-from training.report import Terminal, line
+from training.report import Progress, Terminal, line
 
 
 def _fresh(code: str) -> subprocess.CompletedProcess[str]:
@@ -113,12 +113,13 @@ def test_ending_up_with_three_images_is_a_sentence(tmp_path: Path, capsys: pytes
 
 def test_a_terminal_gets_a_bar_and_a_file_gets_lines() -> None:
     numbers = {"contextual": 0.04123, "validation": 0.039}
-    assert line(120, 80.0, numbers) == "step 120  contextual 0.0412  validation 0.0390  1:20 left"
+    there = Progress(120, 0.5, 80.0, 84.4, numbers)
+    assert line(there) == "step 120  contextual 0.0412  validation 0.0390  84 images/s  1:20 left"
     for terminal in (True, False):
         out = io.StringIO()
         with Terminal(Console(file=out, force_terminal=terminal, width=160)) as shown:
-            shown.step(119, 0.49, 81.0, numbers)
-            shown.milestone(120, 0.5, 80.0, numbers)
+            shown.step(there._replace(step=119))
+            shown.milestone(there)
         assert "step 120" in out.getvalue()
         assert ("\x1b[" in out.getvalue()) is terminal
         assert ("50%" in out.getvalue()) is not terminal

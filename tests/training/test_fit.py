@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
 from tests.bundles import draw_part
@@ -28,7 +29,8 @@ from training.fit import (
 from training.models import ganomaly
 from training.models.base import Judgement
 from training.models.ganomaly import Ganomaly
-from training.report import Quiet
+from training.pictures import GAP_PX
+from training.report import Progress, Quiet
 from training.settings import TrainSettings
 
 
@@ -46,7 +48,15 @@ def _no_collapse_check(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureR
 
 
 def _settings(out: Path, **changes: Any) -> TrainSettings:
-    small: dict[str, Any] = {"steps": 12, "width": 4, "latent": 8, "batch": 6, "device": "cpu", "seed": 3}
+    small: dict[str, Any] = {
+        "model": "ganomaly",
+        "steps": 12,
+        "width": 4,
+        "latent": 8,
+        "batch": 6,
+        "device": "cpu",
+        "seed": 3,
+    }
     return TrainSettings(data=out, out=out, **{**small, **changes})
 
 
@@ -61,8 +71,8 @@ class _Interrupts(Quiet):
     def __init__(self, at: int) -> None:
         self.at = at
 
-    def milestone(self, step: int, share: float, left_s: float, numbers: dict[str, float]) -> None:
-        if step == self.at:
+    def milestone(self, progress: Progress) -> None:
+        if progress.step == self.at:
             os.kill(os.getpid(), signal.SIGINT)
 
 
@@ -74,9 +84,12 @@ def test_a_run_is_the_same_each_time(tiles: Tiles, tmp_path: Path) -> None:
     assert other.losses != first.losses
 
 
-def test_ctrl_c_saves_and_a_resumed_run_equals_an_uninterrupted_one(tiles: Tiles, tmp_path: Path) -> None:
-    straight = _fit(tiles, _settings(tmp_path / "straight"))
-    settings = _settings(tmp_path / "stopped")
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_ctrl_c_saves_and_a_resumed_run_equals_an_uninterrupted_one(
+    precision: str, tiles: Tiles, tmp_path: Path
+) -> None:
+    straight = _fit(tiles, _settings(tmp_path / "straight", precision=precision))
+    settings = _settings(tmp_path / "stopped", precision=precision)
     with pytest.raises(StoppedError, match=r"stopped at step 7.*--resume") as stop:
         _fit(tiles, settings, _Interrupts(at=7))
     assert stop.value.exit_code == 130
@@ -85,6 +98,10 @@ def test_ctrl_c_saves_and_a_resumed_run_equals_an_uninterrupted_one(tiles: Tiles
     assert resumed.best_step == straight.best_step
     assert resumed.losses == straight.losses
     assert resumed.validation_loss == straight.validation_loss
+    measured = ("seconds", "images_per_s")
+    assert [{key: row[key] for key in row if key not in measured} for row in resumed.history] == [
+        {key: row[key] for key in row if key not in measured} for row in straight.history
+    ]
     torch.testing.assert_close(resumed.judge.state_dict(), straight.judge.state_dict(), rtol=0, atol=0)
     ends = [torch.load(checkpoint_path(tmp_path / name), weights_only=True) for name in ("straight", "stopped")]
     for kept in ("networks", "optimizers", "averaged", "best"):
@@ -120,10 +137,13 @@ def test_a_checkpoint_that_cannot_be_written_is_said(tiles: Tiles, tmp_path: Pat
 
 def test_too_little_gpu_memory_is_said(tiles: Tiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*given: Any) -> dict[str, Tensor]:
-        raise torch.OutOfMemoryError("out of memory")
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     monkeypatch.setattr(Ganomaly, "training_step", full)
-    with pytest.raises(TrainingError, match=r"does not hold a batch of 6 tiles.*--batch"):
+    with pytest.raises(
+        TrainingError,
+        match=r"a batch of 6 tiles: the GPU's memory does not .*--batch 6, --size 64.*smaller",
+    ):
         _fit(tiles, _settings(tmp_path))
 
 
@@ -232,6 +252,13 @@ def test_a_time_budget_ends_the_run(tiles: Tiles, tmp_path: Path) -> None:
     assert fitted.images_per_s > 0
 
 
-def test_scalars_are_written_where_asked(tiles: Tiles, tmp_path: Path) -> None:
+def test_the_board_gets_scalars_and_pictures_of_good_and_defective_tiles(tiles: Tiles, tmp_path: Path) -> None:
     _fit(tiles, _settings(tmp_path, steps=2, tensorboard=True))
-    assert list((tmp_path / ".training" / "tensorboard").glob("events.*"))
+    written = EventAccumulator(str(tmp_path / ".training" / "tensorboard"), size_guidance={"images": 0})
+    written.Reload()
+    assert {"contextual", "validation", "images_per_s"} <= set(written.Tags()["scalars"])
+    shown = written.Tags()["images"]
+    assert sum(name.startswith("good validation/") for name in shown) == 4
+    assert sum(name.startswith("synthetic defect/") for name in shown) == 4
+    assert [picture.step for picture in written.Images("good validation/0")] == [1, 2]
+    assert written.Images("good validation/0")[0].width == 3 * 64 + 2 * GAP_PX
