@@ -23,7 +23,7 @@ DIR holds train/good/*.png (test/ is never read), or just images.
 Examples:
 
 \b
-  flawline train --data parts --out bundle                         ten minutes at 64 px
+  flawline train --data parts --out bundle                         40 minutes at 256 px
   flawline train --data parts --out bundle --minutes 75            longer is better
   flawline train --data parts --out bundle --size 128 --tiles 2x3  small defects on large parts
   flawline train --data parts --out bundle --resume                go on after Ctrl-C
@@ -47,7 +47,7 @@ def train(
     data: Annotated[Path, typer.Option(metavar="DIR", help="folder of good images (MVTec AD layout)")],
     out: Annotated[Path, typer.Option(metavar="BUNDLE", help="folder to write the bundle to")],
     model: Annotated[str, typer.Option(help="name in the model table")] = DEFAULT_MODEL,
-    minutes: Annotated[float | None, typer.Option(help="time to train; 10 unless --steps is given")] = None,
+    minutes: Annotated[float | None, typer.Option(help="time to train; 40 unless --steps is given")] = None,
     steps: Annotated[int | None, typer.Option(help="steps to train")] = None,
     name: Annotated[str | None, typer.Option(help="product name; default: the data folder's")] = None,
     size: Annotated[int | None, typer.Option(help="side of a tile in pixels: 64, 128, 256 (multiples of 16)")] = None,

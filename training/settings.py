@@ -10,8 +10,8 @@ from pydantic import Field, model_validator
 from contract.config import Strict
 from training.models import model_entry
 
-DEFAULT_MINUTES = 10.0
-DEFAULT_MODEL = "ganomaly"
+DEFAULT_MINUTES = 40.0
+DEFAULT_MODEL = "ganomaly_d"
 # What may differ between a run and the one that resumes it: where, how long and on which hardware, not what is learnt.
 FREE_ON_RESUME = frozenset(
     {"data", "out", "minutes", "steps", "resume", "overwrite", "threads", "device", "tensorboard", "few_shot"}
@@ -19,7 +19,7 @@ FREE_ON_RESUME = frozenset(
 
 
 class TrainSettings(Strict):
-    """One training run: ``minutes``, ``steps``, or the first reached of both; ten minutes where neither is given."""
+    """One training run: ``minutes``, ``steps``, or the first reached of both; 40 minutes where neither is given."""
 
     data: Path
     out: Path
@@ -52,7 +52,7 @@ class TrainSettings(Strict):
     @model_validator(mode="before")
     @classmethod
     def _defaults(cls, values: Any) -> Any:
-        """Ten minutes where no budget is given, and the model's own preset for whatever is not asked for."""
+        """40 minutes where no budget is given, and the model's own preset for whatever is not asked for."""
         if not isinstance(values, dict):
             return values
         budgetless = values.get("minutes") is None and values.get("steps") is None

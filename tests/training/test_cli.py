@@ -94,7 +94,15 @@ def test_a_group_pattern_that_fits_nothing_is_refused(parts: Path, tmp_path: Pat
 def test_the_command_trains_and_says_where_it_is(
     parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    small = {"--steps": 30, "--width": 4, "--latent": 16, "--batch": 8, "--learning-rate": 0.004, "--name": "plate"}
+    small = {
+        "--model": "ganomaly",
+        "--steps": 30,
+        "--width": 4,
+        "--latent": 16,
+        "--batch": 8,
+        "--learning-rate": 0.004,
+        "--name": "plate",
+    }
     words = [str(word) for option in small.items() for word in option]
     assert main(["train", "--data", str(parts), "--out", str(tmp_path / "b"), *words]) == 0
     said = capsys.readouterr().out

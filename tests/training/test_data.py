@@ -76,7 +76,7 @@ def test_an_unreadable_image_is_named(tmp_path: Path) -> None:
 
 def test_tiles_are_what_the_line_prepares(parts: Path) -> None:
     dataset = load_dataset(parts)
-    settings = TrainSettings(data=parts, out=parts, tiles=(2, 1), overlap=8)
+    settings = TrainSettings(data=parts, out=parts, size=64, tiles=(2, 1), overlap=8)
     recipe = make_recipe(settings, dataset.train)
     tiles = load_tiles(dataset.train[:3], recipe)
     assert tiles.shape == (6, 64, 64, 1)

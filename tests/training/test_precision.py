@@ -72,7 +72,16 @@ def test_a_copy_passes_through_its_own_weights() -> None:
 
 def _loop(out: Path, precision: str) -> Loop:
     settings = TrainSettings(
-        data=out, out=out, steps=20, width=8, latent=8, batch=8, precision=precision, device="cpu", learning_rate=2e-3
+        data=out,
+        out=out,
+        model="ganomaly",
+        steps=20,
+        width=8,
+        latent=8,
+        batch=8,
+        precision=precision,
+        device="cpu",
+        learning_rate=2e-3,
     )
     torch.manual_seed(1)
     tiles = torch.randint(90, 110, (16, 64, 64, 1), dtype=torch.uint8)
