@@ -65,7 +65,7 @@ def test_tiles_are_rows_by_columns(text: str) -> None:
         ({"minutes": -1}, "--minutes: Input should be greater than 0"),
         ({"channels": "cmyk"}, "--channels: Input should be 'grey', 'rgb' or 'auto'"),
         ({"learning_rate": 0}, "--learning-rate: Input should be greater than 0"),
-        ({"overlap": 64}, "overlap 64 px is not below the tile's 64 px"),
+        ({"size": 64, "overlap": 64}, "overlap 64 px is not below the tile's 64 px"),
         ({"tiles": (0, 3)}, "tiles 0x3: expected 1x1 to 16x16"),
         ({"holdout": 0.8, "validation": 0.5}, "leave under 10 % to learn from"),
         ({"epochs": 3}, "unknown key"),
@@ -76,8 +76,8 @@ def test_a_mistaken_option_is_named_with_what_was_expected(changes: dict[str, ob
         make_settings({"data": Path("d"), "out": Path("o"), **changes})
 
 
-def test_the_default_budget_is_ten_minutes_unless_steps_are_given() -> None:
-    assert make_settings({"data": Path("d"), "out": Path("o")}).minutes == 10
+def test_the_default_budget_is_forty_minutes_unless_steps_are_given() -> None:
+    assert make_settings({"data": Path("d"), "out": Path("o")}).minutes == 40
     assert make_settings({"data": Path("d"), "out": Path("o"), "steps": 5}).minutes is None
 
 
