@@ -74,8 +74,11 @@ def measures(records: Sequence[Record]) -> dict[str, Doubles]:
 
 
 def thumbnails(records: Sequence[Record]) -> NDArray[np.float32]:
-    """RGB thumbnails as rows, float32 [N, 3072]."""
-    return np.stack([record.look.thumb.ravel() for record in records if record.look is not None]).astype(np.float32)
+    """RGB thumbnails as rows, each less its mean and by its spread, exposure left out: float32 [N, 3072]."""
+    rows = np.stack([record.look.thumb.ravel() for record in records if record.look is not None]).astype(np.float32)
+    rows -= rows.mean(axis=1, keepdims=True)
+    # One level more than the spread: an even picture has none, and its noise is not to be blown up.
+    return np.asarray(rows / (rows.std(axis=1, keepdims=True) + 1.0), np.float32)
 
 
 def neighbour_distance(train: NDArray[np.float32], test: NDArray[np.float32]) -> Doubles:

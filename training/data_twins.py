@@ -13,6 +13,7 @@ likeness, and the limit lies above it.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -40,12 +41,14 @@ TURNED_LIMIT = 100_000_000  # pairs up to which turned and mirrored copies are l
 SIDE = 256  # of the pictures that are laid over each other
 ALIGN_SIDE = 128
 FINE_BAND = (1.0, 4.0)  # sigmas of the band that counts as texture, pixels at SIDE
-EDGE_FACTOR = 3.0  # what has more energy than this many times the lower quartile is an edge
-MIN_SHARE = 0.02  # of the picture that has to be left to compare
+EDGE_FACTOR = 3.0  # what has more energy than this many medians is an edge ...
+EDGE_LEVELS = (6.0, 12.0)  # ... but never under the one, always above the other
+EDGE_RIM = 15  # pixels across an edge that ring with it
+MIN_SHARE = 0.06  # of the picture that has to be left to compare
 FLAT = 0.5  # levels of texture below which there is none to compare
-STRONG = 12.0  # levels from which on what is compared may be edges: two tones, or a pattern
-PROVEN = 0.40  # texture at least; exposures of one tile have 0.5 to 0.99, different tiles under 0.2
-STRONG_PROVEN = 0.90  # of STRONG texture: another part of the same drawing comes near
+STRATA = 3  # by energy: grain on a quiet ground would drown in the ground's noise
+PROVEN = 0.45  # texture at least; exposures of one tile have 0.5 to 0.99, different tiles under 0.2
+DRAWING_PROVEN = 0.90  # where edges are all there is: another part of the same drawing comes near
 MARGIN = 0.35  # of the way from what different parts reach to a perfect copy
 SIMILAR_TEXTURE = 0.75  # different parts that agree this far cannot be told from one part
 NULL_PAIRS = 40
@@ -101,9 +104,8 @@ class Likeness:
         raw = _evened(thumbs[::step]).reshape(-1, thumbs.shape[1] * thumbs.shape[2])
         self._mean = raw.mean(axis=0)
         centred = _unit(raw - self._mean)
-        _, vectors = np.linalg.eigh((centred.T @ centred).astype(np.float64))
         shared = max(1, min(SHARED_COMPONENTS, len(raw) // 10))
-        self._basis = vectors[:, ::-1][:, shared : shared + KEPT_COMPONENTS].astype(np.float32)
+        self._basis = _components(centred)[:, shared : shared + KEPT_COMPONENTS]
 
     def __call__(self, thumbs: Floats) -> Floats:
         """Descriptors of unit length, float32 [N, at most 256]."""
@@ -112,6 +114,18 @@ class Likeness:
             for block in (thumbs[at : at + BLOCK] for at in range(0, len(thumbs), BLOCK))
         ]
         return np.concatenate(rows)
+
+
+def _components(rows: Floats) -> Floats:
+    """Principal directions of ``rows`` [N, D] as columns, strongest first; by the smaller of the two products."""
+    few = len(rows) < rows.shape[1]
+    exact = rows.astype(np.float64)
+    values, vectors = np.linalg.eigh(exact @ exact.T if few else exact.T @ exact)
+    # A direction that no row has is rounding alone, and would be blown up to full length.
+    held = values > 1e-6 * max(float(values[-1]), 1e-12)
+    values, vectors = values[held], vectors[:, held]
+    vectors = exact.T @ vectors / np.sqrt(values) if few else vectors
+    return np.asarray(vectors[:, ::-1], np.float32)
 
 
 def _evened(thumbs: Floats) -> Floats:
@@ -157,11 +171,17 @@ class Side(NamedTuple):
 
 
 def find_twins(
-    first: Side, second: Side, proof: Proof, square: bool = False, advance: Callable[[int], None] | None = None
+    first: Side,
+    second: Side,
+    proof: Proof,
+    square: bool = False,
+    advance: Callable[[int], None] | None = None,
+    proofs: int = MAX_PROOFS,
 ) -> Twins:
     """Images of ``first`` that show a part of ``second``.
 
-    ``square`` says that a quarter turn keeps the format. ``advance`` hears of each candidate checked.
+    ``square`` says that a quarter turn keeps the format. ``advance`` hears of each candidate checked,
+    of which there are at most ``proofs``.
     """
     if not len(first.paths) or not len(second.paths):
         return Twins([], 0, 0, 0, PROVEN, np.zeros(0, np.float32))
@@ -170,7 +190,7 @@ def find_twins(
     picked = np.flatnonzero(cosines[:, 0] >= CANDIDATE)
     if not len(picked) or proof.limit is None:
         return Twins([], len(picked), 0, 0, proof.limit, cosines[:, 0])
-    some = picked[np.unique(np.linspace(0, len(picked) - 1, min(MAX_PROOFS, len(picked))).round().astype(int))]
+    some = picked[np.unique(np.linspace(0, len(picked) - 1, min(proofs, len(picked))).round().astype(int))]
 
     def prove(at: int) -> Pair | None:
         for place, cosine, turn in zip(places[at], cosines[at], turns[at], strict=True):
@@ -296,22 +316,29 @@ def _agreement(one: _Texture, other: _Texture, one_static: Floats, static: Float
     moved = _Texture(*(_moved(values, overlay) for values in (other.even - static, other.energy)))
     inside = _moved(np.ones((SIDE, SIDE), np.float32), overlay, outside=True) > 0.99
     inside = cv2.erode(inside.astype(np.uint8), np.ones((9, 9), np.uint8)) > 0
-    levels = [_level(energy) for energy in (one.energy, other.energy)]
-    where = inside
-    for energy, level in zip((one.energy, moved.energy), levels, strict=True):
-        where = where & (energy > FLAT) & (energy <= EDGE_FACTOR * level)
-    if where.mean() < MIN_SHARE:
-        return 0.0
-    first, second = (one.even - one_static)[where], moved.even[where]
-    spread = float(first.std() * second.std())
-    agreed = float(((first - first.mean()) * (second - second.mean())).mean() / spread) if spread > 1e-6 else 0.0
-    return 0.0 if min(levels) > STRONG and agreed < STRONG_PROVEN else agreed
+    first, second = one.even - one_static, moved.even
+    edges = _edges(one.energy) | _edges(moved.energy)
+    energy = np.minimum(one.energy, moved.energy)
+    calm = inside & ~edges & (energy > FLAT)
+    if calm.mean() < MIN_SHARE:
+        agreed = _correlation(first, second, inside) if inside.mean() >= MIN_SHARE else 0.0
+        return agreed if agreed >= DRAWING_PROVEN else 0.0
+    limits = np.quantile(energy[calm], np.linspace(0, 1, STRATA + 1))
+    strata = (calm & (energy >= low) & (energy <= high) for low, high in itertools.pairwise(limits))
+    return max(_correlation(first, second, stratum) for stratum in strata)
 
 
-def _level(energy: Floats) -> float:
-    """Energy of a picture's calm texture: the lower quartile of where there is any."""
+def _edges(energy: Floats) -> NDArray[np.bool_]:
+    """Where there is an edge, with a rim: bool [256, 256]."""
     some = energy[energy > FLAT]
-    return float(np.quantile(some, 0.25)) if some.size else 0.0
+    limit = float(np.clip(EDGE_FACTOR * np.median(some), *EDGE_LEVELS)) if some.size else EDGE_LEVELS[0]
+    return cv2.dilate((energy > limit).astype(np.uint8), np.ones((EDGE_RIM, EDGE_RIM), np.uint8)) > 0
+
+
+def _correlation(first: Floats, second: Floats, where: NDArray[np.bool_]) -> float:
+    one, other = first[where] - first[where].mean(), second[where] - second[where].mean()
+    spread = float(one.std() * other.std())
+    return float((one * other).mean() / spread) if spread > 1e-6 else 0.0
 
 
 def _moved(values: Floats, overlay: Floats, outside: bool = False) -> Floats:
