@@ -58,6 +58,7 @@ FILES = {
     ROLE_GOLDEN: "golden.npy",
     ROLE_REPORT: "training.html",
 }
+UNTOLD = {"data", "out", "resume", "overwrite", "tensorboard", "few_shot"}  # settings of the machine and the moment
 GOLDEN_TILES = 6
 TYPICAL_TILES = 2000
 LIBRARIES = ("flawline", "torch", "lightning", "onnx", "onnxscript", "onnxruntime", "numpy", "opencv-python-headless")
@@ -256,7 +257,9 @@ def manifest_of(settings: TrainSettings, learnt: Learnt) -> Manifest:
         ),
         data=DataFingerprint(name=recipe.name, grouping=learnt.split.grouping, **fingerprint(learnt.document)),
         training={
-            "settings": settings.model_dump(mode="json", exclude={"data", "out", "resume", "overwrite", "tensorboard"}),
+            "settings": settings.model_dump(
+                mode="json", exclude={"data", "out", "resume", "overwrite", "tensorboard", "few_shot"}
+            ),
             "libraries": _versions(),
             "device": fitted.device,
             "precision": fitted.precision,

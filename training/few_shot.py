@@ -19,10 +19,12 @@ from training.augment import learn_augmentation
 from training.build import claim_folder
 from training.checkpoint import FOLDER
 from training.data import Split, groups_in, load_tiles, make_recipe, split_by_group
+from training.errors import StoppedError
 from training.fit import Fitted, Tiles, fit, new_model
 from training.page import few_shot_page
 from training.report import Quiet, Reporter
 from training.settings import TrainSettings
+from training.world import alone
 
 COUNTS = (10, 30, 100)
 PAGE, FIGURES = "few_shot.html", "few_shot.json"
@@ -34,14 +36,22 @@ def few_shot(settings: TrainSettings, reporter: Reporter | None = None) -> list[
     Returns a row a number of images: images, parts, validation_loss, steps, minutes. Raises a FlawlineError.
     """
     reporter = reporter or Quiet()
+    if not alone():
+        raise ConfigError("--few-shot trains in one process; start it without torchrun")
     dataset = load_dataset(settings.data, settings.group_pattern)
     split = split_by_group(dataset, settings.holdout, settings.validation, settings.seed)
     counts = counts_for(len(split.fit))
     claim_folder(settings)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for count in counts:
         chosen = spread_over_parts(split.fit, count)
-        fitted = _train(settings, split._replace(fit=chosen), len(counts), settings.out / FOLDER / f"few_{count}")
+        try:
+            fitted = _train(settings, split._replace(fit=chosen), len(counts), settings.out / FOLDER / f"few_{count}")
+        except StoppedError as stop:
+            raise StoppedError(
+                f"stopped after {len(rows)} of {len(counts)} trainings; the curve was not written: the same command "
+                "with --overwrite starts again"
+            ) from stop
         rows.append(
             {
                 "images": len(chosen),

@@ -78,9 +78,9 @@ def join(device: str, batch: int) -> World:
 
     ``device``: auto, cpu or cuda. Raises ConfigError where ``batch`` cannot be shared evenly, or cards are missing.
     """
-    here, size = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), int(os.environ.get("WORLD_SIZE", 1))
-    if size == 1:
+    if alone():
         return World(Fabric(accelerator=device, devices=1))
+    here, size = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), int(os.environ["WORLD_SIZE"])
     if batch % size:
         raise ConfigError(f"--batch {batch} cannot be shared evenly by {size} processes; expected a multiple of {size}")
     cards = torch.cuda.device_count() if device != "cpu" else 0
@@ -95,6 +95,11 @@ def join(device: str, batch: int) -> World:
     fabric = Fabric(accelerator=device, devices=here, num_nodes=size // here, strategy="ddp")
     fabric.launch()
     return World(fabric)
+
+
+def alone() -> bool:
+    """Whether no launcher started other processes beside this one."""
+    return int(os.environ.get("WORLD_SIZE", 1)) == 1
 
 
 def is_first() -> bool:

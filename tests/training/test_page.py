@@ -135,6 +135,12 @@ def test_the_curve_is_put_into_words(losses: tuple[float, float], says: str) -> 
     assert says in verdict(rows)
 
 
+def test_a_few_shot_curve_is_not_for_several_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="start it without torchrun"):
+        few_shot(TrainSettings(data=tmp_path, out=tmp_path, few_shot=True))
+
+
 def test_a_few_shot_curve_is_a_table_a_picture_and_no_bundle(tmp_path: Path) -> None:
     data = draw_data(tmp_path / "data", good=20, test_good=1, defective=1)
     (data / "test" / "good" / "part_000.png").write_bytes(b"never opened")
