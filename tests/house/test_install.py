@@ -19,7 +19,7 @@ SIDES: dict[str, tuple[set[str], set[str], set[str]]] = {
     "vision": ({"contract"}, set(), {"torch", "onnxruntime", "openvino", "fastapi"}),
     "edge": ({"contract", "edge_runtime"}, {"edge", "inspect", "doctor", "demo"}, {"torch", "lightning", "fastapi"}),
     "host": ({"contract", "plugin"}, {"host"}, {"torch", "cv2", "onnxruntime", "openvino", "nvidia", "tensorrt"}),
-    "train": ({"contract", "training"}, {"train"}, {"fastapi", "openvino"}),
+    "train": ({"contract", "training"}, {"train", "data"}, {"fastapi", "openvino"}),
     "calibrate": ({"contract", "edge_runtime", "calibration"}, {"calibrate", "inspect"}, {"torch", "fastapi"}),
 }
 
