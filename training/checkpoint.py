@@ -13,7 +13,7 @@ from training.errors import TrainingError
 
 FOLDER = ".training"
 FILE = "checkpoint.pt"
-FORMAT = 1
+FORMAT = 2
 
 
 def checkpoint_path(out: Path) -> Path:

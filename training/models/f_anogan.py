@@ -256,7 +256,7 @@ class FAnogan(Trainable):
         if not adversarial:
             return self.encoder_step(batch, optimizers["encoder"], backward)
         losses = self.critic_step(batch, optimizers["critic"], backward)
-        critic = self._critic()
+        critic = self.critic
         critic.updates += 1
         if int(critic.updates) % N_CRITIC == 0:
             self.generator_step(batch, optimizers["generator"], backward)
@@ -268,7 +268,7 @@ class FAnogan(Trainable):
             fake = self.generator(self._codes(real))
         on_real, on_fake = self.critic(torch.cat([real, fake])).verdicts.chunk(2)
         # The gradient of a gradient is taken in full precision: not through the network's own call.
-        penalty = gradient_penalty(lambda tiles: self._critic().criticise(tiles).verdicts, real, fake)
+        penalty = gradient_penalty(lambda tiles: self.critic.criticise(tiles).verdicts, real, fake)
         optimizer.zero_grad(set_to_none=True)
         backward(critic_loss(on_real, on_fake, penalty))
         optimizer.step()
@@ -277,35 +277,29 @@ class FAnogan(Trainable):
 
     def generator_step(self, like: Tensor, optimizer: Optimizer, backward: Backward) -> None:
         """Update the generator on drawings of new codes, as many as ``like`` has tiles; the critic is frozen."""
-        critic = self._critic()
-        critic.requires_grad_(False)
-        loss = -critic(self.generator(self._codes(like))).verdicts.mean()
+        self.critic.requires_grad_(False)
+        loss = -self.critic(self.generator(self._codes(like))).verdicts.mean()
         optimizer.zero_grad(set_to_none=True)
         backward(loss)
         optimizer.step()
-        critic.requires_grad_(True)
+        self.critic.requires_grad_(True)
 
     def encoder_step(self, batch: Tensor, optimizer: Optimizer, backward: Backward) -> dict[str, Tensor]:
         """Update the encoder on the residuals that the score is made of."""
-        generator, critic = getattr(self.generator, "module", self.generator), self._critic()
-        image = generator(self.encoder(batch))
+        image = self.generator(self.encoder(batch))
         with torch.no_grad():
-            features = critic(batch).features
-        found = residuals(batch, image, features, critic(image).features)
+            features = self.critic(batch).features
+        found = residuals(batch, image, features, self.critic(image).features)
         optimizer.zero_grad(set_to_none=True)
         backward(found.total().mean())
         optimizer.step()
         return {"image": found.image.mean().detach(), "features": found.features.mean().detach()}
 
-    def _critic(self) -> Critic:
-        # Only the network that is updated may pass through a wrapper that synchronises its gradients.
-        return cast("Critic", getattr(self.critic, "module", self.critic))
-
     def _codes(self, like: Tensor) -> Tensor:
         return torch.randn((len(like), self._latent), device=like.device)
 
     def deployed(self) -> Judge:
-        return Judge(self.encoder, self.generator, self._critic().trunk)
+        return Judge(self.encoder, self.generator, self.critic.trunk)
 
     def selection_loss(self, judge: nn.Module, tiles: Tensor) -> float:
         """Mean deviation on good tiles once the encoder has learnt; before, worse than any, and later is better.

@@ -7,7 +7,7 @@ what a good tile would look like; where the drawing differs from the tile, the p
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -196,8 +196,7 @@ class Ganomaly(Trainable):
         self, batch: Tensor, optimizer: Optimizer, backward: Backward
     ) -> tuple[Passage, GeneratorLosses]:
         """Update the generator; the discriminator's weights are frozen and take no gradient."""
-        # Only the network that is updated may pass through Fabric's wrapper, which synchronises its gradients.
-        critic = cast("Discriminator", getattr(self.discriminator, "module", self.discriminator))
+        critic = self.discriminator
         critic.requires_grad_(False)
         drawn: Passage = self.generator(batch)
         with torch.no_grad():

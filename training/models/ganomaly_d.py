@@ -283,7 +283,7 @@ class GanomalyD(Trainable):
 
     def adversarial(self, fakes: Tensor, tiles: Tensor) -> Tensor:
         """How surely drawings in the tile's place are known, on a window; only the generator takes this gradient."""
-        critic = cast("Discriminator", getattr(self.discriminator, "module", self.discriminator))
+        critic = self.discriminator
         half = tiles.shape[-1] // 2 if tiles.shape[-1] >= 128 else tiles.shape[-1]
         y, x = torch.randint(tiles.shape[-1] - half + 1, (2,)).tolist()
         window = (..., slice(y, y + half), slice(x, x + half))
