@@ -206,10 +206,10 @@ def test_rows_of_other_models_stay_and_the_same_are_replaced(measured: Path) -> 
 
 def test_the_page_says_what_the_file_says(measured: Path, tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    page.write_text(f"before\n{BEGIN}\nyesterday\n{END}\nafter\n")
     assert main(["--json", str(measured / "models.json"), "--page", str(page)]) == 0
     text, row = page.read_text(), load(measured)["rows"][0]
-    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    assert text.startswith("before\n") and text.endswith("after\n") and "yesterday" not in text
     assert f"{row['image_auroc']:.3f} ± {row['image_auroc_std']:.3f}" in text
     assert f"| spot | 8 | {row['per_class']['spot']:.3f} ±" in text
     page.write_text("no marks")
