@@ -26,7 +26,7 @@ app = typer.Typer(
 
 LINE_URL = "synthetic://line?seed=7"
 PARTS = 60
-DATA_URL = "synthetic://line?seed=21"
+DATA_URL = "synthetic://line?seed=31"
 READY_S = 60.0
 
 
@@ -37,9 +37,9 @@ def demo(
         Path | None, typer.Option(help="video of a line; <video>_frames.csv beside it is the truth [default: drawn]")
     ] = None,
     out: Annotated[Path, typer.Option(help="folder for everything that is made")] = Path("runs/demo"),
-    model: Annotated[str, typer.Option(help="model to train")] = "ganomaly_d",
-    minutes: Annotated[float, typer.Option(min=0.05, help="training time")] = 2.5,
-    size: Annotated[int, typer.Option(help="side of a tile in pixels; 256 sees more and takes longer")] = 128,
+    model: Annotated[str, typer.Option(help="model to train")] = "ganomaly",
+    minutes: Annotated[float, typer.Option(min=0.05, help="training time")] = 1.25,
+    size: Annotated[int, typer.Option(help="side of a tile in pixels; more sees more and takes longer")] = 64,
     false_reject_rate: Annotated[float, typer.Option(help="share of good parts that may be rejected")] = 0.05,
     wait: Annotated[
         bool | None, typer.Option("--wait/--no-wait", help="leave the review pages open [default: at a terminal]")

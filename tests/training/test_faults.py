@@ -64,7 +64,8 @@ def _train(data: Path, out: Path, limit: tuple[str, int, str] = ("", 0, ""), **c
         "data": str(data), "out": str(out), "model": "ganomaly", "steps": 10, "size": 64, "width": 4, "latent": 8,
         "batch": 4, "device": "cpu", "learning_rate": 1e-2, "holdout": 0.1, "precision": "32-true", **changes,
     }  # fmt: skip
-    words = [sys.executable, "-c", CHILD, limit[0], str(limit[1]), limit[2], json.dumps(settings)]
+    # -B: a module compiled under the limit would stay behind, cut off, in the environment of every later run.
+    words = [sys.executable, "-B", "-c", CHILD, limit[0], str(limit[1]), limit[2], json.dumps(settings)]
     done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == (3 if limit[0] else 0), done.stdout + done.stderr
     assert "Traceback" not in done.stdout
@@ -114,7 +115,7 @@ def test_a_full_disk_costs_the_board_and_not_the_training(data: Path, tmp_path: 
         "print('went on')\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False, cwd=ROOT
+        [sys.executable, "-B", "-c", code, str(tmp_path)], capture_output=True, text=True, check=False, cwd=ROOT
     )
     said = done.stdout.splitlines()
     assert len(said) == 2, done.stderr
