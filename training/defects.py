@@ -20,6 +20,10 @@ from torch.nn import functional as F
 
 VISIBLE = 0.04  # mean change in [-1, 1] from which a pixel counts as defective: five grey levels
 COVERED = 0.35  # opacity from which a pixel belongs to the shape
+BORDER_SHARE = 0.2  # of the defects sit at a border of the tile, where edges break
+FEATURE_SHARE = 0.2  # of them on a feature of the part, which then is missing or spoilt
+FEATURE_CELLS = 16  # a side
+FADE = 0.08  # of a window's side
 CLEAN_SHARE = 0.3  # of the tiles stay as they are
 OCTAVES = 10  # half octaves of noise: from 1 to about 23 grains a side
 MEMBERS = 6
@@ -44,6 +48,11 @@ class Frame(NamedTuple):
     u: Tensor
     v: Tensor
 
+    @property
+    def like(self) -> tuple[int, int, torch.device]:
+        """How many shapes, the side in pixels, and where they are computed."""
+        return len(self.u), self.u.shape[-1], self.u.device
+
 
 def draw(tiles: Tensor, clean_share: float = CLEAN_SHARE) -> Drawn:
     """Draw defects on ``tiles``, float32 [N, C, H, W] in [-1, 1]; randomness comes from torch's global generators."""
@@ -67,7 +76,7 @@ def _draw_round(changed: Tensor, shape: Tensor, where: Tensor, side: int) -> Non
     ground = torch.stack([changed[i, :, y : y + side, x : x + side] for i, y, x in places])
     others = torch.randint(len(changed), (count,)).tolist()
     pool = torch.stack([changed[i, :, y : y + side, x : x + side] for i, (_, y, x) in zip(others, places, strict=True)])
-    opacity = draw_shapes(count, side, device) * uniform(count, 0.35, 1.2, device).clamp(max=1.0)
+    opacity = draw_shapes(ground, whole=side == size) * uniform(count, 0.35, 1.2, device).clamp(max=1.0)
     blended = torch.lerp(ground, fill_in(ground, pool), opacity).clamp(-1.0, 1.0)
     for number, (i, y, x) in enumerate(places):
         changed[i, :, y : y + side, x : x + side] = blended[number]
@@ -106,13 +115,40 @@ def log_uniform(count: int, low: float, high: float, device: torch.device) -> Te
     return uniform(count, math.log(low), math.log(high), device).exp()
 
 
-def frame(count: int, size: int, device: torch.device) -> Frame:
-    """Coordinates turned by any angle around centres anywhere on the tile, a little beyond its border too."""
+def frame(centres: Tensor, size: int) -> Frame:
+    """Coordinates turned by any angle around ``centres``, [n, 2] y and x, 1 = a side."""
+    count, device = len(centres), centres.device
     axis = (torch.arange(size, device=device) + 0.5) / size
-    y, x = axis.view(1, 1, -1, 1), axis.view(1, 1, 1, -1)
     angle = uniform(count, 0.0, 2 * math.pi, device)
-    dx, dy = x - uniform(count, -0.05, 1.05, device), y - uniform(count, -0.05, 1.05, device)
+    dy = axis.view(1, 1, -1, 1) - centres[:, 0].view(-1, 1, 1, 1)
+    dx = axis.view(1, 1, 1, -1) - centres[:, 1].view(-1, 1, 1, 1)
     return Frame(dx * angle.cos() + dy * angle.sin(), dy * angle.cos() - dx * angle.sin())
+
+
+def centres(tiles: Tensor, border_share: float) -> Tensor:
+    """Where defects are on ``tiles``, [n, 2] y and x: anywhere and a little beyond, at a border, or on a feature."""
+    count, device = len(tiles), tiles.device
+    at = 1.1 * torch.rand(count, 2) - 0.05
+    side = torch.randint(4, (count,))  # top, bottom, left, right
+    off = 0.08 * torch.rand(count) - 0.03
+    at_border = torch.rand(count, 2)
+    at_border[torch.arange(count), side // 2] = torch.where(side % 2 == 0, off, 1.0 - off)
+    kind = torch.rand(count, 1)
+    at = torch.where(kind < border_share, at_border, at).to(device)
+    on_feature = (kind >= border_share) & (kind < border_share + FEATURE_SHARE)
+    return torch.where(on_feature.to(device), features(tiles), at)
+
+
+def features(tiles: Tensor) -> Tensor:
+    """A place on each of ``tiles`` where there is something to be seen that could be missing: [n, 2] y and x."""
+    grey = tiles.mean(dim=1, keepdim=True)
+    edges = F.pad(grey.diff(dim=2).abs(), (0, 0, 0, 1)) + F.pad(grey.diff(dim=3).abs(), (0, 1))
+    cells = F.adaptive_avg_pool2d(edges, FEATURE_CELLS).flatten(1)
+    seen = (cells - cells.median(dim=1, keepdim=True).values).clamp(min=0.0) + 1e-4
+    # On the CPU, so that a GPU draws the same places.
+    picked = torch.multinomial(seen.float().cpu(), 1)[:, 0]
+    corner = torch.stack([picked // FEATURE_CELLS, picked % FEATURE_CELLS], dim=1)
+    return ((corner + torch.rand(len(tiles), 2)) / FEATURE_CELLS).to(tiles.device)
 
 
 def noise(count: int, size: int, cells: Tensor, device: torch.device, stretched: bool = False) -> Tensor:
@@ -163,9 +199,9 @@ def edge_width(count: int, size: int, device: torch.device) -> Tensor:
 # ---- shapes: opacity float32 [count, 1, size, size] in [0, 1]
 
 
-def spot(count: int, size: int, device: torch.device) -> Tensor:
+def spot(at: Frame) -> Tensor:
     """An ellipse with an uneven outline: spots, pits, chips, dents."""
-    at = frame(count, size, device)
+    count, size, device = at.like
     radius = log_uniform(count, 0.008, 0.3, device)
     aspect = log_uniform(count, 1.0, 4.0, device)
     rough = uniform(count, 0.0, 0.5, device) * noise(count, size, log_uniform(count, 4.0, 20.0, device), device)
@@ -173,9 +209,9 @@ def spot(count: int, size: int, device: torch.device) -> Tensor:
     return soft(radius * (1.0 + rough) - distance, edge_width(count, size, device).clamp(max=2 * radius))
 
 
-def scratch(count: int, size: int, device: torch.device) -> Tensor:
+def scratch(at: Frame) -> Tensor:
     """A line, bent a little, of any length and a width from below a pixel to thick; broken now and then."""
-    at = frame(count, size, device)
+    count, size, device = at.like
     length, width = log_uniform(count, 0.04, 0.6, device), log_uniform(count, 0.35 / size, 6.0 / size, device)
     bend = uniform(count, 0.0, 0.05, device) * noise(count, size, uniform(count, 1.0, 6.0, device), device)
     body = soft(width - (at.v + bend).abs(), torch.full_like(width, 1.0 / size))
@@ -186,9 +222,9 @@ def scratch(count: int, size: int, device: torch.device) -> Tensor:
     return body * soft(length - at.u.abs(), torch.full_like(length, 0.02)) * gaps
 
 
-def crack(count: int, size: int, device: torch.device) -> Tensor:
+def crack(at: Frame) -> Tensor:
     """Thin winding lines: where smooth noise crosses zero, within a patch."""
-    at = frame(count, size, device)
+    count, size, device = at.like
     cells = log_uniform(count, 2.0, 12.0, device)
     field = noise(count, size, cells, device) + 0.25 * noise(count, size, (3 * cells).clamp(max=22.0), device)
     down, right = torch.gradient(field, spacing=1.0 / size, dim=(2, 3))
@@ -200,9 +236,9 @@ def crack(count: int, size: int, device: torch.device) -> Tensor:
     return body * soft(1.0 - patch, torch.full_like(width, 0.2))
 
 
-def cloud(count: int, size: int, device: torch.device) -> Tensor:
+def cloud(at: Frame) -> Tensor:
     """Threshold of noise in a patch: stains, corrosion, porosity, from one blot to many grains."""
-    at = frame(count, size, device)
+    count, size, device = at.like
     cells = log_uniform(count, 2.0, 22.0, device)
     field = noise(count, size, cells, device) - uniform(count, 0.0, 1.2, device)
     radius = log_uniform(count, 0.04, 0.5, device)
@@ -211,23 +247,23 @@ def cloud(count: int, size: int, device: torch.device) -> Tensor:
     return soft(field, edge) * soft(1.0 - patch / radius, uniform(count, 0.05, 0.6, device))
 
 
-def block(count: int, size: int, device: torch.device) -> Tensor:
+def block(at: Frame) -> Tensor:
     """A rectangle at any angle: CutPaste's patch and, when thin, its scar."""
-    at = frame(count, size, device)
+    count, size, device = at.like
     length, breadth = log_uniform(count, 0.02, 0.25, device), log_uniform(count, 0.006, 0.2, device)
     inside = torch.minimum(length - at.u.abs(), breadth - at.v.abs())
     return soft(inside, edge_width(count, size, device).clamp(max=0.02))
 
 
-def bite(count: int, size: int, device: torch.device) -> Tensor:
+def bite(at: Frame) -> Tensor:
     """Everything beyond an uneven line: a broken edge or corner, missing or extra material."""
-    at = frame(count, size, device)
+    count, size, device = at.like
     reach = (at.u.abs().amax(dim=(2, 3), keepdim=True) - log_uniform(count, 0.02, 0.3, device)).clamp(min=0.05)
     rough = uniform(count, 0.0, 0.06, device) * noise(count, size, log_uniform(count, 3.0, 20.0, device), device)
     return soft(at.u.abs() + rough - reach, edge_width(count, size, device).clamp(max=0.02))
 
 
-SHAPES: dict[str, Callable[[int, int, torch.device], Tensor]] = {
+SHAPES: dict[str, Callable[[Frame], Tensor]] = {
     "spot": spot,
     "scratch": scratch,
     "crack": crack,
@@ -238,15 +274,24 @@ SHAPES: dict[str, Callable[[int, int, torch.device], Tensor]] = {
 SHAPE_WEIGHTS = torch.tensor([0.27, 0.16, 0.16, 0.2, 0.09, 0.12])
 
 
-def draw_shapes(count: int, size: int, device: torch.device) -> Tensor:
-    """One shape a tile, kinds at random: float32 [count, 1, size, size]."""
-    kinds = torch.multinomial(SHAPE_WEIGHTS, count, replacement=True)
-    opacity = torch.zeros(count, 1, size, size, device=device)
+def draw_shapes(tiles: Tensor, whole: bool = True) -> Tensor:
+    """One shape for each of ``tiles`` [n, C, S, S], kinds at random: opacity float32 [n, 1, S, S].
+
+    Where they are no ``whole`` tiles but windows, shapes fade out towards the border: nothing breaks off there, and a
+    straight cut would give away what was drawn.
+    """
+    kinds = torch.multinomial(SHAPE_WEIGHTS, len(tiles), replacement=True)
+    at = frame(centres(tiles, BORDER_SHARE if whole else 0.0), tiles.shape[-1])
+    opacity = torch.zeros_like(tiles[:, :1])
     for kind, shape in enumerate(SHAPES.values()):
-        where = torch.nonzero(kinds == kind).flatten().to(device)
+        where = torch.nonzero(kinds == kind).flatten().to(tiles.device)
         if len(where):
-            opacity.index_copy_(0, where, shape(len(where), size, device))
-    return opacity
+            opacity.index_copy_(0, where, shape(Frame(at.u[where], at.v[where])))
+    if whole:
+        return opacity
+    ramp = ((torch.arange(tiles.shape[-1], device=tiles.device) + 0.5) / (FADE * tiles.shape[-1])).clamp(max=1.0)
+    fade = torch.minimum(ramp, ramp.flip(0))
+    return opacity * fade.view(1, 1, 1, -1) * fade.view(1, 1, -1, 1)
 
 
 # ---- fills: what is there instead, float32 [n, C, H, W]
@@ -296,6 +341,19 @@ def moved(tiles: Tensor, pool: Tensor) -> Tensor:
     by = [int(torch.randint(size // 10, size - size // 10, ())) for _ in range(2)]
     content = torch.roll(tiles, by, dims=(2, 3))
     return _turned(content) + uniform(len(tiles), -0.15, 0.15, tiles.device)
+
+
+def beside(tiles: Tensor, pool: Tensor) -> Tensor:
+    """What is to be seen just beside: a feature is missing, and the surface goes on."""
+    size = tiles.shape[-1]
+    reach = size // 5
+    down, right = (int(torch.randint(size // 16, reach, ())) * (1 if coin else -1) for coin in torch.rand(2) < 0.5)
+    if float(torch.rand(())) < 0.5:
+        down, right = (down, 0) if float(torch.rand(())) < 0.5 else (0, right)
+    # Mirrored beyond the border: rolled round, the opposite border would come in.
+    wide = F.pad(tiles, (reach, reach, reach, reach), mode="reflect")
+    content = wide[:, :, reach + down : reach + down + size, reach + right : reach + right + size]
+    return content + uniform(len(tiles), -0.05, 0.05, tiles.device)
 
 
 def foreign(tiles: Tensor, pool: Tensor) -> Tensor:
@@ -353,13 +411,14 @@ FILLS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "flat": flat,
     "extreme": extreme,
     "moved": moved,
+    "beside": beside,
     "foreign": foreign,
     "smeared": smeared,
     "grained": grained,
     "contrasted": contrasted,
     "warped": warped,
 }
-FILL_WEIGHTS = torch.tensor([0.3, 0.14, 0.12, 0.08, 0.08, 0.06, 0.08, 0.06, 0.08])
+FILL_WEIGHTS = torch.tensor([0.3, 0.14, 0.12, 0.08, 0.08, 0.08, 0.06, 0.08, 0.06, 0.08])
 
 
 def fill_in(tiles: Tensor, pool: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.defects import FILLS, SHAPES, VISIBLE, draw, fill_in, label
+from training.defects import FILLS, SHAPES, VISIBLE, centres, draw, draw_shapes, features, fill_in, frame, label
 
 CPU = torch.device("cpu")
 
@@ -22,7 +22,7 @@ def tiles(request: pytest.FixtureRequest) -> Tensor:
 @pytest.mark.parametrize("name", SHAPES)
 def test_every_shape_covers_some_of_the_tile_and_never_all(name: str) -> None:
     torch.manual_seed(0)
-    opacity = SHAPES[name](64, 64, CPU)
+    opacity = SHAPES[name](frame(1.1 * torch.rand(64, 2) - 0.05, 64))
     assert opacity.shape == (64, 1, 64, 64)
     assert torch.isfinite(opacity).all()
     assert float(opacity.min()) >= 0.0
@@ -53,6 +53,31 @@ def test_what_is_labelled_changed_visibly_and_the_rest_did_not(tiles: Tensor) ->
     assert float(change[ground].max()) <= 3 * VISIBLE
     assert float(change[ground].mean()) < 0.1 * VISIBLE
     assert float(change[drawn.defect == 1].mean()) > VISIBLE
+
+
+def test_defects_sit_at_borders_and_on_features_too() -> None:
+    torch.manual_seed(5)
+    tiles = torch.zeros(2000, 1, 64, 64)
+    tiles[:, :, 40:48, 16:24] = -0.8
+    at = features(tiles)
+    on_feature = ((at[:, 0] - 44 / 64).abs() < 0.15) & ((at[:, 1] - 20 / 64).abs() < 0.15)
+    assert float(on_feature.float().mean()) > 0.95
+    at_border = centres(tiles, border_share=1.0)
+    off = torch.minimum(at_border, 1.0 - at_border).amin(dim=1)
+    assert float(off.max()) <= 0.05 + 1e-6
+    assert float(((at_border - 0.5).abs().argmax(dim=1)).float().mean()) == pytest.approx(0.5, abs=0.05)
+    anywhere = centres(tiles, border_share=0.0)
+    assert float(anywhere.min()) < 0.0
+    assert float(anywhere.max()) > 1.0
+
+
+def test_what_is_drawn_in_a_window_fades_out_towards_its_border() -> None:
+    torch.manual_seed(6)
+    tiles = torch.rand(256, 1, 64, 64) - 0.5
+    opacity = draw_shapes(tiles, whole=False)
+    inside, rim = opacity[:, :, 8:-8, 8:-8], torch.cat([opacity[:, :, 0], opacity[:, :, -1]])
+    assert float(rim.max()) <= 0.5 / (0.08 * 64) + 1e-6
+    assert float(inside.max()) == 1.0
 
 
 def test_a_share_of_the_tiles_stays_clean(tiles: Tensor) -> None:

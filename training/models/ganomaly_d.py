@@ -32,9 +32,12 @@ RARE = -3.0  # first logit: defects are rare, and a discriminator that has to le
 TOP_SHARE = 0.0025  # of the map's pixels: what makes a tile's logit
 WARM_UP = 0.03
 CODE_SIDE = 8
+CELLS = 16  # a side: how wide "around" is in local contrast
+LEAST_SPREAD = 0.02  # of local contrast, in [-1, 1]: quieter places are not made louder than that
 GROWTH = (2, 4, 8, 8)  # widths of the discriminator's halvings
 MAX_CHANNELS = 8  # times the width
 EXAM_SEED = 20_231
+MARKED_SHARE = 0.15  # of the good tiles, the highest, do not count in an exam
 
 
 class Passage(NamedTuple):
@@ -118,8 +121,25 @@ class Generator(nn.Module):
         return Passage(image, code, self.second_encoder(drawn))
 
 
+def local_contrast(tile: Tensor, cell: int) -> Tensor:
+    """How far each pixel of [N, C, H, W] is from the mean around it, in standard deviations there.
+
+    A dark and a bright exposure of a part look the same in it, so that a mark is as plain on the one as on the other.
+    """
+
+    def around(values: Tensor) -> Tensor:
+        means = F.avg_pool2d(F.avg_pool2d(values, cell), 3, 1, 1, count_include_pad=False)
+        return F.interpolate(means, scale_factor=float(cell), mode="bilinear", align_corners=False)
+
+    away = tile - around(tile)
+    return away / (around(away.square()) + LEAST_SPREAD**2).sqrt()
+
+
 class Discriminator(nn.Module):
-    """U-shaped: (x, x_hat, |x - x_hat|) -> logits at half the tile's side, from sharp lines to the whole tile."""
+    """U-shaped: (x, x_hat, |x - x_hat|) -> logits at half the tile's side, from sharp lines to the whole tile.
+
+    The tile is shown twice, as it is and in local contrast.
+    """
 
     def __init__(self, size: int, channels: int, width: int) -> None:
         super().__init__()
@@ -127,7 +147,8 @@ class Discriminator(nn.Module):
         while side % 2 == 0 and side > 8 and len(widths) <= len(GROWTH):
             widths.append(width * GROWTH[len(widths) - 1])
             side //= 2
-        self.stem = nn.Sequential(unit(3 * channels, width, 2), unit(width, width))
+        self._cell = max(4, size // CELLS)
+        self.stem = nn.Sequential(unit(4 * channels, width, 2), unit(width, width))
         self.downs = nn.ModuleList(
             nn.Sequential(unit(before, after, 2), Residual(after)) for before, after in pairwise(widths)
         )
@@ -139,7 +160,8 @@ class Discriminator(nn.Module):
             cast("Tensor", self.head.bias).copy_(torch.tensor([RARE, 0.0]))
 
     def forward(self, tile: Tensor, drawn: Tensor) -> Marks:
-        features = [self.stem(torch.cat([tile, drawn, (tile - drawn).abs()], dim=1))]
+        seen = [tile, drawn, (tile - drawn).abs(), local_contrast(tile, self._cell)]
+        features = [self.stem(torch.cat(seen, dim=1))]
         for down in self.downs:
             features.append(down(features[-1]))
         merged = features.pop()
@@ -296,30 +318,39 @@ class GanomalyD(Trainable):
         return Judge(self.generator, self.discriminator)
 
     def selection_loss(self, judge: nn.Module, tiles: Tensor) -> float:
-        """1 minus the mean of tile AUROC and pixel AP on defects that training never draws."""
+        """1 minus the mean of ranking and marking on defects that training never draws."""
         if self._exam is None or len(self._exam.tiles) == 0:
             self._exam = set_exam(tiles, EXAM_SEED)
         figures = examine(judge, self._exam)
-        return 1.0 - 0.5 * (figures["tile_auroc"] + figures["pixel_ap"])
+        return 1.0 - 0.5 * (figures["ranking"] + figures["marking"])
 
 
 def examine(judge: nn.Module, exam: Exam) -> dict[str, float]:
-    """Tile AUROC, in all and per kind, and pixel AP of a judge in evaluation mode."""
+    """How a judge in evaluation mode does on an exam.
+
+    ``ranking``: AUROC of defective against good tiles, those good ones left out that score highest: on many products
+    a few good parts bear marks that nobody could tell from a defect, and they would decide alone. ``ranking_KIND``:
+    the same for one kind. ``marking``: mean over the defective tiles of the pixels' average precision within the tile.
+    """
     device = next(judge.parameters()).device
-    scores, maps = [], []
-    with torch.no_grad():
-        for part in torch.split(exam.tiles, EVAL_BATCH):
-            deviation = F.avg_pool2d(judge(scale(part.to(device))).deviation, 5, 1, 2)[:, 0]
-            top = max(8, round(TOP_SHARE * deviation[0].numel()))
-            scores.append(deviation.flatten(1).topk(top, dim=1).values.mean(dim=1).cpu())
-            maps.append(deviation[:, ::2, ::2].cpu())
-    score, pixels = torch.cat(scores), torch.cat(maps)
     good = torch.tensor([kind == "good" for kind in exam.kinds])
-    figures = {"tile_auroc": auroc(score[good], score[~good])}
+    scores: list[Tensor] = []
+    marking: list[float] = []
+    with torch.no_grad():
+        for part, masks in zip(torch.split(exam.tiles, EVAL_BATCH), torch.split(exam.masks, EVAL_BATCH), strict=True):
+            deviation = F.avg_pool2d(judge(scale(part.to(device))).deviation, 5, 1, 2)[:, 0].cpu()
+            top = max(8, round(TOP_SHARE * deviation[0].numel()))
+            scores.append(deviation.flatten(1).topk(top, dim=1).values.mean(dim=1))
+            marking += [
+                average_precision(marks[::2, ::2].flatten(), mask[::2, ::2].flatten())
+                for marks, mask in zip(deviation, masks, strict=True)
+                if mask.any()
+            ]
+    score = torch.cat(scores)
+    usual = torch.sort(score[good]).values[: max(1, round((1.0 - MARKED_SHARE) * int(good.sum())))]
+    figures = {"ranking": auroc(usual, score[~good]), "marking": sum(marking) / max(1, len(marking))}
     for kind in sorted(set(exam.kinds) - {"good"}):
-        figures[f"auroc_{kind}"] = auroc(score[good], score[torch.tensor([k == kind for k in exam.kinds])])
-    masks = exam.masks[:, ::2, ::2]
-    figures["pixel_ap"] = average_precision(pixels.flatten(), masks.flatten())
+        figures[f"ranking_{kind}"] = auroc(usual, score[torch.tensor([k == kind for k in exam.kinds])])
     return figures
 
 
