@@ -13,7 +13,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -39,7 +39,7 @@ CHECKPOINT_EVERY_S = 300.0
 CHECK_EVERY = 10  # reading a loss waits for the GPU, so not every step
 AVERAGE_DECAY = 0.998
 MAX_MENDS = 20
-REFERENCE_TILES = 128  # good tiles that the normalisation statistics are measured on
+REFERENCE_TILES = 192  # good tiles that the normalisation statistics are measured on
 MAX_VALIDATION_TILES = 512
 ALIKE_BELOW = 0.02
 FAR_ABOVE = 3.0
@@ -293,7 +293,7 @@ class Loop:
         )
 
     def _judge(self) -> None:
-        measure_statistics(self._averaged, self._reference)
+        measure_statistics(self._averaged, self._reference, self._model.shown)
         self._validation_loss = self._model.selection_loss(self._averaged, self._validation)
         if not math.isfinite(self._validation_loss):
             raise TrainingError(
@@ -410,11 +410,12 @@ def _average(averaged: nn.Module, live: nn.Module, decay: float) -> None:
 
 
 @torch.no_grad()
-def measure_statistics(judge: nn.Module, tiles: Tensor) -> None:
-    """Set every BatchNorm's mean and variance to those of good uint8 tiles [M, H, W, C], and return to evaluation mode.
+def measure_statistics(judge: nn.Module, tiles: Tensor, shown: Callable[[Tensor], Tensor]) -> None:
+    """Set every BatchNorm's mean and variance to those of ``tiles`` as they are ``shown`` in training; evaluation mode.
 
-    Averaged weights fit no statistics that training gathered on the way; with stale ones a network that trains well
-    draws badly once ``eval()`` is called.
+    ``tiles``: good, uint8 [M, H, W, C]. Averaged weights fit no statistics that training gathered on the way; with
+    stale ones a network that trains well draws badly once ``eval()`` is called. The same tiles and weights give the
+    same statistics.
     """
     layers = [module for module in judge.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [layer.momentum for layer in layers]
@@ -422,8 +423,10 @@ def measure_statistics(judge: nn.Module, tiles: Tensor) -> None:
         layer.reset_running_stats()
         layer.momentum = None  # a plain mean over the batches that follow
         layer.train()
-    for part in torch.split(tiles, EVAL_BATCH):
-        judge(scale(part))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for part in torch.split(tiles, EVAL_BATCH):
+            judge(shown(scale(part)))
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
         layer.eval()

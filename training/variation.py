@@ -1,7 +1,7 @@
-"""Good tiles as other good parts could look: zoomed, turned a little, moved (before hop 1).
+"""Good tiles as other good parts could look: seen closer, turned a little, moved (before hop 1).
 
 A few dozen parts show a few dozen surfaces. Varied ones keep the discriminator from learning by heart which marks
-these very parts bear; of all that was tried against that, this helped most.
+these very parts bear.
 """
 
 from __future__ import annotations
@@ -10,20 +10,26 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-ZOOM = 0.2  # logarithm of the factor, either way, each axis by itself
-TURN = 0.07  # radians, either way
-MOVE = 0.03  # of the side, beyond what a zoomed-in window can move anyway
+CLOSER = 0.3  # logarithm of the greatest factor, each axis by itself
+TURN = 0.04  # radians, either way
+KEPT_SHARE = 0.7  # of the windows keep a border of the tile, on each axis
 
 
 def vary(tiles: Tensor) -> Tensor:
-    """Each of ``tiles``, float32 [N, C, H, W], seen through a window of its own; what lies outside is mirrored."""
+    """Each of ``tiles``, float32 [N, C, H, W], seen through a window of its own.
+
+    Windows stay within the tile but for the turn: content mirrored in from beyond the border taught that anything may
+    be there, and chips at the border were missed.
+    """
     count, device = len(tiles), tiles.device
-    zoom = torch.exp(_either_way(count, 2) * ZOOM)
+    zoom = torch.exp(-torch.rand(count, 2) * CLOSER)
     turn = _either_way(count) * TURN
     window = torch.zeros(count, 2, 3)
     window[:, 0, 0], window[:, 0, 1] = zoom[:, 0] * turn.cos(), -zoom[:, 1] * turn.sin()
     window[:, 1, 0], window[:, 1, 1] = zoom[:, 0] * turn.sin(), zoom[:, 1] * turn.cos()
-    window[:, :, 2] = _either_way(count, 2) * ((1.0 - zoom).clamp(min=0.0) + 2 * MOVE)
+    where = _either_way(count, 2)
+    where = torch.where(torch.rand(count, 2) < KEPT_SHARE, where.sign(), where)
+    window[:, :, 2] = where * (1.0 - zoom)
     grid = F.affine_grid(window.to(device), list(tiles.shape), align_corners=False)
     return F.grid_sample(tiles, grid, mode="bilinear", padding_mode="reflection", align_corners=False).clamp(-1.0, 1.0)
 

@@ -211,7 +211,7 @@ def test_measuring_statistics_leaves_the_frozen_generator_as_it_was(model: FAnog
     code, encoded = torch.randn(3, 8), _state(judge.encoder)
     with torch.no_grad():
         before = judge.generator(code)
-        measure_statistics(judge, ((batch + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1))
+        measure_statistics(judge, ((batch + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1), model.shown)
         torch.testing.assert_close(judge.generator(code), before, rtol=0, atol=0)
     assert not _same(encoded, judge.encoder)  # the encoder's are measured
 

@@ -235,12 +235,20 @@ def test_what_is_handed_over_is_in_evaluation_mode(tiles: Tiles, tmp_path: Path)
     torch.testing.assert_close(alone, together, rtol=1e-4, atol=1e-6)
 
 
-def test_normalisation_statistics_are_those_of_good_tiles() -> None:
+def test_normalisation_statistics_are_those_of_what_training_shows() -> None:
     layer = nn.BatchNorm2d(1, momentum=0.3)
     judge = nn.Sequential(layer).eval()
-    measure_statistics(judge, torch.full((10, 8, 8, 1), 255, dtype=torch.uint8))
+    white = torch.full((10, 8, 8, 1), 255, dtype=torch.uint8)
+    measure_statistics(judge, white, lambda tiles: tiles)
     assert layer.running_mean is not None
     assert float(layer.running_mean) == pytest.approx(1.0)
+    measure_statistics(judge, white, lambda tiles: tiles * torch.rand_like(tiles))
+    noisy = float(layer.running_mean)
+    assert noisy == pytest.approx(0.5, abs=0.1)
+    state = torch.random.get_rng_state()
+    measure_statistics(judge, white, lambda tiles: tiles * torch.rand_like(tiles))
+    assert float(layer.running_mean) == noisy
+    assert torch.equal(torch.random.get_rng_state(), state)
     assert layer.momentum == 0.3
     assert not layer.training
 

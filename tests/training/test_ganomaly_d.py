@@ -71,7 +71,7 @@ def test_a_minute_fraction_of_a_training_marks_defects_it_was_never_shown() -> N
 
     def figures() -> dict[str, float]:
         judge = model.deployed().eval()
-        measure_statistics(judge, tiles[:32])
+        measure_statistics(judge, tiles[:32], model.shown)
         found = examine(judge, exam)
         model.train()
         return found

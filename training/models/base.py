@@ -72,6 +72,14 @@ class Trainable(nn.Module, ABC):
     def deployed(self) -> nn.Module:
         """The module that judges: maps float32 [N, C, H, W] in [-1, 1] to a Judgement; shares this model's weights."""
 
+    def shown(self, tiles: Tensor) -> Tensor:
+        """What training shows the networks in place of good ``tiles``, float32 [N, C, H, W]; may draw random numbers.
+
+        Normalisation statistics are measured on that: measured on untouched good tiles they would be others than those
+        that the weights were trained with.
+        """
+        return tiles
+
     def rate(self, share: float) -> float:
         """Factor on the learning rate once ``share`` of the budget is used."""
         return 1.0

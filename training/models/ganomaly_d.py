@@ -258,6 +258,9 @@ class GanomalyD(Trainable):
             for name, network in self.networks().items()
         }
 
+    def shown(self, tiles: Tensor) -> Tensor:
+        return draw(vary(tiles)).image
+
     def rate(self, share: float) -> float:
         """A short warm-up, then half a cosine down to a hundredth."""
         if share < WARM_UP:
