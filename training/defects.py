@@ -21,8 +21,10 @@ from torch.nn import functional as F
 VISIBLE = 0.04  # mean change in [-1, 1] from which a pixel counts as defective: five grey levels
 COVERED = 0.35  # opacity from which a pixel belongs to the shape
 BORDER_SHARE = 0.2  # of the defects sit at a border of the tile, where edges break
-FEATURE_SHARE = 0.2  # of them on a feature of the part, which then is missing or spoilt
-FEATURE_CELLS = 16  # a side
+FEATURE_SHARE = 0.2  # of them on a feature of the part, which then is spoilt
+ERASED_SHARE = 0.25  # of the defective tiles lack a feature
+LEAST_FEATURE = 14.0  # times the usual detail
+FEATURE_CELLS = 32  # a side
 FADE = 0.08  # of a window's side
 CLEAN_SHARE = 0.3  # of the tiles stay as they are
 OCTAVES = 10  # half octaves of noise: from 1 to about 23 grains a side
@@ -63,6 +65,9 @@ def draw(tiles: Tensor, clean_share: float = CLEAN_SHARE) -> Drawn:
         where = torch.nonzero(hit & (torch.rand(len(tiles)) < share)).flatten().to(tiles.device)
         if len(where):
             _draw_round(changed, shape, where, tiles.shape[-1] // divisor)
+    where = torch.nonzero(hit & (torch.rand(len(tiles)) < ERASED_SHARE)).flatten().to(tiles.device)
+    if len(where):
+        _erase(changed, shape, where)
     return Drawn(changed, *label(tiles, changed, shape))
 
 
@@ -82,6 +87,28 @@ def _draw_round(changed: Tensor, shape: Tensor, where: Tensor, side: int) -> Non
         changed[i, :, y : y + side, x : x + side] = blended[number]
         window = shape[i, :, y : y + side, x : x + side]
         torch.maximum(window, opacity[number], out=window)
+
+
+def _erase(changed: Tensor, shape: Tensor, where: Tensor) -> None:
+    """A feature of each of the tiles ``where`` is gone, in place: a hole, a print, a component, the surface goes on.
+
+    Nothing happens where what would go is a mark like the texture's others, which nobody could miss.
+    """
+    ground = changed[where]
+    count, size, device = len(ground), ground.shape[-1], ground.device
+    at = frame(features(ground), size)
+    radius = log_uniform(count, 0.04, 0.15, device)
+    away = ((at.u / log_uniform(count, 1.0, 2.0, device)).square() + at.v.square()).sqrt()
+    opacity = soft(radius - away, log_uniform(count, 1.0 / size, 0.03, device))
+    angle = uniform(count, 0.0, 2 * math.pi, device)
+    # From two and a half radii away: what lies there is no part of the feature any more.
+    surface = _pushed(ground, 5.0 * radius * torch.cat([angle.cos(), angle.sin()], dim=1))
+    without = torch.lerp(ground, surface, opacity).clamp(-1.0, 1.0)
+    change = _blur((without - ground).abs().mean(dim=1, keepdim=True)).amax(dim=(1, 2, 3))
+    detail = (ground - local_mean(ground, 16)).abs()[:, :, ::2, ::2].flatten(1).median(dim=1).values
+    missed = (change > LEAST_FEATURE * (detail + 0.5 * VISIBLE)).view(-1, 1, 1, 1)
+    changed[where] = torch.where(missed, without, ground)
+    shape[where] = torch.maximum(shape[where], opacity * missed)
 
 
 def label(before: Tensor, after: Tensor, shape: Tensor) -> tuple[Tensor, Tensor]:
@@ -141,12 +168,13 @@ def centres(tiles: Tensor, border_share: float) -> Tensor:
 
 def features(tiles: Tensor) -> Tensor:
     """A place on each of ``tiles`` where there is something to be seen that could be missing: [n, 2] y and x."""
-    grey = tiles.mean(dim=1, keepdim=True)
-    edges = F.pad(grey.diff(dim=2).abs(), (0, 0, 0, 1)) + F.pad(grey.diff(dim=3).abs(), (0, 1))
-    cells = F.adaptive_avg_pool2d(edges, FEATURE_CELLS).flatten(1)
-    seen = (cells - cells.median(dim=1, keepdim=True).values).clamp(min=0.0) + 1e-4
+    apart = (tiles - local_mean(tiles, 6)).abs().mean(dim=1, keepdim=True)
+    cells = F.avg_pool2d(F.adaptive_avg_pool2d(apart, FEATURE_CELLS), 3, 1, 1)
+    usual = cells.flatten(1).median(dim=1).values.view(-1, 1, 1, 1)
+    # Peaks alike, be they large or small: one hole of many is missed no less than the great one in the middle.
+    peaks = (cells == F.max_pool2d(cells, 5, 1, 2)) & (cells > 2.0 * usual)
     # On the CPU, so that a GPU draws the same places.
-    picked = torch.multinomial(seen.float().cpu(), 1)[:, 0]
+    picked = torch.multinomial(peaks.flatten(1).float().cpu() + 1e-6, 1)[:, 0]
     corner = torch.stack([picked // FEATURE_CELLS, picked % FEATURE_CELLS], dim=1)
     return ((corner + torch.rand(len(tiles), 2)) / FEATURE_CELLS).to(tiles.device)
 
@@ -394,9 +422,13 @@ def warped(tiles: Tensor, pool: Tensor) -> Tensor:
     """The place pushed about by smooth noise: bent, squeezed, displaced material."""
     n, size, device = len(tiles), tiles.shape[-1], tiles.device
     cells, reach = log_uniform(n, 2.0, 8.0, device), log_uniform(n, 0.02, 0.12, device)
-    push = torch.cat([reach * noise(n, size, cells, device) for _ in range(2)], dim=1).permute(0, 2, 3, 1)
-    axis = (torch.arange(size, device=device) + 0.5) * (2.0 / size) - 1.0
-    grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), dim=-1) + push
+    return _pushed(tiles, torch.cat([reach * noise(n, size, cells, device) for _ in range(2)], dim=1))
+
+
+def _pushed(tiles: Tensor, by: Tensor) -> Tensor:
+    """Content from ``by`` [n, 2, H or 1, W or 1] away, x and y, 2 = a side; mirrored beyond the border."""
+    axis = (torch.arange(tiles.shape[-1], device=tiles.device) + 0.5) * (2.0 / tiles.shape[-1]) - 1.0
+    grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), dim=-1) + by.permute(0, 2, 3, 1)
     return F.grid_sample(tiles, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.defects import FILLS, SHAPES, VISIBLE, centres, draw, draw_shapes, features, fill_in, frame, label
+from training.defects import FILLS, SHAPES, VISIBLE, _erase, centres, draw, draw_shapes, features, fill_in, frame, label
 
 CPU = torch.device("cpu")
 
@@ -58,7 +58,7 @@ def test_what_is_labelled_changed_visibly_and_the_rest_did_not(tiles: Tensor) ->
 def test_defects_sit_at_borders_and_on_features_too() -> None:
     torch.manual_seed(5)
     tiles = torch.zeros(2000, 1, 64, 64)
-    tiles[:, :, 40:48, 16:24] = -0.8
+    tiles[:, :, 40:48, 16:24] = -0.8  # on a grid of 32 cells: rows 20 to 23, columns 8 to 11
     at = features(tiles)
     on_feature = ((at[:, 0] - 44 / 64).abs() < 0.15) & ((at[:, 1] - 20 / 64).abs() < 0.15)
     assert float(on_feature.float().mean()) > 0.95
@@ -69,6 +69,23 @@ def test_defects_sit_at_borders_and_on_features_too() -> None:
     anywhere = centres(tiles, border_share=0.0)
     assert float(anywhere.min()) < 0.0
     assert float(anywhere.max()) > 1.0
+
+
+def test_a_feature_that_goes_leaves_the_surface_and_marks_of_the_texture_stay() -> None:
+    torch.manual_seed(7)
+    surface = 0.3 + 0.01 * torch.randn(64, 1, 64, 64)
+    holed = surface.clone()
+    holed[:, :, 28:34, 40:46] = -0.7
+    changed, shape = holed.clone(), torch.zeros_like(holed)
+    _erase(changed, shape, torch.arange(64))
+    whole = (changed - surface).abs().amax(dim=(1, 2, 3)) < 0.2
+    assert float(whole.float().mean()) > 0.2
+    defect, _ = label(holed, changed, shape)
+    assert float(defect[whole][:, :, 29:33, 41:45].mean()) > 0.95
+    untouched, nothing = surface.clone(), torch.zeros_like(surface)
+    _erase(untouched, nothing, torch.arange(64))
+    assert torch.equal(untouched, surface)
+    assert not nothing.any()
 
 
 def test_what_is_drawn_in_a_window_fades_out_towards_its_border() -> None:
