@@ -16,24 +16,30 @@ PROBES = 128
 THUMBNAIL, BLOCK = 32, 8
 MIN_PARTS = 5
 ALIKE = 1.5  # a mirrored block may be this much farther from other parts' blocks than an unmirrored one: chance
+UNRELATED = 0.5  # correlation of images of different parts from which down they share no layout
 UNSEEN = 0.03  # differences below this share of the contrast are noise
 AXES = {"horizontal": 3, "vertical": 2}
 
 
 class Augmentation(NamedTuple):
-    """Which mirror images count as good; brightness (share of the range) and contrast (share of itself), either way."""
+    """Which mirror images count as good; brightness (share of the range) and contrast (share of itself), either way.
+
+    ``variety``: how little good parts share of a layout, from 0 (everything has its place) to 1 (a texture).
+    """
 
     horizontal: bool = False
     vertical: bool = False
     brightness: float = LEAST_JITTER
     contrast: float = LEAST_JITTER
+    variety: float = 1.0
 
     def sentence(self) -> str:
         """What a person reads at the start."""
         mirrored = " and ".join(f"{name}ly" for name in AXES if getattr(self, name))
         return (
             f"augmentation: {f'mirrored {mirrored}' if mirrored else 'not mirrored'}; brightness changed by up to "
-            f"{self.brightness:.0%} of the range, contrast by up to {self.contrast:.0%}"
+            f"{self.brightness:.0%} of the range, contrast by up to {self.contrast:.0%}; "
+            f"variety of layout {self.variety:.0%}"
         )
 
 
@@ -48,9 +54,9 @@ def learn_augmentation(tiles: Tensor, groups: Sequence[str], flips: Flips, place
     probed = torch.linspace(0, images - 1, max(1, min(PROBES // places, images))).round().long()
     probes = (probed[:, None] * places + torch.arange(places)).flatten()
     grey = tiles[probes].float().mean(dim=3, keepdim=True).permute(0, 3, 1, 2) / 255.0
+    names = {name: number for number, name in enumerate(dict.fromkeys(groups))}
+    parts = torch.tensor([names[groups[at]] for at in probes.tolist()])
     if flips == "auto":
-        names = {name: number for number, name in enumerate(dict.fromkeys(groups))}
-        parts = torch.tensor([names[groups[at]] for at in probes.tolist()])
         mirrored = {name for name, axis in AXES.items() if mirrored_look_alike(grey, parts, axis)}
     else:
         mirrored = {"none": set(), "both": set(AXES)}.get(flips, {flips})
@@ -62,7 +68,27 @@ def learn_augmentation(tiles: Tensor, groups: Sequence[str], flips: Flips, place
         vertical="vertical" in mirrored,
         brightness=_jitter(_half_range((dark + bright) / 2)),
         contrast=_jitter(_half_range(contrast / contrast.median(dim=0).values.clamp(min=1e-2))),
+        variety=layout_variety(grey, parts, places),
     )
+
+
+def layout_variety(grey: Tensor, parts: Tensor, places: int = 1) -> float:
+    """0 where thumbnails of different parts correlate fully, 1 from a correlation of ``UNRELATED`` down.
+
+    ``grey``: [M, 1, H, W], the ``places`` tiles of an image in a row, each compared with the same place of the others.
+    One part alone, however often it was photographed, is no texture either: its images are compared.
+    """
+    small = F.interpolate(grey, (THUMBNAIL, THUMBNAIL), mode="area").flatten(1)
+    small = small - small.mean(dim=1, keepdim=True)
+    small = small / small.norm(dim=1, keepdim=True).clamp(min=1e-6)
+    place = torch.arange(len(grey)) % places
+    same_place = (place[:, None] == place[None, :]) & ~torch.eye(len(grey), dtype=torch.bool)
+    others = same_place & (parts[:, None] != parts[None, :])
+    compared = others if others.any() else same_place
+    if not compared.any():
+        return 0.0
+    alike = float((small @ small.T)[compared].median())
+    return round(min(1.0, max(0.0, (1.0 - alike) / (1.0 - UNRELATED))), 3)
 
 
 def _half_range(values: Tensor) -> float:

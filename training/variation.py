@@ -15,15 +15,18 @@ TURN = 0.04  # radians, either way
 KEPT_SHARE = 0.7  # of the windows keep a border of the tile, on each axis
 
 
-def vary(tiles: Tensor) -> Tensor:
+def vary(tiles: Tensor, variety: float = 1.0) -> Tensor:
     """Each of ``tiles``, float32 [N, C, H, W], seen through a window of its own.
+
+    ``variety``: 0 to 1, as ``training.augment`` measures it: where everything has its place on a part, moving it about
+    would hide that something is missing.
 
     Windows stay within the tile but for the turn: content mirrored in from beyond the border taught that anything may
     be there, and chips at the border were missed.
     """
     count, device = len(tiles), tiles.device
-    zoom = torch.exp(-torch.rand(count, 2) * CLOSER)
-    turn = _either_way(count) * TURN
+    zoom = torch.exp(-torch.rand(count, 2) * CLOSER * variety)
+    turn = _either_way(count) * TURN * variety
     window = torch.zeros(count, 2, 3)
     window[:, 0, 0], window[:, 0, 1] = zoom[:, 0] * turn.cos(), -zoom[:, 1] * turn.sin()
     window[:, 1, 0], window[:, 1, 1] = zoom[:, 0] * turn.sin(), zoom[:, 1] * turn.cos()

@@ -14,7 +14,7 @@ from torch import Tensor
 from contract.dataset import load_dataset
 from tests.bundles import draw_part
 from tests.shared_data import shared_data
-from training.augment import LEAST_JITTER, MOST_JITTER, Augmentation, Flips, learn_augmentation
+from training.augment import LEAST_JITTER, MOST_JITTER, Augmentation, Flips, layout_variety, learn_augmentation
 from training.data import load_tiles, make_recipe
 from training.settings import TrainSettings
 
@@ -131,3 +131,22 @@ def test_on_real_parts_it_decides_as_a_person_would(name: str, horizontal: bool)
     tiles = load_tiles(one_each, make_recipe(settings, one_each))
     found = learn_augmentation(tiles, [sample.group for sample in one_each], "auto")
     assert found.horizontal is horizontal
+
+
+def test_what_has_its_place_varies_little_and_textures_and_moved_parts_vary_much() -> None:
+    torch.manual_seed(0)
+    parts = torch.arange(24)
+    layout = torch.zeros(1, 1, 64, 64)
+    layout[..., 8:20, 8:20] = 1.0
+    layout[..., 40:50, 20:60] = 1.0
+    rigid = layout + 0.05 * torch.rand(24, 1, 64, 64)
+    assert layout_variety(rigid, parts) < 0.1
+    assert layout_variety(torch.rand(24, 1, 64, 64), parts) == 1.0
+    rolled = torch.cat([image.roll((7 * at % 64, 23 * at % 64), (1, 2))[None] for at, image in enumerate(rigid)])
+    assert layout_variety(rolled, parts) == 1.0
+    # Two places of a part look nothing alike, and each has its layout.
+    other = layout.flip(3) + 0.05 * torch.rand(24, 1, 64, 64)
+    interleaved = torch.stack([rigid, other], dim=1).flatten(0, 1)
+    assert layout_variety(interleaved, parts.repeat_interleave(2), places=2) < 0.1
+    assert layout_variety(rigid, torch.zeros(24, dtype=torch.long)) < 0.1
+    assert layout_variety(rigid[:1], parts[:1]) == 0.0

@@ -39,3 +39,8 @@ def test_windows_look_closer_and_never_beyond_the_tile_and_most_keep_a_border() 
     assert float(slopes.min()) < 0.8 * own
     left, right = (varied[:, 0] < -0.87), (varied[:, -1] > 0.87)
     assert float((left | right).float().mean()) > 0.7
+
+
+def test_without_variety_tiles_stay_where_they_are() -> None:
+    torch.manual_seed(3)
+    torch.testing.assert_close(vary(_tiles(), variety=0.0), _tiles(), rtol=0, atol=1e-5)

@@ -44,6 +44,8 @@ class Trainable(nn.Module, ABC):
     """A model as the loop sees it: named networks with an optimizer each, one step, and the part that is deployed."""
 
     pooling: ClassVar[Pooling] = RESIDUAL
+    variety: float = 1.0
+    """How little good parts share of a layout, 0 to 1; the loop sets it from ``training.augment``."""
 
     @classmethod
     @abstractmethod

@@ -259,7 +259,7 @@ class GanomalyD(Trainable):
         }
 
     def shown(self, tiles: Tensor) -> Tensor:
-        return draw(vary(tiles)).image
+        return draw(vary(tiles, self.variety)).image
 
     def rate(self, share: float) -> float:
         """A short warm-up, then half a cosine down to a hundredth."""
@@ -271,7 +271,7 @@ class GanomalyD(Trainable):
         self, batch: Tensor, optimizers: dict[str, Optimizer], backward: Backward, share: float
     ) -> dict[str, Tensor]:
         with torch.no_grad():
-            batch = vary(batch)
+            batch = vary(batch, self.variety)
             shown = draw(batch)
         drawn: Passage = self.generator(shown.image)
         swapped = max(1, round(SWAPPED_SHARE * len(batch)))
