@@ -142,7 +142,7 @@ class Loop:
         self.precision = choose_precision(settings.precision, device)
         self._networks = model.networks()
         self._model = model.to(device).train()
-        model.variety = tiles.augmentation.variety
+        model.adapt(tiles.augmentation.variety)
         for network in self._networks.values():
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._live = model.deployed()  # shares the live weights

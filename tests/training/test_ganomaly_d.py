@@ -60,6 +60,22 @@ def test_its_figures_are_those_of_scikit_learn() -> None:
     assert average_precision(values, torch.from_numpy(labels).bool()) == pytest.approx(expected)
 
 
+def test_places_count_as_far_as_parts_share_a_layout() -> None:
+    torch.manual_seed(0)
+    model = GanomalyD.build(size=64, channels=1, width=4, latent=8)
+    judge, tile = model.deployed().eval(), torch.rand(1, 1, 64, 64) * 2 - 1
+    found = []
+    with torch.no_grad():
+        for variety in (1.0, 0.2):
+            model.adapt(variety)
+            before = judge(tile).deviation
+            for name, value in model.named_parameters():
+                if name.endswith("embedding"):
+                    value.add_(1.0)
+            found.append(torch.equal(judge(tile).deviation, before))
+    assert found == [True, False]
+
+
 def test_a_minute_fraction_of_a_training_marks_defects_it_was_never_shown() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)

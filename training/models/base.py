@@ -45,7 +45,6 @@ class Trainable(nn.Module, ABC):
 
     pooling: ClassVar[Pooling] = RESIDUAL
     variety: float = 1.0
-    """How little good parts share of a layout, 0 to 1; the loop sets it from ``training.augment``."""
 
     @classmethod
     @abstractmethod
@@ -73,6 +72,10 @@ class Trainable(nn.Module, ABC):
     @abstractmethod
     def deployed(self) -> nn.Module:
         """The module that judges: maps float32 [N, C, H, W] in [-1, 1] to a Judgement; shares this model's weights."""
+
+    def adapt(self, variety: float) -> None:
+        """Told once, before training: how little good parts share of a layout, 0 to 1 (``training.augment``)."""
+        self.variety = variety
 
     def shown(self, tiles: Tensor) -> Tensor:
         """What training shows the networks in place of good ``tiles``, float32 [N, C, H, W]; may draw random numbers.

@@ -32,6 +32,7 @@ RARE = -3.0  # first logit: defects are rare, and a discriminator that has to le
 TOP_SHARE = 0.0025  # of the map's pixels: what makes a tile's logit
 WARM_UP = 0.03
 CODE_SIDE = 8
+PLACES = 32  # a side, at most
 CELLS = 16  # a side: how wide "around" is in local contrast
 LEAST_SPREAD = 0.02  # of local contrast, in [-1, 1]: quieter places are not made louder than that
 GROWTH = (2, 4, 8, 8)  # widths of the discriminator's halvings
@@ -73,6 +74,23 @@ class Residual(nn.Module):
         return F.relu(features + self.second(self.first(features)))
 
 
+class Places(nn.Module):
+    """Adds what is learnt of each place to features [N, C, S, S]: where on a part this is, so that a hole is missed.
+
+    ``share``: how much of it counts, 0 where good parts share no layout: there it would learn the parts by heart.
+    """
+
+    share: Tensor
+
+    def __init__(self, channels: int, side: int) -> None:
+        super().__init__()
+        self.embedding = nn.Parameter(0.02 * torch.randn(1, channels, side, side))
+        self.register_buffer("share", torch.zeros(()))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features + self.share * self.embedding
+
+
 def halvings(size: int) -> list[int]:
     """Sides after each halving, down to the code's: 256 -> [64, 32, 16, 8]; the generator works at half the tile's."""
     sides, side = [], size // 2
@@ -89,6 +107,7 @@ class Encoder(nn.Sequential):
         widths = [min(width * 2**level, MAX_CHANNELS * width) for level in range(len(halvings(size)))]
         layers: list[nn.Module] = [unit(channels, widths[0], 2, 5)]
         layers += [unit(before, after, 2) for before, after in pairwise(widths)]
+        layers += [Places(widths[-1], halvings(size)[-1]), unit(widths[-1], widths[-1])]
         super().__init__(*layers, nn.Conv2d(widths[-1], latent, 1))
 
 
@@ -149,8 +168,12 @@ class Discriminator(nn.Module):
             side //= 2
         self._cell = max(4, size // CELLS)
         self.stem = nn.Sequential(unit(4 * channels, width, 2), unit(width, width))
+        sides = [size // 4 // 2**level for level in range(len(widths) - 1)]
         self.downs = nn.ModuleList(
-            nn.Sequential(unit(before, after, 2), Residual(after)) for before, after in pairwise(widths)
+            nn.Sequential(
+                unit(before, after, 2), Places(after, side) if side <= PLACES else nn.Identity(), Residual(after)
+            )
+            for (before, after), side in zip(pairwise(widths), sides, strict=True)
         )
         self.ups = nn.ModuleList(
             nn.Sequential(unit(above + below, below, kernel=1), unit(below, below)) for below, above in pairwise(widths)
@@ -258,6 +281,12 @@ class GanomalyD(Trainable):
             for name, network in self.networks().items()
         }
 
+    def adapt(self, variety: float) -> None:
+        super().adapt(variety)
+        for module in self.modules():
+            if isinstance(module, Places):
+                module.share.fill_(1.0 - variety)
+
     def shown(self, tiles: Tensor) -> Tensor:
         return draw(vary(tiles, self.variety)).image
 
@@ -307,13 +336,10 @@ class GanomalyD(Trainable):
         return {name: value.detach() for name, value in losses.items()}
 
     def adversarial(self, fakes: Tensor, tiles: Tensor) -> Tensor:
-        """How surely drawings in the tile's place are known, on a window; only the generator takes this gradient."""
+        """How surely drawings in the tile's place are known; only the generator takes this gradient."""
         critic = self.discriminator
-        half = tiles.shape[-1] // 2 if tiles.shape[-1] >= 128 else tiles.shape[-1]
-        y, x = torch.randint(tiles.shape[-1] - half + 1, (2,)).tolist()
-        window = (..., slice(y, y + half), slice(x, x + half))
         critic.requires_grad_(False)
-        marks: Marks = critic(fakes[window], tiles[window])
+        marks: Marks = critic(fakes, tiles)
         critic.requires_grad_(True)
         return F.softplus(-marks.real).mean()
 
