@@ -37,8 +37,8 @@ def demo(
         Path | None, typer.Option(help="video of a line; <video>_frames.csv beside it is the truth [default: drawn]")
     ] = None,
     out: Annotated[Path, typer.Option(help="folder for everything that is made")] = Path("runs/demo"),
-    model: Annotated[str, typer.Option(help="model to train")] = "ganomaly",
-    minutes: Annotated[float, typer.Option(min=0.05, help="training time")] = 1.25,
+    model: Annotated[str, typer.Option(help="model to train")] = "ganomaly_d",
+    minutes: Annotated[float, typer.Option(min=0.05, help="training time")] = 2.5,
     size: Annotated[int, typer.Option(help="side of a tile in pixels; more sees more and takes longer")] = 64,
     false_reject_rate: Annotated[float, typer.Option(help="share of good parts that may be rejected")] = 0.05,
     wait: Annotated[
@@ -51,7 +51,7 @@ def demo(
     \b
     Examples:
       flawline demo
-      flawline demo --data photos/ --video line.avi --minutes 5
+      flawline demo --data photos/ --video line.avi --size 128 --minutes 10
     """
     from contract.errors import FlawlineError
 

@@ -42,6 +42,7 @@ from training.errors import TrainingError
 from training.export import export
 from training.fit import Fitted, Tiles, fit, new_model
 from training.graph import Inspection, Inspector
+from training.heldout import set_exam
 from training.models import model_class
 from training.report import Quiet, Reporter
 from training.settings import TrainSettings
@@ -59,7 +60,7 @@ FILES = {
     ROLE_REPORT: "training.html",
 }
 UNTOLD = {"data", "out", "resume", "overwrite", "tensorboard", "few_shot"}  # settings of the machine and the moment
-GOLDEN_TILES = 6
+GOLDEN_TILES, GOLDEN_DEFECTS, GOLDEN_SEED = 4, 4, 20_232
 TYPICAL_TILES = 2000
 LIBRARIES = ("flawline", "torch", "lightning", "onnx", "onnxscript", "onnxruntime", "numpy", "opencv-python-headless")
 
@@ -146,7 +147,7 @@ def _write(
 ) -> Path:
     inspector = Inspector(fitted.judge, settings.size, settings.score, model_class(settings.model).pooling)
     inspector.learn_typical(_evenly(torch.cat([tiles.fit, tiles.validation]), TYPICAL_TILES))
-    golden = _evenly(torch.cat([tiles.validation, tiles.fit[:GOLDEN_TILES]]), GOLDEN_TILES)
+    golden = choose_golden(torch.cat([tiles.validation, tiles.fit[:GOLDEN_TILES]]))
     work = settings.out / FOLDER
     work.mkdir(parents=True, exist_ok=True)
     expected = export(inspector, work / FILES[ROLE_GRAPH], golden)
@@ -201,6 +202,15 @@ def _summary(settings: TrainSettings, split: Split, recipe: Recipe) -> str:
     colour = "grey" if recipe.channels == 1 else "RGB"
     tiles = f"{recipe.tiles} tile(s) of {settings.size} px, {colour}"
     return f"{recipe.name}: {counts}; parts told apart {split.grouping}; {tiles}"
+
+
+def choose_golden(tiles: Tensor) -> Tensor:
+    """Tiles that every engine has to score as training did, uint8 [N, H, W, C]: good ones, and some with defects.
+
+    On good tiles alone a score is all but zero, and agreement there would say nothing about what is rejected.
+    """
+    good = _evenly(tiles, GOLDEN_TILES)
+    return set_exam(good, GOLDEN_SEED, GOLDEN_DEFECTS).tiles
 
 
 def _evenly(tiles: Tensor, count: int) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -34,11 +34,13 @@ Examples:
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
-def parse_tiles(text: str) -> tuple[int, int]:
-    """``2x3`` -> (2, 3), rows by columns; raises ConfigError."""
+def parse_tiles(text: str) -> tuple[int, int] | Literal["auto"]:
+    """``2x3`` -> (2, 3), rows by columns; ``auto``; raises ConfigError."""
+    if text.strip().lower() == "auto":
+        return "auto"
     match = re.fullmatch(r"(\d{1,2})[xX](\d{1,2})", text.strip())
     if match is None:
-        raise ConfigError(f"--tiles {text!r}: expected ROWSxCOLUMNS such as 2x3")
+        raise ConfigError(f"--tiles {text!r}: expected ROWSxCOLUMNS such as 2x3, or auto")
     return int(match.group(1)), int(match.group(2))
 
 
@@ -52,7 +54,10 @@ def train(
     name: Annotated[str | None, typer.Option(help="product name; default: the data folder's")] = None,
     size: Annotated[int | None, typer.Option(help="side of a tile in pixels: 64, 128, 256 (multiples of 16)")] = None,
     channels: Annotated[str, typer.Option(help="grey, rgb, or auto (grey where all images are)")] = "auto",
-    tiles: Annotated[str, typer.Option(metavar="RxC", help="cut each part into rows x columns of tiles")] = "1x1",
+    tiles: Annotated[
+        str | None,
+        typer.Option(metavar="RxC", help="cut each part into rows x columns of tiles, or auto; default: the model's"),
+    ] = None,
     overlap: Annotated[int, typer.Option(metavar="PX", help="pixels that neighbouring tiles share")] = 0,
     width: Annotated[int | None, typer.Option(metavar="NGF", help="channels of the first convolution")] = None,
     latent: Annotated[int | None, typer.Option(help="length of the code")] = None,
@@ -85,7 +90,7 @@ def train(
         bool, typer.Option("--few-shot", help="no bundle: a page on what 10, 30 and 100 good images give")
     ] = False,
 ) -> None:
-    settings = make_settings({**locals(), "tiles": parse_tiles(tiles)})
+    settings = make_settings({**locals(), "tiles": None if tiles is None else parse_tiles(tiles)})
     try:
         _run(settings)
     except KeyboardInterrupt as stop:

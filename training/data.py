@@ -23,6 +23,7 @@ from contract.preprocess import prepare
 from contract.recipe import Recipe, Tiling, View
 from training.augment import SHIFT_SHARE, Augmentation
 from training.settings import TrainSettings
+from training.tiling import choose_tiling
 
 MAX_NAME = 100  # what the bundle's manifest takes
 MIN_GROUPS = 5
@@ -91,9 +92,12 @@ def channels_of(samples: Sequence[Sample]) -> Literal[1, 3]:
 
 
 def make_recipe(settings: TrainSettings, samples: Sequence[Sample]) -> Recipe:
-    """The recipe that the bundle will carry: one view, cut into the tiles asked for."""
+    """The recipe that the bundle will carry: one view, cut into tiles. Raises ImageError naming the file."""
     fixed: dict[str, Literal[1, 3]] = {"grey": 1, "rgb": 3}
-    tiling = Tiling(rows=settings.tiles[0], columns=settings.tiles[1], overlap_px=settings.overlap)
+    if settings.tiles == "auto":
+        tiling = choose_tiling(samples, settings.size)
+    else:
+        tiling = Tiling(rows=settings.tiles[0], columns=settings.tiles[1], overlap_px=settings.overlap)
     return Recipe(
         name=(settings.name or settings.data.resolve().name or "part")[:MAX_NAME],
         channels=fixed.get(settings.channels) or channels_of(samples),

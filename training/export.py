@@ -26,6 +26,7 @@ from training.graph import Inspection, Inspector
 
 OPSET = 18
 TOLERANCE = 1e-4  # relative; FP32 against FP32 differs by rounding alone
+FLOOR = 0.1  # a score under this share of the largest is compared absolutely: on a good tile it is all but zero
 OUTPUTS = ("score", "map", "reconstruction")
 EXTREME_TILES = 3
 
@@ -134,8 +135,9 @@ def prove(path: Path, golden: Tensor, expected: Inspection) -> None:
     session = open_session(path)
     tiles = np.ascontiguousarray(golden.numpy())
     together = run_graph(session, tiles)
-    _agree("score: ONNX Runtime and PyTorch", together.score, expected.score.numpy())
-    _agree("map: ONNX Runtime and PyTorch", together.map, expected.map.numpy())
+    scores = expected.score.numpy()
+    _agree("score: ONNX Runtime and PyTorch", together.score, scores, FLOOR * float(np.abs(scores).max()))
+    _agree("map: ONNX Runtime and PyTorch", together.map, expected.map.numpy(), float(expected.map.abs().max()))
     apart = together.reconstruction.astype(np.int16) - expected.reconstruction.numpy()
     if int(np.abs(apart).max()) > 1:
         raise ExportError(f"reconstruction: ONNX Runtime and PyTorch differ by {int(np.abs(apart).max())} grey levels")
@@ -147,19 +149,19 @@ def refuse_batch_dependence(session: Any, tiles: NDArray[np.uint8], scores: NDAr
     extremes = np.stack(
         [np.full_like(tiles[0], level) for level in np.linspace(0, 255, EXTREME_TILES).astype(np.uint8)]
     )
+    floor = FLOOR * float(np.abs(scores).max())
     for index in range(len(tiles)):
         alone = run_graph(session, tiles[index : index + 1]).score
         beside = run_graph(session, np.concatenate([extremes, tiles[index : index + 1]])).score[-1:]
-        _agree(f"score of image {index} alone and in a batch", alone, scores[index : index + 1])
-        _agree(f"score of image {index} beside other images", beside, scores[index : index + 1])
+        _agree(f"score of image {index} alone and in a batch", alone, scores[index : index + 1], floor)
+        _agree(f"score of image {index} beside other images", beside, scores[index : index + 1], floor)
 
 
-def _agree(what: str, found: NDArray[np.float32], expected: NDArray[np.float32]) -> None:
-    """Relative agreement; a map is held to the scale of its largest value, its small values being rounding."""
+def _agree(what: str, found: NDArray[np.float32], expected: NDArray[np.float32], floor: float) -> None:
+    """Relative agreement; values below ``floor`` are held to its scale, since what they differ by is rounding."""
     if not np.isfinite(found).all() or not np.isfinite(expected).all():
         raise ExportError(f"{what}: not all values are numbers; the network is not usable, train it again")
-    scale = np.abs(expected) if found.ndim == 1 else np.full_like(expected, np.abs(expected).max())
-    worst = float((np.abs(found - expected) / np.maximum(scale, 1e-6)).max())
+    worst = float((np.abs(found - expected) / np.maximum(np.abs(expected), max(floor, 1e-6))).max())
     if worst > TOLERANCE:
         raise ExportError(
             f"{what} differ by {worst:.2e} relative, at most {TOLERANCE:.0e} is rounding: no bundle is written. "

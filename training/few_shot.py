@@ -15,6 +15,7 @@ from typing import Any
 from contract.bundle import write_atomic
 from contract.dataset import Sample, load_dataset
 from contract.errors import ConfigError
+from contract.recipe import Recipe
 from training.augment import learn_augmentation
 from training.build import claim_folder
 from training.checkpoint import FOLDER
@@ -42,11 +43,13 @@ def few_shot(settings: TrainSettings, reporter: Reporter | None = None) -> list[
     split = split_by_group(dataset, settings.holdout, settings.validation, settings.seed)
     counts = counts_for(len(split.fit))
     claim_folder(settings)
+    recipe = make_recipe(settings, split.fit)  # the same for all, so that the curve shows the images' number alone
     rows: list[dict[str, Any]] = []
     for count in counts:
         chosen = spread_over_parts(split.fit, count)
         try:
-            fitted = _train(settings, split._replace(fit=chosen), len(counts), settings.out / FOLDER / f"few_{count}")
+            folder = settings.out / FOLDER / f"few_{count}"
+            fitted = _train(settings, recipe, split._replace(fit=chosen), len(counts), folder)
         except StoppedError as stop:
             raise StoppedError(
                 f"stopped after {len(rows)} of {len(counts)} trainings; the curve was not written: the same command "
@@ -95,13 +98,12 @@ def spread_over_parts(samples: Sequence[Sample], count: int) -> list[Sample]:
     return [sample for _, _, sample in sorted(ranked, key=lambda entry: entry[:2])[:count]]
 
 
-def _train(settings: TrainSettings, split: Split, shares: int, out: Path) -> Fitted:
+def _train(settings: TrainSettings, recipe: Recipe, split: Split, shares: int, out: Path) -> Fitted:
     budget = {
         "minutes": settings.minutes / shares if settings.minutes else None,
         "steps": max(1, settings.steps // shares) if settings.steps else None,
     }
     own = settings.model_copy(update={"out": out, "tensorboard": False, **budget})
-    recipe = make_recipe(own, split.fit)
     learn = load_tiles(split.fit, recipe)
     parts = [sample.group for sample in split.fit for _ in range(recipe.tiles)]
     augmentation = learn_augmentation(learn, parts, own.flips, recipe.tiles)

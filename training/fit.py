@@ -34,7 +34,8 @@ from training.report import Progress, Quiet, Reporter
 from training.settings import TrainSettings
 from training.world import World, join
 
-MILESTONES = 20  # validations and checkpoints in one budget
+MILESTONES = 20  # validations and checkpoints in one budget, at most
+VALIDATING_SHARE = 0.1  # of a budget in minutes, at most: a slow validation comes less often
 CHECKPOINT_EVERY_S = 300.0
 CHECK_EVERY = 10  # reading a loss waits for the GPU, so not every step
 AVERAGE_DECAY = 0.998
@@ -168,7 +169,7 @@ class Loop:
         self._validation_loss = math.inf
         self._losses: dict[str, float] = {}
         self._mends = 0
-        self._milestone = 0
+        self._milestone = 1  # the next one, in twentieths of the budget
         self._seconds_before = 0.0
         self._images_at_start = 0
         self._validating_s = 0.0
@@ -273,11 +274,11 @@ class Loop:
         )
 
     def milestone_reached(self) -> bool:
-        """True once in each twentieth of the budget, and at its end."""
+        """True once in each twentieth of the budget, less often where validations are slow, and at its end."""
         reached = int(MILESTONES * self.share())
-        if reached == self._milestone:
+        if reached < self._milestone:
             return False
-        self._milestone = reached
+        self._milestone = reached + 1
         return True
 
     def validate(self) -> None:
@@ -287,7 +288,11 @@ class Loop:
             with memory_named(f"step {self.step}: the validation", self._settings, self._kept()):
                 self._judge()
         self._world.wait()
-        self._validating_s += time.monotonic() - began
+        took_s, _ = self._world.agree(time.monotonic() - began, False)
+        self._validating_s += took_s
+        if self._settings.minutes and self._milestone <= MILESTONES:
+            twentieths = math.ceil(MILESTONES * took_s / (VALIDATING_SHARE * 60 * self._settings.minutes))
+            self._milestone = min(MILESTONES, self._milestone + max(0, twentieths - 1))
         self._history.append(
             {"step": self.step, "share": self.share(), "seconds": self.seconds(), "images_per_s": self.images_per_s()}
             | self.numbers()
@@ -343,7 +348,8 @@ class Loop:
         self._best_step, self._best_loss = state["best_step"], state["best_loss"]
         self._validation_loss = state["validation_loss"]
         self.step, self._seconds_before = state["step"], state["seconds"]
-        self._milestone, self._mends = state["milestone"], state["mends"]
+        self._mends = state["mends"]
+        self._milestone = min(state["milestone"], int(MILESTONES * self._used()) + 1)  # the budget may be larger now
         self._history = list(state["history"])
 
     def finish(self) -> Fitted:

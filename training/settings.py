@@ -29,7 +29,7 @@ class TrainSettings(Strict):
     steps: int | None = Field(None, ge=1, le=100_000_000)
     size: int = Field(ge=64, le=256, description="side of a tile in pixels")
     channels: Literal["grey", "rgb", "auto"] = "auto"
-    tiles: tuple[int, int] = Field((1, 1), description="rows, columns")
+    tiles: tuple[int, int] | Literal["auto"] = Field("auto", description="rows, columns; auto: training.tiling")
     overlap: int = Field(0, ge=0, description="pixels shared by neighbouring tiles")
     width: int = Field(ge=4, le=256, description="channels of the first convolution")
     latent: int = Field(ge=4, le=1024)
@@ -66,8 +66,10 @@ class TrainSettings(Strict):
             raise ValueError(
                 f"size {self.size} is not a multiple of 16; expected 64, 80, ... 256 (64, 128 or 256 fit best)"
             )
-        if not all(1 <= count <= 16 for count in self.tiles):
+        if self.tiles != "auto" and not all(1 <= count <= 16 for count in self.tiles):
             raise ValueError(f"tiles {self.tiles[0]}x{self.tiles[1]}: expected 1x1 to 16x16 (rows x columns)")
+        if self.tiles == "auto" and self.overlap:
+            raise ValueError(f"overlap {self.overlap} px: give tiles as well, such as 2x3; auto chooses both")
         if self.overlap >= self.size:
             raise ValueError(f"overlap {self.overlap} px is not below the tile's {self.size} px")
         if self.few_shot and self.resume:

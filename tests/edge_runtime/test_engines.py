@@ -14,7 +14,7 @@ from contract.preprocess import prepare
 from contract.recipe import Recipe, Tiling, View
 from edge_runtime.engines import AUTO_ORDER, ENGINES, choose, open_engine, probe
 from edge_runtime.engines.base import Engine, GraphSpec
-from edge_runtime.engines.golden import check_golden, golden_tiles
+from edge_runtime.engines.golden import check_golden, deviations, golden_tiles
 from edge_runtime.errors import EngineError, ParityError
 from tests.bundles import draw_part
 from tests.graphs import make_graph, reference, write_bundle
@@ -144,6 +144,15 @@ def test_golden_disagreement_names_image_found_and_expected(field: str, tmp_path
     bundle = open_bundle(tmp_path)
     with pytest.raises(ParityError, match=r"golden image 2: .* expected .* within 0\.0001"):
         check_golden(open_engine("onnxruntime", bundle), bundle)
+
+
+def test_golden_values_that_are_all_but_zero_are_held_to_the_scale_of_the_others() -> None:
+    expected = [4e-4, 5e-4, 8.0]
+    assert max(deviations([4.002e-4, 5e-4, 8.0], expected)) < 1e-6, "rounding"
+    assert max(deviations([4e-4 + 1e-3, 5e-4, 8.0], expected)) > 1e-3, "a thousandth of what the others are"
+    assert max(deviations([4e-4, 5e-4, 8.01], expected)) > 1e-3
+    assert np.isnan(deviations([float("nan"), 5e-4, 8.0], expected)[0])
+    assert deviations([0.0, 0.0], [0.0, 0.0]) == [0.0, 0.0]
 
 
 def test_golden_counts_must_match(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.shared_data import shared_data
+from training.settings import DEFAULT_MODEL
 
 KEYS = {
     "parts",
@@ -55,6 +56,7 @@ def test_the_drawn_line(tmp_path: Path) -> None:
     done = demo("--minutes", 0.2, "--parts", PARTS, "--out", out)
     found = summary_of(done, out)
     assert (found["parts"], found["missed"], found["gap_parts"]) == (PARTS, 0, 0)
+    assert found["model"] == DEFAULT_MODEL and f"Every part accounted for ({DEFAULT_MODEL})" in done.stdout
     for name in ("false_reject", "escape"):
         low, high = found[f"{name}_interval"]
         assert low <= found[f"{name}_rate"] <= high

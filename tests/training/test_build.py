@@ -71,6 +71,8 @@ def test_the_golden_images_score_as_recorded(small_bundle: Path) -> None:
     images = np.load(bundle.path(golden.role), allow_pickle=False)
     found = run_graph(open_session(bundle.path(ROLE_GRAPH)), images)
     np.testing.assert_allclose(found.score, golden.scores, rtol=golden.tolerance)
+    half = len(golden.scores) // 2
+    assert max(golden.scores[half:]) > max(golden.scores[:half]), "defects are among them, good tiles come first"
     np.testing.assert_allclose(found.map.mean(axis=(1, 2)), golden.map_means, rtol=golden.tolerance)
 
 

@@ -108,6 +108,22 @@ def test_ctrl_c_saves_and_a_resumed_run_equals_an_uninterrupted_one(
         torch.testing.assert_close(ends[1][kept], ends[0][kept], rtol=0, atol=0)
 
 
+def test_slow_validations_come_less_often_but_at_the_end(
+    tiles: Tiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fit_module, "VALIDATING_SHARE", 1e-9)
+    timed = _fit(tiles, _settings(tmp_path / "timed", steps=None, minutes=0.02))
+    assert [row["share"] for row in timed.history][1:] == [1.0], "once at the start, once at the end"
+    by_steps = _fit(tiles, _settings(tmp_path / "steps", steps=8))
+    assert [row["step"] for row in by_steps.history] == list(range(1, 9)), "by steps a run is the same each time"
+
+
+def test_a_finished_run_goes_on_with_a_larger_budget_and_is_validated_there(tiles: Tiles, tmp_path: Path) -> None:
+    finished = _fit(tiles, _settings(tmp_path, steps=6))
+    longer = _fit(tiles, _settings(tmp_path, steps=9), resume=True)
+    assert [row["step"] for row in longer.history] == [*(row["step"] for row in finished.history), 7, 8, 9]
+
+
 def test_resuming_with_other_settings_or_images_is_refused(tiles: Tiles, tmp_path: Path) -> None:
     settings = _settings(tmp_path, steps=2)
     _fit(tiles, settings)

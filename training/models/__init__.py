@@ -28,12 +28,20 @@ MODELS = {
     "f_anogan": Model(
         "training.models.f_anogan:FAnogan",
         "WGAN-GP, then an encoder: a part is what its generator cannot draw",
-        {"size": 64, "width": 16, "latent": 128, "batch": 32, "learning_rate": 1e-4, "score": "latent"},
+        {
+            "size": 64,
+            "tiles": (1, 1),
+            "width": 16,
+            "latent": 128,
+            "batch": 32,
+            "learning_rate": 1e-4,
+            "score": "latent",
+        },
     ),
     "ganomaly": Model(
         "training.models.ganomaly:Ganomaly",
         "encoder, decoder, encoder as published",
-        {"size": 64, "width": 32, "latent": 100, "batch": 32, "learning_rate": 2e-4},
+        {"size": 64, "tiles": (1, 1), "width": 32, "latent": 100, "batch": 32, "learning_rate": 2e-4},
     ),
 }
 
