@@ -18,14 +18,14 @@ from training.augment import layout_variety
 
 PROBES = 48
 PROBE_SIDE = 64  # pixels
-MOST_SHRUNK = 2.0  # a part's side over that of its tiles together
+LARGEST_WHOLE = 512  # pixels a side that one tile may stand for
 OVERLAP_SHARE = 1 / 8  # of a tile's side: what lies on a seam is seen whole by one of two tiles
 MOST_TILES = 4  # a side
 OWN_LAYOUT = 0.5  # variety from which parts share too little of a layout for anything to be missed at its place
 
 
 def choose_tiling(samples: Sequence[Sample], size: int) -> Tiling:
-    """As few tiles of ``size`` pixels as shrink no part more than ``MOST_SHRUNK`` times; raises ImageError.
+    """As few tiles of ``size`` pixels as stand for ``LARGEST_WHOLE`` pixels of a part each; raises ImageError.
 
     Parts that share a layout stay whole however large they are: a tile does not know where on the part it lies, so a
     hole that is missing would be missed by nobody.
@@ -40,7 +40,7 @@ def choose_tiling(samples: Sequence[Sample], size: int) -> Tiling:
             raise ImageError(f"{error}. Remove the file or replace it, then train again") from error
         sides.append(pixels.shape[:2])
         thumbnails.append(prepare(pixels, whole).tiles[0])
-    rows, columns = (_count(statistics.median(side[axis] for side in sides), size) for axis in (0, 1))
+    rows, columns = (_count(statistics.median(side[axis] for side in sides)) for axis in (0, 1))
     if rows == columns == 1:
         return Tiling()
     names = {name: number for number, name in enumerate(dict.fromkeys(sample.group for sample in probed))}
@@ -51,5 +51,5 @@ def choose_tiling(samples: Sequence[Sample], size: int) -> Tiling:
     return Tiling(rows=rows, columns=columns, overlap_px=round(OVERLAP_SHARE * size))
 
 
-def _count(side: float, size: int) -> int:
-    return min(MOST_TILES, max(1, math.ceil(side / (MOST_SHRUNK * size))))
+def _count(side: float) -> int:
+    return min(MOST_TILES, max(1, math.ceil(side / LARGEST_WHOLE)))
