@@ -51,13 +51,13 @@ from training.world import World, join
 
 ROLE_WEIGHTS = "weights"
 ROLE_GOLDEN = "golden"
-ROLE_REPORT = "report"
+ROLE_PAGE = "training"  # "report" is the calibration's, which replaces its own
 FILES = {
     ROLE_GRAPH: "model.fp32.onnx",
     ROLE_WEIGHTS: "weights.safetensors",
     ROLE_DATA: "data.json",
     ROLE_GOLDEN: "golden.npy",
-    ROLE_REPORT: "training.html",
+    ROLE_PAGE: "training.html",
 }
 UNTOLD = {"data", "out", "resume", "overwrite", "tensorboard", "few_shot"}  # settings of the machine and the moment
 GOLDEN_TILES, GOLDEN_DEFECTS, GOLDEN_SEED = 4, 4, 20_232
@@ -155,7 +155,7 @@ def _write(
     page = report(settings, recipe.name, split, tiles.augmentation, fitted, inspector, tiles.validation, files)
     learnt = Learnt(recipe, split, document, tiles.augmentation, fitted, inspector, golden, expected, page)
     write_bundle(settings, learnt, work)
-    reporter.say(f"report: {settings.out / FILES[ROLE_REPORT]}")
+    reporter.say(f"report: {settings.out / FILES[ROLE_PAGE]}")
     reporter.say(f"bundle written and verified: {settings.out}; next: flawline calibrate thresholds {settings.out}")
     return settings.out
 
@@ -226,7 +226,7 @@ def write_bundle(settings: TrainSettings, learnt: Learnt, work: Path) -> None:
     state = {name: value.contiguous() for name, value in learnt.inspector.state_dict().items()}
     save_file(state, out / FILES[ROLE_WEIGHTS])
     write_atomic(out / FILES[ROLE_DATA], (json.dumps(learnt.document, indent=1) + "\n").encode())
-    write_atomic(out / FILES[ROLE_REPORT], learnt.page.encode())
+    write_atomic(out / FILES[ROLE_PAGE], learnt.page.encode())
     np.save(out / FILES[ROLE_GOLDEN], learnt.golden.numpy(), allow_pickle=False)
     for name in FILES.values():
         _sync(out / name)

@@ -63,6 +63,8 @@ def test_the_drawn_line(tmp_path: Path) -> None:
     assert "parts on the line" in done.stdout and "flawline host run" in done.stdout
     assert "http://" not in done.stdout, "an address that is closed already helps nobody"
     assert len((out / "line.jsonl").read_text().splitlines()) == PARTS
+    pages = {path.name for path in (out / "bundle").glob("*.html")}
+    assert "training.html" in pages and len(pages) == 2, "the calibration's report stands beside the training's page"
     evaluated = json.loads((out / "evaluation.json").read_text())
     for name in ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "aupro", "f1_max"):
         assert 0 <= evaluated[name] <= 1

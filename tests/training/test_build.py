@@ -25,7 +25,7 @@ from training.settings import TrainSettings
 
 def test_the_bundle_opens_and_holds_what_its_readers_need(small_bundle: Path) -> None:
     manifest = open_bundle(small_bundle).manifest
-    assert set(manifest.files) == {ROLE_GRAPH, ROLE_DATA, "weights", "golden", "report"}
+    assert set(manifest.files) == {ROLE_GRAPH, ROLE_DATA, "weights", "golden", "training"}
     assert sorted(path.name for path in small_bundle.iterdir()) == sorted(
         ["bundle.json", *(entry.path for entry in manifest.files.values())]
     )

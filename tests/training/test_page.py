@@ -58,7 +58,7 @@ def test_longer_is_said_in_minutes() -> None:
 
 
 def test_the_page_of_a_bundle_loads_nothing_and_shows_everything(small_bundle: Path) -> None:
-    html = open_bundle(small_bundle).path("report").read_text()
+    html = open_bundle(small_bundle).path("training").read_text()
     assert re.findall(r"""(?:src|href)=["'](?!data:image/png;base64,)""", html) == []
     assert "<script" not in html
     assert "url(" not in html
