@@ -12,7 +12,7 @@ from torch.nn import functional as F
 Flips = Literal["auto", "none", "horizontal", "vertical", "both"]
 LEAST_JITTER, MOST_JITTER = 0.05, 0.25
 SHIFT_SHARE = 0.02  # of the side
-PROBES = 128
+PROBES, LEAST_PROBES = 128, 16  # images; the fewer, the more tiles each has
 THUMBNAIL, BLOCK = 32, 8
 MIN_PARTS = 5
 ALIKE = 1.5  # a mirrored block may be this much farther from other parts' blocks than an unmirrored one: chance
@@ -51,7 +51,7 @@ def learn_augmentation(tiles: Tensor, groups: Sequence[str], flips: Flips, place
     the tiles themselves.
     """
     images = len(tiles) // places
-    probed = torch.linspace(0, images - 1, max(1, min(PROBES // places, images))).round().long()
+    probed = torch.linspace(0, images - 1, max(1, min(max(LEAST_PROBES, PROBES // places), images))).round().long()
     probes = (probed[:, None] * places + torch.arange(places)).flatten()
     grey = tiles[probes].float().mean(dim=3, keepdim=True).permute(0, 3, 1, 2) / 255.0
     names = {name: number for number, name in enumerate(dict.fromkeys(groups))}
@@ -107,7 +107,7 @@ def mirrored_look_alike(grey: Tensor, parts: Tensor, axis: int) -> bool:
     Compared in blocks of a thumbnail, place by place: a notch or a mark on one side fills one block and hardly moves
     the distance of whole images.
     """
-    if int(parts.max()) + 1 < MIN_PARTS:
+    if len(set(parts.tolist())) < MIN_PARTS:
         return False
     small = F.interpolate(grey, (THUMBNAIL, THUMBNAIL), mode="area")
     # Lighting that differs from part to part must not hide a shape.

@@ -26,6 +26,10 @@ ERASED_SHARE = 0.25  # of the defective tiles lack a feature
 LEAST_FEATURE = 14.0  # times the usual detail
 FEATURE_CELLS = 32  # a side
 FADE = 0.08  # of a window's side
+# What follows holds for crisp tiles (boards, print: all dark or bright) and fades with ``crispness``.
+SHARP_SHARE = 0.4  # of the shapes have edges of a pixel
+MORE_OPACITY = 0.6  # added to the highest, cut at 1: more than half of the defects cover what was there
+SWAPPED_WEIGHT = 0.15  # of dark and bright exchanged, beside the other fills' 1.08
 CLEAN_SHARE = 0.3  # of the tiles stay as they are
 OCTAVES = 10  # half octaves of noise: from 1 to about 23 grains a side
 MEMBERS = 6
@@ -45,10 +49,14 @@ class Drawn(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """Pixel coordinates of n shapes, each turned and moved to its own centre: ``u``, ``v`` [n, 1, H, W], 1 = a side."""
+    """Pixel coordinates of n shapes, each turned and moved to its own centre: ``u``, ``v`` [n, 1, H, W], 1 = a side.
+
+    ``crisp``: [n, 1, 1, 1], of the tiles that they are drawn on.
+    """
 
     u: Tensor
     v: Tensor
+    crisp: Tensor
 
     @property
     def like(self) -> tuple[int, int, torch.device]:
@@ -61,17 +69,18 @@ def draw(tiles: Tensor, clean_share: float = CLEAN_SHARE) -> Drawn:
     changed = tiles.clone()
     shape = torch.zeros_like(tiles[:, :1])
     hit = torch.rand(len(tiles)) >= clean_share
+    crisp = crispness(tiles)
     for divisor, share in zip(WINDOWS, ROUND_SHARE, strict=True):
         where = torch.nonzero(hit & (torch.rand(len(tiles)) < share)).flatten().to(tiles.device)
         if len(where):
-            _draw_round(changed, shape, where, tiles.shape[-1] // divisor)
+            _draw_round(changed, shape, where, tiles.shape[-1] // divisor, crisp[where])
     where = torch.nonzero(hit & (torch.rand(len(tiles)) < ERASED_SHARE)).flatten().to(tiles.device)
     if len(where):
         _erase(changed, shape, where)
     return Drawn(changed, *label(tiles, changed, shape))
 
 
-def _draw_round(changed: Tensor, shape: Tensor, where: Tensor, side: int) -> None:
+def _draw_round(changed: Tensor, shape: Tensor, where: Tensor, side: int, crisp: Tensor) -> None:
     """One defect on each of the tiles ``where``, in place, within a window of ``side`` pixels."""
     count, device = len(where), changed.device
     size = changed.shape[-1]
@@ -81,8 +90,9 @@ def _draw_round(changed: Tensor, shape: Tensor, where: Tensor, side: int) -> Non
     ground = torch.stack([changed[i, :, y : y + side, x : x + side] for i, y, x in places])
     others = torch.randint(len(changed), (count,)).tolist()
     pool = torch.stack([changed[i, :, y : y + side, x : x + side] for i, (_, y, x) in zip(others, places, strict=True)])
-    opacity = draw_shapes(ground, whole=side == size) * uniform(count, 0.35, 1.2, device).clamp(max=1.0)
-    blended = torch.lerp(ground, fill_in(ground, pool), opacity).clamp(-1.0, 1.0)
+    most = (0.35 + (0.85 + MORE_OPACITY * crisp) * uniform(count, 0.0, 1.0, device)).clamp(max=1.0)
+    opacity = draw_shapes(ground, crisp, whole=side == size) * most
+    blended = torch.lerp(ground, fill_in(ground, pool, crisp), opacity).clamp(-1.0, 1.0)
     for number, (i, y, x) in enumerate(places):
         changed[i, :, y : y + side, x : x + side] = blended[number]
         window = shape[i, :, y : y + side, x : x + side]
@@ -109,6 +119,17 @@ def _erase(changed: Tensor, shape: Tensor, where: Tensor) -> None:
     missed = (change > LEAST_FEATURE * (detail + 0.5 * VISIBLE)).view(-1, 1, 1, 1)
     changed[where] = torch.where(missed, without, ground)
     shape[where] = torch.maximum(shape[where], opacity * missed)
+
+
+def crispness(tiles: Tensor) -> Tensor:
+    """Share of each tile that is about as dark or as bright as anything on it, [N, 1, 1, 1].
+
+    1 for boards and print, 0.15 for a machined plate with holes, 0.05 for a texture: a defect is as crisp as the part.
+    """
+    small = F.adaptive_avg_pool2d(tiles.mean(dim=1, keepdim=True), FEATURE_CELLS)
+    low, high = small.amin(dim=(2, 3), keepdim=True), small.amax(dim=(2, 3), keepdim=True)
+    level = (tiles.mean(dim=1, keepdim=True) - low) / (high - low).clamp(min=VISIBLE)
+    return ((level < 0.1) | (level > 0.9)).float().mean(dim=(1, 2, 3), keepdim=True)
 
 
 def label(before: Tensor, after: Tensor, shape: Tensor) -> tuple[Tensor, Tensor]:
@@ -142,14 +163,15 @@ def log_uniform(count: int, low: float, high: float, device: torch.device) -> Te
     return uniform(count, math.log(low), math.log(high), device).exp()
 
 
-def frame(centres: Tensor, size: int) -> Frame:
-    """Coordinates turned by any angle around ``centres``, [n, 2] y and x, 1 = a side."""
+def frame(centres: Tensor, size: int, crisp: Tensor | None = None) -> Frame:
+    """Coordinates turned by any angle around ``centres``, [n, 2] y and x, 1 = a side, on tiles as ``crisp``."""
     count, device = len(centres), centres.device
     axis = (torch.arange(size, device=device) + 0.5) / size
     angle = uniform(count, 0.0, 2 * math.pi, device)
     dy = axis.view(1, 1, -1, 1) - centres[:, 0].view(-1, 1, 1, 1)
     dx = axis.view(1, 1, 1, -1) - centres[:, 1].view(-1, 1, 1, 1)
-    return Frame(dx * angle.cos() + dy * angle.sin(), dy * angle.cos() - dx * angle.sin())
+    u, v = dx * angle.cos() + dy * angle.sin(), dy * angle.cos() - dx * angle.sin()
+    return Frame(u, v, torch.zeros(count, 1, 1, 1, device=device) if crisp is None else crisp)
 
 
 def centres(tiles: Tensor, border_share: float) -> Tensor:
@@ -219,9 +241,11 @@ def soft(signed: Tensor, edge: Tensor) -> Tensor:
     return (signed / edge + 0.5).clamp(0.0, 1.0)
 
 
-def edge_width(count: int, size: int, device: torch.device) -> Tensor:
-    """From sharp (a pixel) to washed out (a quarter of the side)."""
-    return log_uniform(count, 1.0 / size, 0.25, device)
+def edge_width(at: Frame) -> Tensor:
+    """From sharp (a pixel) to washed out (a quarter of the side), [n, 1, 1, 1]; oftener sharp where the tiles are."""
+    count, size, device = at.like
+    sharp = uniform(count, 0.0, 1.0, device) < SHARP_SHARE * at.crisp
+    return torch.where(sharp, 1.0 / size, log_uniform(count, 1.0 / size, 0.25, device))
 
 
 # ---- shapes: opacity float32 [count, 1, size, size] in [0, 1]
@@ -234,7 +258,7 @@ def spot(at: Frame) -> Tensor:
     aspect = log_uniform(count, 1.0, 4.0, device)
     rough = uniform(count, 0.0, 0.5, device) * noise(count, size, log_uniform(count, 4.0, 20.0, device), device)
     distance = ((at.u / aspect).square() + (at.v * 1.0).square()).sqrt()
-    return soft(radius * (1.0 + rough) - distance, edge_width(count, size, device).clamp(max=2 * radius))
+    return soft(radius * (1.0 + rough) - distance, edge_width(at).clamp(max=2 * radius))
 
 
 def scratch(at: Frame) -> Tensor:
@@ -271,16 +295,16 @@ def cloud(at: Frame) -> Tensor:
     field = noise(count, size, cells, device) - uniform(count, 0.0, 1.2, device)
     radius = log_uniform(count, 0.04, 0.5, device)
     patch = (at.u.square() + (at.v * uniform(count, 1.0, 3.0, device)).square()).sqrt()
-    edge = edge_width(count, size, device) * 4 * cells.clamp(min=4.0)
+    edge = edge_width(at) * 4 * cells.clamp(min=4.0)
     return soft(field, edge) * soft(1.0 - patch / radius, uniform(count, 0.05, 0.6, device))
 
 
 def block(at: Frame) -> Tensor:
     """A rectangle at any angle: CutPaste's patch and, when thin, its scar."""
-    count, size, device = at.like
+    count, _, device = at.like
     length, breadth = log_uniform(count, 0.02, 0.25, device), log_uniform(count, 0.006, 0.2, device)
     inside = torch.minimum(length - at.u.abs(), breadth - at.v.abs())
-    return soft(inside, edge_width(count, size, device).clamp(max=0.02))
+    return soft(inside, edge_width(at).clamp(max=0.02))
 
 
 def bite(at: Frame) -> Tensor:
@@ -288,7 +312,7 @@ def bite(at: Frame) -> Tensor:
     count, size, device = at.like
     reach = (at.u.abs().amax(dim=(2, 3), keepdim=True) - log_uniform(count, 0.02, 0.3, device)).clamp(min=0.05)
     rough = uniform(count, 0.0, 0.06, device) * noise(count, size, log_uniform(count, 3.0, 20.0, device), device)
-    return soft(at.u.abs() + rough - reach, edge_width(count, size, device).clamp(max=0.02))
+    return soft(at.u.abs() + rough - reach, edge_width(at).clamp(max=0.02))
 
 
 SHAPES: dict[str, Callable[[Frame], Tensor]] = {
@@ -302,19 +326,19 @@ SHAPES: dict[str, Callable[[Frame], Tensor]] = {
 SHAPE_WEIGHTS = torch.tensor([0.27, 0.16, 0.16, 0.2, 0.09, 0.12])
 
 
-def draw_shapes(tiles: Tensor, whole: bool = True) -> Tensor:
+def draw_shapes(tiles: Tensor, crisp: Tensor | None = None, whole: bool = True) -> Tensor:
     """One shape for each of ``tiles`` [n, C, S, S], kinds at random: opacity float32 [n, 1, S, S].
 
     Where they are no ``whole`` tiles but windows, shapes fade out towards the border: nothing breaks off there, and a
     straight cut would give away what was drawn.
     """
     kinds = torch.multinomial(SHAPE_WEIGHTS, len(tiles), replacement=True)
-    at = frame(centres(tiles, BORDER_SHARE if whole else 0.0), tiles.shape[-1])
+    at = frame(centres(tiles, BORDER_SHARE if whole else 0.0), tiles.shape[-1], crisp)
     opacity = torch.zeros_like(tiles[:, :1])
     for kind, shape in enumerate(SHAPES.values()):
         where = torch.nonzero(kinds == kind).flatten().to(tiles.device)
         if len(where):
-            opacity.index_copy_(0, where, shape(Frame(at.u[where], at.v[where])))
+            opacity.index_copy_(0, where, shape(Frame(at.u[where], at.v[where], at.crisp[where])))
     if whole:
         return opacity
     ramp = ((torch.arange(tiles.shape[-1], device=tiles.device) + 0.5) / (FADE * tiles.shape[-1])).clamp(max=1.0)
@@ -361,6 +385,12 @@ def extreme(tiles: Tensor, pool: Tensor) -> Tensor:
     low, high = small.amin(dim=2), small.amax(dim=2)
     pick = torch.where(torch.rand(len(tiles), 1).to(tiles.device) < 0.6, low, high)[..., None, None]
     return pick + signed(len(tiles), 0.02, 0.2, tiles.device) + 0.03 * torch.randn_like(tiles)
+
+
+def swapped(tiles: Tensor, pool: Tensor) -> Tensor:
+    """Dark where the tile is bright and the reverse: material where none belongs, none where some does."""
+    small = F.adaptive_avg_pool2d(tiles, 32).flatten(2)
+    return (small.amin(dim=2) + small.amax(dim=2))[..., None, None] - tiles
 
 
 def moved(tiles: Tensor, pool: Tensor) -> Tensor:
@@ -449,13 +479,16 @@ FILLS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "grained": grained,
     "contrasted": contrasted,
     "warped": warped,
+    "swapped": swapped,
 }
-FILL_WEIGHTS = torch.tensor([0.3, 0.14, 0.12, 0.08, 0.08, 0.08, 0.06, 0.08, 0.06, 0.08])
+FILL_WEIGHTS = torch.tensor([0.3, 0.14, 0.12, 0.08, 0.08, 0.08, 0.06, 0.08, 0.06, 0.08, SWAPPED_WEIGHT])
 
 
-def fill_in(tiles: Tensor, pool: Tensor) -> Tensor:
+def fill_in(tiles: Tensor, pool: Tensor, crisp: Tensor | None = None) -> Tensor:
     """Another content for each tile, kinds at random: float32 [n, C, H, W]; ``pool`` holds tiles to borrow from."""
-    kinds = torch.multinomial(FILL_WEIGHTS, len(tiles), replacement=True)
+    weights = FILL_WEIGHTS.repeat(len(tiles), 1)
+    weights[:, -1] *= 0.0 if crisp is None else crisp.flatten().cpu()
+    kinds = torch.multinomial(weights, 1)[:, 0]
     content = torch.empty_like(tiles)
     for kind, fill in enumerate(FILLS.values()):
         where = torch.nonzero(kinds == kind).flatten().to(tiles.device)

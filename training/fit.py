@@ -159,10 +159,12 @@ class Loop:
         self._best = _clone(self._averaged.state_dict())
         learn, world = tiles.fit.to(device), self._world
         self._batches = Batches(learn, settings.batch, settings.seed, tiles.augmentation, world.rank, world.size)
-        every = max(1, len(tiles.validation) // MAX_VALIDATION_TILES)
+        # In no order: every n-th tile of cut parts would be the same place of each.
+        some = torch.randperm(len(tiles.validation), generator=torch.Generator().manual_seed(0))
+        some = some[:MAX_VALIDATION_TILES].sort().values
         even = torch.linspace(0, len(tiles.fit) - 1, min(REFERENCE_TILES, len(tiles.fit))).round().long()
         self._reference = tiles.fit[even].to(device)
-        self._validation = tiles.validation[::every].to(device)
+        self._validation = tiles.validation[some].to(device)
         self.step = 0
         self._best_step = 0
         self._best_loss = math.inf
@@ -432,7 +434,8 @@ def measure_statistics(judge: nn.Module, tiles: Tensor, shown: Callable[[Tensor]
         layer.train()
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        for part in torch.split(tiles, EVAL_BATCH):
+        # Of one size, since each counts alike.
+        for part in torch.tensor_split(tiles, math.ceil(len(tiles) / EVAL_BATCH)):
             judge(shown(scale(part)))
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum

@@ -19,6 +19,7 @@ Picture = NDArray[np.float32]
 Region = NDArray[np.bool_]
 LEAST_CHANGE = 1.5  # times the tile's own contrast, on average over the region: less is lost among natural marks
 LEAST_CONTRAST = 3.0  # grey levels
+MOST_CONTRAST = 40.0  # grey levels: on a pattern of black and white no defect could stand out more
 LEAST_FEATURE = 4.0  # times the contrast: less is a mark like others, which nobody misses
 
 
@@ -31,13 +32,17 @@ class Exam(NamedTuple):
 
 
 def set_exam(tiles: Tensor, seed: int, most: int = 160) -> Exam:
-    """Good uint8 tiles [M, H, W, C] as they are, then defective copies of them, kinds in turn, about ``most``."""
+    """Good uint8 tiles [M, H, W, C] as they are, then defective copies of them, kinds in turn, about ``most``.
+
+    Fewer, or none, where they would not be seen on these tiles.
+    """
     random = np.random.default_rng(seed)
     originals = tiles.cpu().numpy()
     changed, masks, kinds = [], [], []
+    order = random.permutation(len(originals))  # in order, a kind would meet the same places of cut parts each time
     for number in range(most):
         kind = list(KINDS)[number % len(KINDS)]
-        made = _drawn(KINDS[kind], originals[number % len(originals)], random)
+        made = _drawn(KINDS[kind], originals[order[number % len(originals)]], random)
         if made is not None:
             changed.append(made[0])
             masks.append(made[1])
@@ -72,7 +77,7 @@ def texture(tile: Picture) -> float:
     """How strong a tile's own detail is, finer than an eighth of its side: a robust deviation, in grey levels."""
     around = 2 * (tile.shape[0] // 16) + 1
     detail = np.abs(tile - cv2.blur(tile, (around, around)).reshape(tile.shape))
-    return max(LEAST_CONTRAST, 1.48 * float(np.median(detail)))
+    return min(MOST_CONTRAST, max(LEAST_CONTRAST, 1.48 * float(np.median(detail))))
 
 
 def _place(tile: Picture, random: np.random.Generator, margin: float = 0.06) -> tuple[float, float]:

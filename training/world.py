@@ -83,6 +83,10 @@ def join(device: str, batch: int) -> World:
     here, size = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), int(os.environ["WORLD_SIZE"])
     if batch % size:
         raise ConfigError(f"--batch {batch} cannot be shared evenly by {size} processes; expected a multiple of {size}")
+    if batch < 2 * size:
+        raise ConfigError(
+            f"--batch {batch} leaves {batch // size} tile to each of {size} processes; expected {2 * size} or more"
+        )
     cards = torch.cuda.device_count() if device != "cpu" else 0
     if device == "auto":
         device = "cuda" if cards else "cpu"

@@ -18,6 +18,7 @@ from torch.optim import AdamW, Optimizer
 
 from training.data import scale
 from training.defects import Drawn, draw
+from training.errors import TrainingError
 from training.heldout import Exam, set_exam
 from training.models.base import EVAL_BATCH, Backward, Judgement, Pooling, Trainable
 from training.variation import vary
@@ -347,9 +348,14 @@ class GanomalyD(Trainable):
         return Judge(self.generator, self.discriminator)
 
     def selection_loss(self, judge: nn.Module, tiles: Tensor) -> float:
-        """1 minus the mean of ranking and marking on defects that training never draws."""
+        """1 minus the mean of ranking and marking on defects that training never draws; raises TrainingError."""
         if self._exam is None or len(self._exam.tiles) == 0:
             self._exam = set_exam(tiles, EXAM_SEED)
+            if set(self._exam.kinds) == {"good"}:
+                raise TrainingError(
+                    f"no synthetic defect can be seen on the {len(tiles)} good tiles that select the weights: they are "
+                    "nothing but strong noise, or out of range. Look at the images, or train --model ganomaly"
+                )
         figures = examine(judge, self._exam)
         return 1.0 - 0.5 * (figures["ranking"] + figures["marking"])
 
