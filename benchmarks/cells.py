@@ -116,14 +116,24 @@ def finish(cell: Cell, engine: str, looks: Path, reporter: Reporter) -> dict[str
     """The record of the cell, made now where there is none. Raises a FlawlineError where it cannot be made."""
     record_path = cell.folder / "cell.json"
     if record_path.is_file():
-        reporter.say(f"{cell.name}: finished before, read from {record_path}")
-        return dict(json.loads(record_path.read_text()))
+        record = dict(json.loads(record_path.read_text()))
+        if is_engine(record["figures"]["engine"], engine):
+            reporter.say(f"{cell.name}: finished before, read from {record_path}")
+            return record
+        reporter.say(
+            f"{cell.name}: trained before; measured again, since then it was with {record['figures']['engine']}"
+        )
     bundle = trained(cell, reporter)
     record = {"when": datetime.now(UTC).isoformat(timespec="seconds"), **_measure(cell, bundle, engine, looks)}
     write_atomic(record_path, (json.dumps(record, indent=1) + "\n").encode())
     figures = record["figures"]
     reporter.say(f"{cell.name}: image AUROC {figures['image_auroc']}, AU-PRO {figures['aupro']}")
     return record
+
+
+def is_engine(description: str, name: str) -> bool:
+    """Whether what measured, such as ``openvino-2026.4 fp32 cpu``, is the engine of that name."""
+    return name == "auto" or description.startswith(f"{name}-")
 
 
 def trained(cell: Cell, reporter: Reporter) -> Bundle:
@@ -155,7 +165,8 @@ def _measure(cell: Cell, bundle: Bundle, engine: str, looks: Path) -> dict[str, 
     """Calibrate, then look at the test images; the look is recorded before anything else is done with it."""
     data, pattern = cell.settings.data, cell.settings.group_pattern
     refused = None
-    if bundle.manifest.thresholds is None:
+    thresholds = bundle.manifest.thresholds
+    if thresholds is None or not is_engine(thresholds.engine, engine):
         try:
             calibrate(bundle.root, data, Rates(FIXED_FALSE_REJECTS), engine, pattern)
         except CalibrationError as error:  # too few parts for the rate: the ranking can still be measured

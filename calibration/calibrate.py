@@ -11,7 +11,7 @@ import numpy as np
 
 from calibration.conformal import expected_rate, require, threshold
 from calibration.errors import CalibrationError
-from calibration.holdout import HeldOut, hold_out
+from calibration.holdout import HeldOut, hold_out, pattern_of
 from calibration.progress import steps
 from calibration.quality import Seen, bounds_from, see
 from calibration.report import calibration_page
@@ -71,7 +71,7 @@ def calibrate(folder: Path, data: Path, rates: Rates, engine: str = "auto", patt
             f"it must lie above the false-reject rate of {rates.reject:g} and below 1"
         )
     bundle = open_bundle(folder)
-    held = hold_out(bundle, load_dataset(data, pattern))
+    held = hold_out(bundle, load_dataset(data, pattern_of(bundle, pattern)))
     require(held.groups, rates.reject)
     measured = measure_good(bundle, held, engine)
     thresholds = thresholds_from(measured, rates)

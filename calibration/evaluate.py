@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from calibration.calibrate import threads
 from calibration.errors import CalibrationError
-from calibration.metrics import escapes_at, localization, ranking, resize_mask, scale_down
+from calibration.holdout import pattern_of
+from calibration.metrics import DEFECTIVE_FROM, escapes_at, localization, ranking, resize_mask, scale_down
 from calibration.progress import steps
 from contract.bundle import Bundle, open_bundle
 from contract.dataset import Dataset, Sample, load_dataset
@@ -74,7 +75,7 @@ class Evaluation(NamedTuple):
 def evaluate(folder: Path, data: Path, engine_name: str = "auto", pattern: str | None = None) -> Evaluation:
     """Inspect every test image of ``data`` as the line would. Raises CalibrationError where there are none."""
     bundle = open_bundle(folder)
-    dataset = load_dataset(data, pattern)
+    dataset = load_dataset(data, pattern_of(bundle, pattern))
     if not dataset.test:
         raise CalibrationError(f"{data}: no test images; expected {data}/test/good and {data}/test/<defect>")
     engine = open_engine(engine_name, bundle, threads())
@@ -106,7 +107,7 @@ def look(inspector: Inspector, sample: Sample) -> Seen:
 def _pixels(
     scored: PartScore, sample: Sample, part_hw: tuple[int, int]
 ) -> tuple[NDArray[np.float32] | None, NDArray[np.bool_] | None]:
-    """Map and mask at the size where they meet; None for a defective image without a mask."""
+    """Map and mask at the size where they meet; None for a defective image without a mask, or with an empty one."""
     size = scale_down(part_hw)
     if sample.label == GOOD:
         mask = np.zeros(size, np.bool_)
@@ -114,6 +115,13 @@ def _pixels(
         return None, None
     else:
         whole = read_image(sample.mask, 1)
+        if not whole.any():
+            return None, None
+        if whole.max() < DEFECTIVE_FROM:
+            raise CalibrationError(
+                f"{sample.mask}: its highest value is {whole.max()}, so every pixel would count as good; expected 0 "
+                f"and 255 (defective from {DEFECTIVE_FROM}). Save the masks so; flawline data check lists them all"
+            )
         if whole.shape != part_hw:
             whole = np.asarray(cv2.resize(whole, part_hw[::-1], interpolation=cv2.INTER_NEAREST), np.uint8)
         mask = resize_mask(whole, size)

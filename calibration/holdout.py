@@ -24,6 +24,14 @@ class HeldOut(NamedTuple):
         return len({sample.group for sample in self.unseen})
 
 
+def pattern_of(bundle: Bundle, asked: str | None) -> str | None:
+    """The group pattern ``asked`` for, else the one that training told parts apart by.
+
+    Told apart otherwise, several pictures of one part would count as several parts, and no rate would hold.
+    """
+    return asked or bundle.manifest.training.get("settings", {}).get("group_pattern")
+
+
 def training_hashes(bundle: Bundle) -> frozenset[str]:
     """sha256 of every image that the weights or their selection rest on. Raises BundleError."""
     try:

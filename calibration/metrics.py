@@ -17,6 +17,7 @@ Floats = NDArray[np.float32]
 PRO_LIMIT = 0.3
 STRICT_PRO_LIMIT = 0.05
 MAX_SIDE = 256
+DEFECTIVE_FROM = 128  # grey level of a mask, as the field writes them: 0 and 255
 
 
 class Ranking(NamedTuple):
@@ -122,6 +123,6 @@ def scale_down(size_hw: tuple[int, int]) -> tuple[int, int]:
 def resize_mask(mask: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArray[np.bool_]:
     """A pixel is defective where any of the mask's pixels that it covers is: small defects must not vanish."""
     if mask.shape == size_hw:
-        return mask >= 128
-    share = cv2.resize((mask >= 128).astype(np.float32), size_hw[::-1], interpolation=cv2.INTER_AREA)
+        return mask >= DEFECTIVE_FROM
+    share = cv2.resize((mask >= DEFECTIVE_FROM).astype(np.float32), size_hw[::-1], interpolation=cv2.INTER_AREA)
     return np.asarray(share) > 1e-6

@@ -63,9 +63,13 @@ def _canvas(part: Pixels, view: View, recipe: Recipe) -> Pixels:
     x, y, width, height = view_box(view, (part.shape[0], part.shape[1]))
     region = part[y : y + height, x : x + width]
     target_h, target_w = recipe.canvas_hw(view)
-    shrinking = width >= target_w and height >= target_h
-    resized = cv2.resize(region, (target_w, target_h), interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR)
-    return np.asarray(resized, dtype=np.uint8)
+    # Each side that shrinks is averaged, for itself: picked out of a long thin part, lines would vanish between pixels.
+    shrunk = (min(width, target_w), min(height, target_h))
+    if shrunk != (width, height):
+        region = np.asarray(cv2.resize(region, shrunk, interpolation=cv2.INTER_AREA), np.uint8)
+    if shrunk != (target_w, target_h):
+        region = np.asarray(cv2.resize(region, (target_w, target_h), interpolation=cv2.INTER_LINEAR), np.uint8)
+    return region
 
 
 def _cut(canvas: Pixels, view: View, recipe: Recipe) -> list[Pixels]:

@@ -86,7 +86,7 @@ def train(settings: TrainSettings, reporter: Reporter | None = None) -> Path:
     several processes that torchrun started, the first one writes and reports.
     """
     model_class(settings.model)
-    _choose_device(settings)
+    choose_device(settings)
     dataset = load_dataset(settings.data, settings.group_pattern)
     split = split_by_group(dataset, settings.holdout, settings.validation, settings.seed)
     world = join(settings.device, settings.batch)
@@ -183,7 +183,7 @@ def claim_folder(settings: TrainSettings) -> None:
         raise ConfigError(f"--out {out}: cannot be written ({error.strerror or error})") from error
 
 
-def _choose_device(settings: TrainSettings) -> None:
+def choose_device(settings: TrainSettings) -> None:
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     if settings.device == "cuda" and not torch.cuda.is_available():

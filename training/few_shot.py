@@ -17,7 +17,7 @@ from contract.dataset import Sample, load_dataset
 from contract.errors import ConfigError
 from contract.recipe import Recipe
 from training.augment import learn_augmentation
-from training.build import claim_folder
+from training.build import choose_device, claim_folder
 from training.checkpoint import FOLDER
 from training.data import Split, groups_in, load_tiles, make_recipe, split_by_group
 from training.errors import StoppedError
@@ -39,6 +39,7 @@ def few_shot(settings: TrainSettings, reporter: Reporter | None = None) -> list[
     reporter = reporter or Quiet()
     if not alone():
         raise ConfigError("--few-shot trains in one process; start it without torchrun")
+    choose_device(settings)
     dataset = load_dataset(settings.data, settings.group_pattern)
     split = split_by_group(dataset, settings.holdout, settings.validation, settings.seed)
     counts = counts_for(len(split.fit))

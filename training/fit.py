@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from training.augment import Augmentation
 from training.board import open_board
@@ -28,7 +29,7 @@ from training.checkpoint import checkpoint_path, save_checkpoint
 from training.data import Batches, scale
 from training.errors import StoppedError, TrainingError, memory_named
 from training.models import model_class
-from training.models.base import EVAL_BATCH, Judgement, Trainable
+from training.models.base import EVAL_BATCH, Trainable
 from training.precision import choose_precision, pass_in_bf16
 from training.report import Progress, Quiet, Reporter
 from training.settings import TrainSettings
@@ -42,6 +43,7 @@ AVERAGE_DECAY = 0.998
 MAX_MENDS = 20
 REFERENCE_TILES = 192  # good tiles that the normalisation statistics are measured on
 MAX_VALIDATION_TILES = 512
+COARSE = 8  # pixels
 ALIKE_BELOW = 0.02
 FAR_ABOVE = 3.0
 FAR_AT_LEAST = 0.1  # 5 % of the range of grey levels
@@ -389,15 +391,17 @@ def refuse_collapse(judge: nn.Module, tiles: Tensor, steps: int, checkpoint: Pat
     """Raise TrainingError where every tile is drawn alike *and* far from the average tile (all white, all grey).
 
     Drawing alike is not wrong by itself: aligned parts that differ by noise alone should all be drawn as their mean.
+    Nor is drawing coarsely: detail of a few pixels does not count.
     """
     with torch.no_grad():
         shown = scale(tiles)
-        drawn: Judgement = judge(shown)
-    spread = float(drawn.image.std(dim=0, correction=0).mean() / (shown.std(dim=0, correction=0).mean() + 1e-6))
-    distance = float((drawn.image - shown).abs().mean())
+        drawn = F.avg_pool2d(judge(shown).image, COARSE)
+        shown = F.avg_pool2d(shown, COARSE)
+    spread = float(drawn.std(dim=0, correction=0).mean() / (shown.std(dim=0, correction=0).mean() + 1e-6))
+    distance = float((drawn - shown).abs().mean())
     mean_distance = float((shown - shown.mean(dim=0)).abs().mean())
     if spread < ALIKE_BELOW and distance > max(FAR_ABOVE * mean_distance, FAR_AT_LEAST):
-        level = float((drawn.image.mean() + 1) * 127.5)
+        level = float((drawn.mean() + 1) * 127.5)
         raise TrainingError(
             f"after {steps} steps every image is drawn alike (mean grey level {level:.0f}), {distance:.3f} away from "
             f"the images where their plain average is {mean_distance:.3f} away: the generator collapsed or has hardly "

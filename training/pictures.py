@@ -44,8 +44,7 @@ def strip(tile: Tensor, drawing: Tensor, deviation: Tensor, top: float) -> NDArr
 
 
 def _rgb(tile: Tensor) -> NDArray[np.uint8]:
-    # Tiles are read by OpenCV: BGR where they have colours.
-    shown: NDArray[np.uint8] = tile.flip(2).expand(-1, -1, 3).numpy()
+    shown: NDArray[np.uint8] = tile.expand(-1, -1, 3).numpy()
     return shown
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import statistics
 import subprocess
@@ -123,6 +124,14 @@ def test_a_finished_cell_is_never_trained_or_looked_at_again(measured: Path, par
     assert {name: after[name] for name in FIELDS if name != "latency_ms"} == {
         name: before[name] for name in FIELDS if name != "latency_ms"
     }
+
+
+def test_a_cell_that_another_engine_measured_is_measured_again(measured: Path, parts: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(measured, tmp_path / "copy"))
+    bundles = {path: path.stat().st_mtime_ns for path in copy.glob("work/plates/*/seed*/bundle/*.onnx")}
+    assert main(["--data", str(parts), *words(copy), "--engine", "openvino"]) == 0
+    assert load(copy)["rows"][0]["engine"].startswith("openvino-")
+    assert {path: path.stat().st_mtime_ns for path in bundles} == bundles, "measured again, not trained again"
 
 
 def test_what_decides_the_figures_decides_the_folder(parts: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from calibration.calibrate import METHOD, ROLE_REPORT, Rates, calibrate
 from calibration.conformal import expected_rate
 from calibration.errors import CalibrationError
 from calibration.holdout import hold_out
-from contract.bundle import open_bundle
+from contract.bundle import open_bundle, write_manifest
 from contract.dataset import load_dataset, sha256_of_image
 from contract.errors import BundleError, ImageError
 from contract.event import Verdict
@@ -96,6 +96,15 @@ def test_one_image_rules_out_its_whole_part(drawn: Path, tmp_path: Path) -> None
     bundle = write_bundle(tmp_path, [draw_part(1)], fit=[sha256_of_image(by_ten.train[25].path)])
     held = hold_out(bundle, by_ten)
     assert held.groups == 5 and {sample.group for sample in held.seen} == {"2"} and len(held.seen) == 10
+
+
+def test_parts_are_told_apart_as_training_did(fresh: Path, drawn: Path) -> None:
+    manifest = open_bundle(fresh).manifest
+    pattern = r"_0(\d)\d"  # ten pictures a part
+    write_manifest(fresh, manifest.model_copy(update={"training": {"settings": {"group_pattern": pattern}}}))
+    with pytest.raises(CalibrationError, match="there are 3"):
+        calibrate(fresh, drawn, Rates(0.05), "onnxruntime")
+    assert calibrate(fresh, drawn, Rates(0.3), "onnxruntime").measured.held.groups == 3
 
 
 def test_nothing_left_to_calibrate_with(drawn: Path, tmp_path: Path) -> None:

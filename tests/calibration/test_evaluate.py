@@ -8,10 +8,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
 from calibration.calibrate import Rates, calibrate
+from calibration.errors import CalibrationError
 from calibration.evaluate import LOOKS, evaluate
 from contract.bundle import open_bundle
 from contract.dataset import load_dataset
@@ -99,6 +102,18 @@ def test_without_defects_the_rankings_are_null(fresh: Path, drawn: Path, tmp_pat
     assert (found["escape_rate"], found["escape_interval"]) == (None, None)
     assert (found["escape_hits"], found["escape_of"]) == (0, 0)
     assert found["classes"] == {}
+
+
+def test_masks_that_no_pixel_would_be_read_from(fresh: Path, drawn: Path, tmp_path: Path) -> None:
+    data = Path(shutil.copytree(drawn, tmp_path / "data"))
+    first, second, *_ = sorted((data / "ground_truth" / "spot").iterdir())
+    mask = cv2.imread(str(first), cv2.IMREAD_GRAYSCALE)
+    assert mask is not None
+    cv2.imwrite(str(second), np.zeros_like(mask))
+    assert evaluate(fresh, data, "onnxruntime").figures["counts"]["with_mask"] == 14, "an empty mask marks nothing"
+    cv2.imwrite(str(first), mask // 255)
+    with pytest.raises(CalibrationError, match=rf"{first.name}: its highest value is 1, .* expected 0 and 255"):
+        evaluate(fresh, data, "onnxruntime")
 
 
 def test_without_masks_only_image_figures(fresh: Path, drawn: Path, tmp_path: Path) -> None:

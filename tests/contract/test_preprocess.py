@@ -88,6 +88,16 @@ def test_smallest_part_and_extreme_shapes() -> None:
         assert prepare(noise(*shape), Recipe()).tiles.shape == (1, 64, 64, 1)
 
 
+def test_a_line_on_a_long_thin_part_is_seen_wherever_it_is() -> None:
+    recipe = Recipe(tile_hw=(256, 256))
+    for at in range(900, 960):
+        for turned in (False, True):
+            part = np.full((200, 2000), 200, np.uint8)
+            part[:, at : at + 3] = 110
+            tile = prepare(part.T.copy() if turned else part, recipe).tiles[0, :, :, 0]
+            assert int(tile.min()) <= 200 - 90 * 3 * 256 / 2000 / 2.1, (at, turned)  # over two pixels at worst
+
+
 def test_view_box_stays_on_the_part() -> None:
     for region in ((0, 0, 1, 1), (0.999, 0.999, 0.001, 0.001), (0.333, 0.1, 0.667, 0.9)):
         for size in ((2, 2), (3, 1000), (77, 33)):

@@ -72,6 +72,14 @@ def test_auto_mirrors_along_the_axes_on_which_other_parts_look_the_same(
     assert (found.horizontal, found.vertical) == (horizontal, vertical)
 
 
+def test_many_tiles_of_few_images_are_still_compared() -> None:
+    tiles = _tiles(_texture, 12).repeat_interleave(100, dim=0)
+    names = [f"part {number // 100}" for number in range(1200)]
+    found = learn_augmentation(tiles, names, "auto", places=100)
+    assert found.horizontal and found.vertical
+    assert found.variety > 0.5
+
+
 def test_lighting_that_differs_from_part_to_part_does_not_hide_a_mark() -> None:
     tiles = (_tiles(_marked).float() * torch.linspace(0.4, 1.2, 24)[:, None, None, None]).clamp(0, 255).byte()
     assert not learn_augmentation(tiles, _names(tiles), "auto").horizontal

@@ -5,8 +5,24 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from training.defects import FILLS, SHAPES, VISIBLE, _erase, centres, draw, draw_shapes, features, fill_in, frame, label
+from training import defects
+from training.defects import (
+    FILLS,
+    SHAPES,
+    VISIBLE,
+    _erase,
+    centres,
+    crispness,
+    draw,
+    draw_shapes,
+    edge_width,
+    features,
+    fill_in,
+    frame,
+    label,
+)
 
 CPU = torch.device("cpu")
 
@@ -53,6 +69,22 @@ def test_what_is_labelled_changed_visibly_and_the_rest_did_not(tiles: Tensor) ->
     assert float(change[ground].max()) <= 3 * VISIBLE
     assert float(change[ground].mean()) < 0.1 * VISIBLE
     assert float(change[drawn.defect == 1].mean()) > VISIBLE
+
+
+def test_defects_are_as_crisp_as_the_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(4)
+    board = torch.where(torch.rand(64, 1, 16, 16) < 0.5, -1.0, 1.0).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    coarse = F.interpolate(torch.randn(64, 1, 16, 16), size=(128, 128), mode="bicubic")
+    texture = (0.3 * coarse + 0.05 * torch.randn(64, 1, 128, 128)).clamp(-1, 1)
+    assert float(crispness(board).min()) == 1.0
+    assert float(crispness(texture).max()) < 0.4
+    sharp, soft = (edge_width(frame(torch.rand(4000, 2), 8, torch.full((4000, 1, 1, 1), c))) for c in (1.0, 0.0))
+    assert float((sharp == 1 / 8).float().mean()) == pytest.approx(0.4, abs=0.03)
+    assert float((soft == 1 / 8).float().mean()) < 0.01
+    swapped = FILLS["swapped"](board, board)
+    torch.testing.assert_close(swapped, -board)
+    monkeypatch.setattr(defects, "FILL_WEIGHTS", torch.eye(len(FILLS))[-1])
+    torch.testing.assert_close(fill_in(board, board, torch.ones(64, 1, 1, 1)), -board)
 
 
 def test_defects_sit_at_borders_and_on_features_too() -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from tests.bundles import draw_part
 from training import fit as fit_module
@@ -209,6 +210,15 @@ class _Mean(nn.Module):
         return Judgement(image, (tile - image).abs(), tile.new_zeros(len(tile)))
 
 
+class _Blurred(nn.Module):
+    """Draws every tile as the mean of all at half the side, as well as that can be done."""
+
+    def forward(self, tile: Tensor) -> Judgement:
+        small = F.avg_pool2d(tile.mean(dim=0, keepdim=True), 2)
+        image = F.interpolate(small, scale_factor=2.0, mode="bilinear").expand_as(tile)
+        return Judgement(image, (tile - image).abs(), tile.new_zeros(len(tile)))
+
+
 @pytest.mark.parametrize("level", [1.0, -1.0, 0.0])
 def test_collapse_to_white_black_or_grey_is_refused(level: float, tiles: Tiles, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"every image is drawn alike.*no bundle is written"):
@@ -217,6 +227,15 @@ def test_collapse_to_white_black_or_grey_is_refused(level: float, tiles: Tiles, 
 
 def test_aligned_parts_drawn_as_their_mean_are_no_collapse(tiles: Tiles, tmp_path: Path) -> None:
     refuse_collapse(_Mean(), tiles.fit, 500, tmp_path)
+
+
+def test_a_coarse_drawing_of_fine_detail_is_no_collapse(tmp_path: Path) -> None:
+    stripes = torch.where(torch.arange(64) % 2 == 0, 60.0, 200.0).expand(16, 64, 64)
+    torch.manual_seed(1)
+    tiles = (stripes + 2 * torch.randn(16, 64, 64)).round().to(torch.uint8)[..., None]
+    refuse_collapse(_Blurred(), tiles, 500, tmp_path)
+    with pytest.raises(TrainingError, match="every image is drawn alike"):
+        refuse_collapse(_Constant(1.0), tiles, 500, tmp_path)
 
 
 def test_collapse_ends_the_whole_run_with_the_checkpoint_kept(

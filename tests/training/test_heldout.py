@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -37,6 +38,30 @@ def test_every_kind_is_drawn_with_a_mask_where_it_can_be_seen(tiles: Tensor) -> 
         original = int(distance[:, ~mask].mean(dim=1).argmin())
         contrast = heldout.texture(tiles[original].numpy().astype(np.float32))
         assert float(distance[original][mask].mean()) >= LEAST_CHANGE * contrast
+
+
+@pytest.mark.parametrize("period", [4, 6, 16])
+def test_defects_are_drawn_on_crisp_patterns_too(period: int) -> None:
+    stripes = np.where(np.arange(128) % period < period // 2, 255, 0).astype(np.uint8)
+    exam = set_exam(torch.from_numpy(np.tile(stripes, (8, 128, 1))[..., np.newaxis]), 1, most=40)
+    assert len(exam.kinds) - 8 >= 20
+
+
+def test_a_kind_meets_all_places_of_cut_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    marked = np.repeat(np.arange(32, dtype=np.uint8), 64 * 64).reshape(32, 64, 64, 1)  # 8 parts of 4 tiles
+    met: dict[int, set[int]] = {kind: set() for kind in range(8)}
+
+    def remember(kind: int) -> Callable[..., tuple[heldout.Picture, heldout.Region]]:
+        def draw(tile: heldout.Picture, *_: object) -> tuple[heldout.Picture, heldout.Region]:
+            met[kind].add(int(tile[0, 0, 0]) % 4)
+            return tile + 100, np.ones(tile.shape[:2], np.bool_)
+
+        return draw
+
+    monkeypatch.setattr(heldout, "KINDS", {str(kind): remember(kind) for kind in range(8)})
+    set_exam(torch.from_numpy(marked), 1, most=160)
+    assert all(len(places) > 1 for places in met.values())
+    assert set.union(*met.values()) == {0, 1, 2, 3}
 
 
 def test_the_same_seed_sets_the_same_exam(tiles: Tensor) -> None:

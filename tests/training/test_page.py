@@ -94,8 +94,8 @@ def test_a_strip_shows_tile_drawing_and_map_on_a_scale_of_its_own() -> None:
 
 
 def test_colours_are_those_of_the_part() -> None:
-    tile = torch.tensor([10, 20, 200], dtype=torch.uint8).repeat(8, 8, 1)  # blue, green, red
-    assert strip(tile, tile, torch.zeros(8, 8), 1.0)[0, 0].tolist() == [200, 20, 10]
+    tile = torch.tensor([10, 20, 200], dtype=torch.uint8).repeat(8, 8, 1)  # red, green, blue, as images are read
+    assert strip(tile, tile, torch.zeros(8, 8), 1.0)[0, 0].tolist() == [10, 20, 200]
 
 
 def _samples(parts: int, exposures: int) -> list[Sample]:

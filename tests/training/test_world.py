@@ -77,6 +77,7 @@ def test_the_shares_of_a_batch_are_the_batch() -> None:
 @pytest.mark.parametrize(
     ("device", "batch", "message"),
     [
+        ("cpu", 2, "--batch 2 leaves 1 tile to each of 2 processes; expected 4 or more"),
         ("cpu", 7, "--batch 7 cannot be shared evenly by 2 processes; expected a multiple of 2"),
         pytest.param(
             "cuda", 8, r"2 processes and 0 NVIDIA GPU\(s\).*--device cpu",
