@@ -65,7 +65,7 @@ def test_tiles_are_rows_by_columns(text: str) -> None:
         ({"minutes": -1}, "--minutes: Input should be greater than 0"),
         ({"channels": "cmyk"}, "--channels: Input should be 'grey', 'rgb' or 'auto'"),
         ({"learning_rate": 0}, "--learning-rate: Input should be greater than 0"),
-        ({"size": 64, "overlap": 64}, "overlap 64 px is not below the tile's 64 px"),
+        ({"size": 64, "tiles": (2, 2), "overlap": 64}, "overlap 64 px is not below the tile's 64 px"),
         ({"tiles": (0, 3)}, "tiles 0x3: expected 1x1 to 16x16"),
         ({"holdout": 0.8, "validation": 0.5}, "leave under 10 % to learn from"),
         ({"epochs": 3}, "unknown key"),
