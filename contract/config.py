@@ -56,7 +56,9 @@ def describe(error: ValidationError, model: type[BaseModel], source: str) -> lis
         elif problem["type"] == "missing":
             text = "required, but missing"
         else:
-            text = f"{problem['msg']} (found {problem['input']!r:.80})"
+            # Of a whole section the message itself says what was found; all its keys would bury that.
+            found = "" if isinstance(problem["input"], dict) else f" (found {problem['input']!r:.80})"
+            text = f"{problem['msg']}{found}"
         lines.append(f"{source}: at `{path}`: {text}")
     return lines
 

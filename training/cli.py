@@ -132,5 +132,6 @@ def make_settings(values: dict[str, Any]) -> TrainSettings:
     try:
         return validate(TrainSettings, values, "flawline train")
     except ConfigError as error:
-        named = re.sub(r"at `(\w+)[.\w]*`", lambda found: f"--{found.group(1).replace('_', '-')}", str(error))
+        text = str(error).replace("flawline train: ", "")  # said in front of every error of the command
+        named = re.sub(r"at `(\w+)[.\w]*`", lambda found: f"--{found.group(1).replace('_', '-')}", text)
         raise ConfigError(named.replace("at `(top level)`: Value error, ", "")) from error

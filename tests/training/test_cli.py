@@ -72,8 +72,9 @@ def test_tiles_are_rows_by_columns(text: str) -> None:
     ],
 )
 def test_a_mistaken_option_is_named_with_what_was_expected(changes: dict[str, object], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message) as refused:
         make_settings({"data": Path("d"), "out": Path("o"), **changes})
+    assert "flawline train" not in str(refused.value) and "PosixPath" not in str(refused.value)
 
 
 def test_the_default_budget_is_forty_minutes_unless_steps_are_given() -> None:
