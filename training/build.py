@@ -184,6 +184,7 @@ def claim_folder(settings: TrainSettings) -> None:
 
 
 def choose_device(settings: TrainSettings) -> None:
+    """Set torch's threads as asked; raises ConfigError where a graphics card is asked for and there is none."""
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     if settings.device == "cuda" and not torch.cuda.is_available():
