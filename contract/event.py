@@ -191,6 +191,11 @@ class State(BaseHeader):
     spool_rows: Count = 0
     spool_bytes: Count = 0
     attachments_dropped: Count = 0
+    waiting: Count = Field(0, description="parts that were announced and have no verdict yet")
+    waiting_ms: float = Field(0.0, description="how long ago the oldest of them was captured")
+    inference: Literal["unknown", "ok", "failed"] = Field(
+        "unknown", description="how the last inference ended; without parts the edge tries one about every second"
+    )
     cameras: tuple[CameraState, ...] = Field((), max_length=64)
 
 

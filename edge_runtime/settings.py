@@ -69,7 +69,7 @@ class EdgeSettings(Strict):
     engine: Literal["auto", "openvino", "onnxruntime"] = "auto"
     threads: int = Field(1, ge=1, le=64, description="engine threads")
     deadline_ms: int = Field(1000, ge=10, description="capture to verdict; later is NOT_INSPECTED")
-    heartbeat_ms: int = Field(1000, ge=100)
+    heartbeat_ms: int = Field(200, ge=100, description="the host's heartbeat to the line rests on it")
     images: Literal["flagged", "all", "none"] = Field("flagged", description="which parts' pictures are sent")
     host: HostLink = Field(default_factory=HostLink)
     spool: SpoolSettings = Field(default_factory=SpoolSettings)

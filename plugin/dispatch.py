@@ -12,12 +12,19 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from plugin.connectors.base import Connector, LineOutput
+from plugin.connectors.base import Connector, LineOutput, Plant
 from plugin.errors import ConfigError
 from plugin.logs import LimitedLog
 from plugin.settings import ConnectorSettings
 
-CONNECTORS = {"loop": "plugin.connectors.loop:Loop"}
+CONNECTORS = {
+    "loop": "plugin.connectors.loop:Loop",
+    "modbus": "plugin.connectors.modbus:Modbus",
+    "modbus-io": "plugin.connectors.modbus_io:ModbusIo",
+}
+EXTRAS = {"modbus": "modbus", "modbus-io": "modbus"}
+"""Connectors whose library is an extra of its own."""
+
 ENTRY_POINTS = "flawline.connectors"
 log = logging.getLogger(__name__)
 
@@ -39,7 +46,11 @@ def make_connector(url: str, base_dir: Path) -> Connector:
     target = CONNECTORS.get(scheme)
     if target is not None:
         module, _, name = target.partition(":")
-        kind = getattr(importlib.import_module(module), name)
+        try:
+            kind = getattr(importlib.import_module(module), name)
+        except ModuleNotFoundError as error:
+            extra = EXTRAS.get(scheme, "host")
+            raise ConfigError(f"{url}: {error.name} is not installed: pip install 'flawline[{extra}]'") from error
     else:
         found = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
         if scheme not in found:
@@ -58,9 +69,23 @@ class Dispatcher:
     ) -> None:
         self.workers = [_Worker(settings, connector, record) for settings, connector in connectors]
 
-    def start(self) -> None:
+    def start(self, plant: Callable[[str, tuple[str, ...]], Plant]) -> None:
+        """Start each connector; ``plant`` makes what one of a URL and lines is given. Raises ConfigError: none runs."""
+        begun = []
+        try:
+            for worker in self.workers:
+                worker.connector.start(plant(worker.url, tuple(worker.lines)))
+                begun.append(worker)
+        except BaseException:
+            for worker in begun:
+                worker.connector.close()
+            raise
         for worker in self.workers:
             worker.start()
+
+    def status(self) -> list[dict[str, object]]:
+        """What each connector says of itself, and how many outputs wait for it."""
+        return [{"url": each.url, "waiting": each.waiting(), **each.connector.status()} for each in self.workers]
 
     def serves(self, line: str) -> bool:
         """Whether any connector listens to ``line``."""
@@ -99,6 +124,9 @@ class _Worker(threading.Thread):
         except queue.Full:
             self._log.warning("full", f"{self.url}: does not keep up; outputs are refused")
             self._report(output, "refused", "the connector's queue is full")
+
+    def waiting(self) -> int:
+        return self._waiting.qsize()
 
     def stop(self) -> None:
         self._stopping.set()

@@ -1,8 +1,9 @@
 """One number for each part on each line, committed before it is published, published at most once ever (hop 9).
 
 A trigger opens a part; its verdict, or else its deadline, closes it with the next number. What comes after the
-deadline is recorded and never dispatched, and so is a deadline of long ago. The ledger is a small
-SQLite file of its own and waits for no store.
+deadline is recorded and never dispatched, and so is a deadline of long ago. A part that the line controller counted is
+open too, until an edge announces it: nobody has to trust that edges see everything. The ledger is a small SQLite file
+of its own and waits for no store.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import heapq
 import logging
 import queue
+import secrets
 import sqlite3
 import threading
 import time
@@ -20,14 +22,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from contract.event import Header, LineCode, Missed, Result, Trigger, Verdict
-from plugin.connectors.base import LineOutput
+from plugin.connectors.base import LINE_CONTROLLER, LineOutput
 from plugin.dispatch import Sent
 from plugin.errors import ConfigError
 from plugin.logs import LimitedLog
 from plugin.settings import LineSettings
 from plugin.transit import Arrival
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MAX_WAITING = 65536
 BURST = 512
 RETRY_S = 0.25
@@ -36,6 +38,7 @@ GRACE_NS = 10**9
 """A deadline that ran out longer ago than this, or than the line's deadline where that is longer, is not published."""
 
 LONG_AGO_NS = 3600 * 10**9
+UNANNOUNCED = "the line controller counted a part that no edge announced"
 CODES = {
     Verdict.PASS: LineCode.PASS,
     Verdict.REJECT: LineCode.REJECT,
@@ -59,6 +62,7 @@ CREATE TABLE IF NOT EXISTS outputs (
     outcome TEXT NOT NULL,
     age_ms REAL NOT NULL,
     t_wall_ns INTEGER NOT NULL,
+    counter INTEGER,
     UNIQUE (line, number),
     UNIQUE (edge_id, part_id)
 );
@@ -96,7 +100,7 @@ CREATE TABLE IF NOT EXISTS sends (
 
 _SELECT = """
 SELECT o.id, o.line, o.number, o.edge_id, o.part_id, o.camera_id, o.trigger_id, o.code, o.source, o.reason, o.outcome,
-       o.age_ms, o.t_wall_ns, l.code AS late_code, l.age_ms AS late_age_ms,
+       o.age_ms, o.t_wall_ns, o.counter, l.code AS late_code, l.age_ms AS late_age_ms,
        (SELECT min(t_wall_ns) FROM sends s WHERE s.line = o.line AND s.number = o.number AND s.outcome = 'published')
            AS t_published_ns
 FROM outputs o LEFT JOIN late l ON l.edge_id = o.edge_id AND l.part_id = o.part_id
@@ -116,6 +120,14 @@ class Told(NamedTuple):
     @property
     def key(self) -> Key:
         return self.header.edge_id, self.header.part_id
+
+
+class Counted(NamedTuple):
+    """The line controller saw a part at ``t_ns`` (CLOCK_MONOTONIC), and its own counter went on to ``counter``."""
+
+    line: LineSettings
+    counter: int
+    t_ns: int
 
 
 class OpenPart(NamedTuple):
@@ -138,7 +150,7 @@ class Ledger:
         self.skipped = 0
         self._line_of = line_of
         self._boot_id = _boot_id()
-        self._inbox: queue.SimpleQueue[Sequence[Told | Sent]] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Sequence[Told | Counted | Sent]] = queue.SimpleQueue()
         self._log = LimitedLog(log)
         self._closing = False
         self._stopping = False
@@ -152,6 +164,10 @@ class Ledger:
         self._open: dict[Key, OpenPart] = {}
         self._due: list[tuple[int, Key]] = []
         self._next: dict[str, int] = {}
+        self._counters: dict[Key, int] = {}
+        self._counters_before: dict[Key, int] = {}
+        self._run_id = secrets.token_hex(4)
+        self._counted_so_far = 0
         self._connection = _open_file(path)
         unknown = self._connection.execute(
             "UPDATE outputs SET outcome = 'unknown' WHERE outcome = 'committed'"
@@ -182,6 +198,18 @@ class Ledger:
             self._inbox.put(told)
             self._tickets += len(told)
         return self._tickets
+
+    def counted(self, line: LineSettings, counter: int, t_ns: int) -> None:
+        """The line controller saw a part. Called by any thread; never blocks.
+
+        An edge's part is the same one where its capture lies ``trigger_offset_ms`` behind, give or take
+        ``trigger_tolerance_ms``, and no other part could be meant; without one by the deadline it is NOT_INSPECTED.
+        """
+        self._inbox.put([Counted(line, counter, t_ns)])
+
+    def last_number(self, line: str) -> int:
+        """The last number that was committed before ``run``, 0 before the first. Call before ``run``."""
+        return self._next.get(line, 1) - 1
 
     def has(self, ticket: int, timeout_s: float) -> bool:
         """Wait until everything up to ``ticket`` is committed; False where that takes longer."""
@@ -220,7 +248,7 @@ class Ledger:
         finally:
             self._connection.close()
 
-    def _gather(self) -> list[Told | Sent]:
+    def _gather(self) -> list[Told | Counted | Sent]:
         try:
             batch = list(self._inbox.get(timeout=self._time_left_s()))
         except queue.Empty:
@@ -237,7 +265,7 @@ class Ledger:
             return IDLE_S
         return min(IDLE_S, max(0.0, (self._due[0][0] - time.monotonic_ns()) / 1e9))
 
-    def _settle(self, batch: list[Told | Sent]) -> bool:
+    def _settle(self, batch: list[Told | Counted | Sent]) -> bool:
         """Commit what ``batch`` and the clock decide, then publish; retry a failing disk until stopped (False)."""
         while True:
             try:
@@ -263,14 +291,19 @@ class Ledger:
         """Undo a failed transaction, in the file and in memory."""
         if self._connection.in_transaction:
             self._connection.execute("ROLLBACK")
+        self._counters = self._counters_before
         self._load()
 
-    def _decide(self, batch: list[Told | Sent]) -> list[LineOutput]:
+    def _decide(self, batch: list[Told | Counted | Sent]) -> list[LineOutput]:
         outputs: list[LineOutput] = []
+        self._counters_before = self._counters.copy()
         self._connection.execute("BEGIN IMMEDIATE")
         for item in batch:
             if isinstance(item, Told):
                 self._or_skip(item.key, partial(self._hear, item, outputs))
+            elif isinstance(item, Counted):
+                key = self._name_counted(item)
+                self._or_skip(key, partial(self._count, key, item))
         self._write_sent([item for item in batch if isinstance(item, Sent)])
         now_ns = time.monotonic_ns()
         while self._due and self._due[0][0] <= now_ns and not self._closing:
@@ -294,6 +327,7 @@ class Ledger:
             self.skipped += 1
             self._log.warning("skipped", f"part {key[1]!r} of {key[0]!r} cannot be numbered and is left out: {error}")
             self._open.pop(key, None)
+            self._counters.pop(key, None)
             self._connection.execute("DELETE FROM open_parts WHERE edge_id = ? AND part_id = ?", key)
 
     def _hear(self, told: Told, outputs: list[LineOutput]) -> None:
@@ -303,11 +337,13 @@ class Ledger:
             if source == "deadline" and not isinstance(header, Trigger):
                 self._write_late(told)
             return
+        as_told = self._new_part(told)
         part = self._open.get(key)
         announced = part is not None
         if part is None:
-            part = self._new_part(told)
-        in_time = time.monotonic_ns() <= part.due_ns
+            part = as_told
+            self._find_counter(key, part)
+        in_time = time.monotonic_ns() <= min(part.due_ns, as_told.due_ns)  # the older of what was said of its age
         if isinstance(header, Trigger):
             if announced:
                 return
@@ -320,7 +356,7 @@ class Ledger:
         elif in_time:
             code = CODES[header.verdict] if isinstance(header, Result) else LineCode.NOT_INSPECTED
             source = "verdict" if isinstance(header, Result) else "missed"
-            outputs.append(self._write_output(key, part, code, source, header.reason))
+            outputs.append(_judged(self._write_output(key, part, code, source, header.reason), header))
         elif announced:
             self._close_at_deadline(key, part, outputs)
             self._write_late(told)
@@ -335,6 +371,45 @@ class Ledger:
         due_ns = captured_ns + line.deadline_ms * 1_000_000
         return OpenPart(line.id, header.camera_id, header.trigger_id, captured_ns, due_ns)
 
+    def _name_counted(self, counted: Counted) -> Key:
+        self._counted_so_far += 1
+        return LINE_CONTROLLER, f"{counted.line.id}-{self._run_id}-{self._counted_so_far:06d}"
+
+    def _count(self, key: Key, counted: Counted) -> None:
+        """The part that an edge announced at that time bears the counter; without one it is a part by itself."""
+        line = counted.line
+        expected_ns = counted.t_ns + line.trigger_offset_ms * 1_000_000
+        same = [
+            other
+            for other, part in self._open.items()
+            if other not in self._counters and _is_same(part, line, expected_ns) and other[0] != LINE_CONTROLLER
+        ]
+        if len(same) == 1:
+            self._counters[same[0]] = counted.counter
+            return
+        due_ns = expected_ns + line.deadline_ms * 1_000_000
+        self._counters[key] = counted.counter
+        self._open_part(key, OpenPart(line.id, "none", counted.counter, expected_ns, due_ns))
+
+    def _find_counter(self, key: Key, part: OpenPart) -> None:
+        """A part that an edge announces bears the counter of that time, which then is no part by itself any more."""
+        if key in self._counters:
+            return
+        line = self._line_of(key[0])
+        same = [
+            other
+            for other, counted in self._open.items()
+            if other[0] == LINE_CONTROLLER and _is_same(counted, line, part.captured_ns)
+        ]
+        if len(same) == 1:
+            self._counters[key] = self._open[same[0]].trigger_id
+            self._forget(same[0])
+
+    def _forget(self, key: Key) -> None:
+        self._counters.pop(key, None)
+        if self._open.pop(key, None) is not None:
+            self._connection.execute("DELETE FROM open_parts WHERE edge_id = ? AND part_id = ?", key)
+
     def _source_of(self, key: Key) -> str | None:
         row = self._connection.execute("SELECT source FROM outputs WHERE edge_id = ? AND part_id = ?", key).fetchone()
         return None if row is None else str(row[0])
@@ -345,7 +420,7 @@ class Ledger:
         heapq.heappush(self._due, (part.due_ns, key))
 
     def _close_at_deadline(self, key: Key, part: OpenPart, outputs: list[LineOutput]) -> None:
-        reason = "no verdict by the deadline"
+        reason = UNANNOUNCED if key[0] == LINE_CONTROLLER else "no verdict by the deadline"
         expiry_ns = part.due_ns + max(GRACE_NS, part.due_ns - part.captured_ns)
         if time.monotonic_ns() > expiry_ns:  # the part is gone from the gate; another one may stand there
             self._write_output(key, part, LineCode.NOT_INSPECTED, "deadline", reason, "late")
@@ -359,9 +434,10 @@ class Ledger:
         outcome = outcome or ("committed" if self._connected(part.line) else "unconnected")
         number = self._next.get(part.line, 1)
         age_ms = (time.monotonic_ns() - part.captured_ns) / 1e6
+        counter = self._counters.get(key)
         self._connection.execute(
             "INSERT INTO outputs (line, number, edge_id, part_id, camera_id, trigger_id, code, source, reason, "
-            "outcome, age_ms, t_wall_ns) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "outcome, age_ms, t_wall_ns, counter) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 part.line,
                 number,
@@ -374,12 +450,23 @@ class Ledger:
                 outcome,
                 age_ms,
                 time.time_ns(),
+                counter,
             ),
         )
         self._next[part.line] = number + 1
-        if self._open.pop(key, None) is not None:
-            self._connection.execute("DELETE FROM open_parts WHERE edge_id = ? AND part_id = ?", key)
-        return LineOutput(part.line, number, *key, part.camera_id, part.trigger_id, code, reason, part.due_ns)
+        self._forget(key)
+        return LineOutput(
+            part.line,
+            number,
+            *key,
+            part.camera_id,
+            part.trigger_id,
+            code,
+            reason,
+            part.due_ns,
+            counter=counter,
+            captured_ns=part.captured_ns,
+        )
 
     def _write_late(self, told: Told) -> None:
         header = told.header
@@ -390,11 +477,13 @@ class Ledger:
         )
 
     def _write_sent(self, sent: list[Sent]) -> None:
-        self._connection.executemany("INSERT OR IGNORE INTO sends VALUES (?, ?, ?, ?, ?, ?)", sent)
+        """What a connector says last of an output counts; an output is published where any connector published it."""
+        self._connection.executemany("INSERT OR REPLACE INTO sends VALUES (?, ?, ?, ?, ?, ?)", sent)
         self._connection.executemany(
-            "UPDATE outputs SET outcome = ? WHERE line = ? AND number = ? "
-            "AND (outcome = 'committed' OR ? = 'published')",
-            [(each.outcome, each.line, each.number, each.outcome) for each in sent],
+            "UPDATE outputs SET outcome = CASE WHEN EXISTS (SELECT 1 FROM sends s WHERE s.line = outputs.line "
+            "AND s.number = outputs.number AND s.outcome = 'published') THEN 'published' ELSE ? END "
+            "WHERE line = ? AND number = ?",
+            [(each.outcome, each.line, each.number) for each in sent],
         )
 
     def _load(self) -> None:
@@ -414,6 +503,7 @@ class Ledger:
         due = [(part.due_ns, key) for key, part in parts.items()]
         heapq.heapify(due)
         self._open, self._due, self._next, self._stale = parts, due, numbers, False
+        self._counters |= {key: part.trigger_id for key, part in parts.items() if key[0] == LINE_CONTROLLER}
 
     def _read_numbers(self) -> dict[str, int]:
         return dict(self._connection.execute("SELECT line, max(number) + 1 FROM outputs GROUP BY line").fetchall())
@@ -459,13 +549,28 @@ def _open_file(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=NORMAL")  # a killed process loses nothing; no output waits for the disk
         version = connection.execute("PRAGMA user_version").fetchone()[0]
-        if version not in (0, SCHEMA_VERSION):
+        if version not in (0, 1, SCHEMA_VERSION):
             raise ConfigError(f"{path}: ledger version {version}, this program reads {SCHEMA_VERSION}")
+        if version == 1:
+            connection.execute("ALTER TABLE outputs ADD COLUMN counter INTEGER")
         connection.executescript(_TABLES)
         connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
     except sqlite3.Error as error:
         raise ConfigError(f"{path}: the ledger cannot be opened ({error}); restore a backup or move it away") from error
     return connection
+
+
+def _is_same(part: OpenPart, line: LineSettings, captured_ns: int) -> bool:
+    """Whether a part of the line was captured at that time, within the line's tolerance."""
+    return part.line == line.id and abs(part.captured_ns - captured_ns) <= line.trigger_tolerance_ms * 1_000_000
+
+
+def _judged(output: LineOutput, header: Result | Missed) -> LineOutput:
+    """With what is said of the judgement beside its code."""
+    if not isinstance(header, Result):
+        return output
+    ratio = header.score / header.threshold if header.score is not None and header.threshold else None
+    return output._replace(ratio=ratio, model=int(header.model_sha256[:8], 16))
 
 
 def _boot_id() -> str:

@@ -9,8 +9,10 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,14 +20,17 @@ from typing import Any
 import uvicorn
 import zmq
 
-from plugin.dispatch import Dispatcher, make_connector
+from plugin.connectors.base import LineOutput, Plant, RecipeState
+from plugin.dispatch import Dispatcher, Sent, make_connector
 from plugin.errors import ConfigError, FlawlineError
 from plugin.ledger import Ledger, LedgerReader
+from plugin.liveness import Liveness
 from plugin.queries import Reader
 from plugin.receiver import Receiver
 from plugin.review.app import Host, create_app
 from plugin.settings import HostSettings
 from plugin.store import Store
+from plugin.transit import Arrival
 from plugin.writer import Writer
 
 STOP_S = 2.0
@@ -65,7 +70,8 @@ class Service:
         self.ledger.connect(self.dispatcher.publish, self.dispatcher.serves)
         self._writer = Writer(Store(state_dir), self.ledger.has, settings.events.backlog_mb << 20)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._receiver = Receiver(self._context, settings.events.bind, self.ledger.tell, self._writer.offer)
+        self.liveness = Liveness(settings.lines, settings.line_of)
+        self._receiver = Receiver(self._context, settings.events.bind, self._tell, self._writer.offer)
         self.reader = Reader(state_dir / "store.sqlite")
         app = create_app(
             Host(
@@ -105,11 +111,37 @@ class Service:
         trouble = [text for text in (self._writer.trouble, self.ledger.trouble) if text]
         counts = {**vars(self._receiver.counts), "conflicts": self._writer.conflicts, "ledger_lost": self.ledger.lost}
         counts["ledger_skipped"] = self.ledger.skipped
-        return {"ok": not trouble, "trouble": trouble, "receiver": counts}
+        lines = {line.id: self._trouble_of(line.id) for line in self.settings.lines}
+        connectors = self.dispatcher.status()
+        return {"ok": not trouble, "trouble": trouble, "receiver": counts, "lines": lines, "connectors": connectors}
+
+    def _tell(self, arrivals: Sequence[Arrival]) -> int:
+        self.liveness.note(arrivals)
+        return self.ledger.tell(arrivals)
+
+    def _trouble_of(self, line: str) -> str | None:
+        """Why the line is not inspected, or its results not numbered, at this moment."""
+        return self.ledger.trouble or self.liveness.trouble_of(line)
+
+    def _plant(self, url: str, named: tuple[str, ...]) -> Plant:
+        """What the connector of ``url`` that serves these lines (none named: all) may ask and tell."""
+        lines = {line.id: line for line in self.settings.lines if not named or line.id in named}
+        return Plant(
+            lines=tuple(lines),
+            trouble=self._trouble_of,
+            last_number=self.ledger.last_number,
+            counted=lambda line, counter, t_ns: self.ledger.counted(lines[line], counter, t_ns),
+            recipe=lambda line: RecipeState(0, 0),
+            select_recipe=lambda line, number, done: done("not yet"),
+            fail=partial(self._fail, url),
+        )
+
+    def _fail(self, connector: str, output: LineOutput, detail: str) -> None:
+        self.ledger.record(Sent(output.line, output.number, connector, "refused", detail, time.time_ns()))
 
     def start(self) -> None:
         """Start every thread, and write where the host can be reached into the state folder."""
-        self.dispatcher.start()
+        self.dispatcher.start(self._plant)
         self._spawn("ledger", self.ledger.run)
         self._spawn("writer", lambda: self._writer.run(self._receiver.answer))
         self._spawn("http", lambda: self._http.run(sockets=[self._http_socket]))

@@ -81,6 +81,14 @@ class LineSettings(Strict):
     id: Identifier
     edges: list[Identifier] = Field(default_factory=list, max_length=256)
     deadline_ms: int = Field(1000, ge=10, le=3_600_000, description="capture to output")
+    silence_ms: int = Field(700, ge=50, le=60_000, description="an edge silent for longer stops the line's heartbeat")
+    frame_age_ms: int = Field(1000, ge=50, le=600_000, description="a camera without a frame for longer stops it too")
+    trigger_offset_ms: int = Field(
+        0, ge=-60_000, le=60_000, description="from the line controller's count of a part to its capture"
+    )
+    trigger_tolerance_ms: int = Field(
+        50, ge=1, le=60_000, description="how far both may differ from that; less than half the time between two parts"
+    )
 
 
 class ConnectorSettings(Strict):

@@ -19,6 +19,7 @@ SCORE = "score"
 MAP = "map"
 RECONSTRUCTION = "reconstruction"
 OUTPUTS = (SCORE, MAP, RECONSTRUCTION)
+GREY_TOLERANCE = 0.02  # of a score, relative: far above rounding in any precision, far below another graph's answer
 
 
 class GraphSpec(NamedTuple):
@@ -75,7 +76,10 @@ class Engine(ABC):
     def __init__(self, graph: bytes, spec: GraphSpec, threads: int = 1) -> None:
         self.spec = spec
         self.threads = threads
+        self.failing = False
+        """Whether the last inference failed."""
         self._fresh = False
+        self._grey: NDArray[np.float32] | None = None
         try:
             names = self._load(graph)
         except EngineError:
@@ -104,15 +108,26 @@ class Engine(ABC):
 
     def warm_up(self) -> None:
         """Run once on grey, so that the first part does not pay for first-time allocations. Raises EngineError."""
-        self.infer(np.full(self.spec.input_shape, 128, np.uint8))
+        self._grey = self._infer_grey()
+
+    def prove(self) -> None:
+        """Run on grey once more: it must score as at ``warm_up``. Raises EngineError, and is ``failing`` then."""
+        scores = self._infer_grey()
+        if self._grey is not None and not np.allclose(scores, self._grey, rtol=GREY_TOLERANCE):
+            self.failing = True
+            raise EngineError(f"{self.name}: a grey image scores {scores.tolist()}, at the start {self._grey.tolist()}")
+
+    def _infer_grey(self) -> NDArray[np.float32]:
+        scores = self.infer(np.full(self.spec.input_shape, 128, np.uint8)).scores
         self._fresh = False
+        return scores
 
     def infer(self, tiles: Pixels) -> EngineOutput:
         """Score one part's tiles: uint8 [N, H, W, C], N the recipe's tiles. Raises EngineError.
 
         The result belongs to the caller. ``tiles`` must stay unchanged until this returns, not longer.
         """
-        self._fresh = False
+        self._fresh, self.failing = False, True
         if tiles.dtype != np.uint8 or tiles.shape != self.spec.input_shape:
             raise EngineError(
                 f"{self.name}: tiles of shape {tiles.shape}, {tiles.dtype}; expected uint8 {self.spec.input_shape}"
@@ -122,7 +137,7 @@ class Engine(ABC):
         except Exception as error:
             raise EngineError(f"{self.name}: inference failed: {_short(error)}") from error
         self._check(scores, maps)
-        self._fresh = True
+        self._fresh, self.failing = True, False
         return EngineOutput(scores.copy(), maps.copy())
 
     def _check(self, scores: NDArray[np.float32], maps: NDArray[np.float32]) -> None:

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from contract.event import LineCode
 
+LINE_CONTROLLER = "(line controller)"
+"""Stands as ``edge_id`` of a part that the line controller counted and no edge announced; no edge can be called so."""
+
 
 class LineOutput(NamedTuple):
-    """One part's code for the line. ``due_ns``: CLOCK_MONOTONIC after which it must not be sent."""
+    """One part's code for the line. ``due_ns``: CLOCK_MONOTONIC after which it must not be sent.
+
+    ``counter`` is the line controller's own count at this part, None where it counted none there; ``captured_ns`` is
+    CLOCK_MONOTONIC, 0 where not known. ``ratio`` is score over threshold and ``model`` the first 32 bits of the model's
+    sha256, None where nothing was scored.
+    """
 
     line: str
     number: int
@@ -21,6 +30,36 @@ class LineOutput(NamedTuple):
     code: LineCode
     reason: str | None
     due_ns: int
+    counter: int | None = None
+    captured_ns: int = 0
+    ratio: float | None = None
+    model: int | None = None
+
+
+class RecipeState(NamedTuple):
+    """What a line's edges say they judge by; ``number`` 0 and ``model`` 0 where they disagree or say nothing."""
+
+    number: int
+    model: int
+
+
+class Plant(NamedTuple):
+    """What a connector may ask of the host and tell it; every call returns at once, from any thread.
+
+    ``lines``: those that the connector serves. ``trouble(line)``: why the line is not inspected now, None where it is.
+    ``last_number(line)``: the last number that is committed, 0 before the first. ``counted(line, counter, t_ns)``: the
+    line controller saw a part at ``t_ns`` of CLOCK_MONOTONIC and its counter went on to ``counter``. ``recipe(line)``:
+    what judges now. ``select_recipe(line, number, done)``: ask for another; ``done`` hears None, or why it was refused.
+    ``fail(output, detail)``: an output that ``publish`` took could not be delivered after all.
+    """
+
+    lines: tuple[str, ...]
+    trouble: Callable[[str], str | None]
+    last_number: Callable[[str], int]
+    counted: Callable[[str, int, int], None]
+    recipe: Callable[[str], RecipeState]
+    select_recipe: Callable[[str, int, Callable[[str | None], None]], None]
+    fail: Callable[[LineOutput, str], None]
 
 
 class Connector(ABC):
@@ -33,9 +72,16 @@ class Connector(ABC):
     def __init__(self, url: str, base_dir: Path) -> None:
         """Read ``url`` (raises ConfigError); paths in it are relative to ``base_dir``. Connects nothing yet."""
 
+    def start(self, plant: Plant) -> None:  # noqa: B027 - a connector that only publishes has nothing to begin
+        """Begin to listen, once, before the first output. Raises ConfigError where an address cannot be used."""
+
     @abstractmethod
     def publish(self, output: LineOutput) -> None:
         """Deliver one output, connecting first where needed; raises ConnectorError."""
 
+    def status(self) -> dict[str, object]:
+        """What a person should know about it now, for the health page; JSON values."""
+        return {}
+
     def close(self) -> None:  # noqa: B027 - a connector without resources has nothing to close
-        """Let go of the controller."""
+        """Let go of the controller. Called once by another thread than ``publish``'s, or by its own."""

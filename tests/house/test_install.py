@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGES = {"contract", "training", "calibration", "edge_runtime", "plugin"}
 PIXELS = {"contract.dataset", "contract.images", "contract.preprocess", "contract.decision", "contract.locate"}
+CONNECTORS = {"plugin.connectors.modbus", "plugin.connectors.modbus_io"}  # each needs an extra of its own
 
 # extra: (packages of its side, commands that must work, modules that must not be there)
 SIDES: dict[str, tuple[set[str], set[str], set[str]]] = {
@@ -19,6 +20,7 @@ SIDES: dict[str, tuple[set[str], set[str], set[str]]] = {
     "vision": ({"contract"}, set(), {"torch", "onnxruntime", "openvino", "fastapi"}),
     "edge": ({"contract", "edge_runtime"}, {"edge", "inspect", "doctor", "demo"}, {"torch", "lightning", "fastapi"}),
     "host": ({"contract", "plugin"}, {"host"}, {"torch", "cv2", "onnxruntime", "openvino", "nvidia", "tensorrt"}),
+    "modbus": ({"contract", "plugin"}, {"host"}, {"torch", "cv2", "onnxruntime", "openvino", "nvidia", "tensorrt"}),
     "train": ({"contract", "training"}, {"train", "data"}, {"fastapi", "openvino"}),
     "calibrate": ({"contract", "edge_runtime", "calibration"}, {"calibrate", "inspect"}, {"torch", "fastapi"}),
 }
@@ -80,7 +82,9 @@ def test_each_extra_carries_its_side(extra: str, wheel: Path, tmp_path: Path) ->
         pip(python, "install", "--quiet", next(line for line in constraints() if line.startswith("torch==")))
     target = f"flawline[{extra}] @ {wheel.as_uri()}" if extra else str(wheel)
     pip(python, "install", "--quiet", "-c", str(ROOT / "constraints.txt"), target)
-    skipped = PIXELS if extra in ("", "host") else {""}
+    skipped = PIXELS if extra in ("", "host", "modbus") else {""}
+    if extra == "host":
+        skipped = skipped | CONNECTORS
     run(python, "-W", "error::ImportWarning", "-c", IMPORT_ALL, ",".join(packages), ",".join(skipped))
     run(
         python,

@@ -25,6 +25,7 @@ from contract.event import (
     REPLY,
     Ack,
     Attachment,
+    CameraState,
     Envelope,
     Gap,
     Header,
@@ -124,7 +125,9 @@ def gap(seq: int, reason: str = "the edge was stopped", **more: Any) -> Gap:
 
 
 def state(seq: int = 1, **more: Any) -> State:
-    values: dict[str, Any] = {**fields(seq), "spool_id": "state-run-1", "state": "running", **more}
+    camera = CameraState(camera_id="cam-1", state="running", frames=100, frame_age_ms=20.0)
+    lively = {"state": "running", "inference": "ok", "cameras": (camera,)}
+    values: dict[str, Any] = {**fields(seq), "spool_id": "state-run-1", **lively, **more}
     return State(**{name: value for name, value in values.items() if name in State.model_fields})
 
 
@@ -205,14 +208,16 @@ def make_dealer() -> Iterator[Callable[[str], Dealer]]:
 class HostProcess:
     """A real ``flawline host run`` over a state folder that outlives it."""
 
-    def __init__(self, folder: Path, deadline_ms: int = 1000, connectors: tuple[str, ...] | None = None) -> None:
+    def __init__(
+        self, folder: Path, deadline_ms: int = 1000, connectors: tuple[str, ...] | None = None, line: str = ""
+    ) -> None:
         self.folder = folder
         self.outputs = folder / "outputs.jsonl"
         self.config = folder / "host.toml"
         urls = (f"loop://{self.outputs}",) if connectors is None else connectors
         self.config.write_text(
             'state_dir = "state"\n[events]\nbind = "tcp://127.0.0.1:*"\n[http]\nport = 0\n'
-            f'[[lines]]\nid = "line-1"\ndeadline_ms = {deadline_ms}\n'
+            f'[[lines]]\nid = "line-1"\ndeadline_ms = {deadline_ms}\n{line}\n'
             + "".join(f'[[connectors]]\nurl = "{url}"\n' for url in urls)
         )
         self.log = folder / "host.log"

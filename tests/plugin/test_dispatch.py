@@ -11,7 +11,7 @@ import pytest
 
 from contract.errors import ConfigError
 from contract.event import LineCode
-from plugin.connectors.base import Connector, LineOutput
+from plugin.connectors.base import Connector, LineOutput, Plant, RecipeState
 from plugin.connectors.loop import Loop
 from plugin.dispatch import CONNECTORS, Dispatcher, Sent, make_connector
 from plugin.errors import ConnectorError
@@ -39,9 +39,26 @@ class Dead(Connector):
         raise ConnectorError("nobody answers")
 
 
+URLS = {"loop": "loop://", "modbus": "modbus://127.0.0.1:0", "modbus-io": "modbus-io://127.0.0.1:502"}
+
+
+def plant(url: str, lines: tuple[str, ...]) -> Plant:
+    return Plant(
+        lines=lines or ("line-1",),
+        trouble=lambda line: None,
+        last_number=lambda line: 0,
+        counted=lambda line, counter, t_ns: None,
+        recipe=lambda line: RecipeState(0, 0),
+        select_recipe=lambda line, number, done: None,
+        fail=lambda output, detail: None,
+    )
+
+
 @pytest.mark.parametrize("scheme", sorted(CONNECTORS))
 def test_every_connector_of_the_table_is_one(scheme: str, tmp_path: Path) -> None:
-    connector = make_connector(f"{scheme}://", tmp_path)
+    connector = make_connector(URLS[scheme], tmp_path)
+    connector.start(plant(URLS[scheme], ()))
+    assert json.dumps(connector.status())
     connector.close()
     assert isinstance(connector, Connector)
     assert type(connector).publish.__qualname__ != "Connector.publish"
@@ -90,7 +107,7 @@ def test_a_stuck_or_dead_connector_delays_no_other(tmp_path: Path) -> None:
         ],
         sent.append,
     )
-    dispatcher.start()
+    dispatcher.start(plant)
     dispatcher.publish([output(1)])
     until(lambda: dispatcher.workers[0]._waiting.empty())  # the stuck one holds the first
     start = time.monotonic()
@@ -112,7 +129,7 @@ def test_what_waited_past_its_deadline_is_not_sent(tmp_path: Path) -> None:
     assert isinstance(loop, Loop)
     dispatcher = Dispatcher([(ConnectorSettings(url="loop://"), loop)], sent.append)
     dispatcher.publish([output(1, due_ns=time.monotonic_ns() - 1), output(2, time.monotonic_ns() + 10**12)])
-    dispatcher.start()
+    dispatcher.start(plant)
     until(lambda: len(sent) == 2)
     dispatcher.stop(5.0)
     assert [each.outcome for each in sent] == ["late", "published"]
@@ -124,7 +141,7 @@ def test_a_connector_hears_its_lines_only(tmp_path: Path) -> None:
     loop = make_connector("loop://", tmp_path)
     assert isinstance(loop, Loop)
     dispatcher = Dispatcher([(ConnectorSettings(url="loop://", lines=["line-2"]), loop)], sent.append)
-    dispatcher.start()
+    dispatcher.start(plant)
     dispatcher.publish([output(1), output(1, line="line-2")])
     dispatcher.stop(5.0)
     assert [kept.line for kept in loop.outputs] == ["line-2"]

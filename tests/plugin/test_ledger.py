@@ -14,7 +14,7 @@ import pytest
 
 from contract.errors import ConfigError
 from contract.event import Header, LineCode, Verdict, from_frames
-from plugin.connectors.base import LineOutput
+from plugin.connectors.base import LINE_CONTROLLER, LineOutput
 from plugin.dispatch import Sent
 from plugin.ledger import GRACE_NS, Ledger, LedgerReader
 from plugin.settings import LineSettings
@@ -281,3 +281,135 @@ def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "l.sqlite").write_bytes(b"no database" * 500)
     with pytest.raises(ConfigError, match="cannot be opened"):
         Ledger(tmp_path / "l.sqlite", lambda _edge: LineSettings(id="a"))
+
+
+LINE = LineSettings(id="line-1", deadline_ms=400, trigger_offset_ms=100, trigger_tolerance_ms=60)
+
+
+class Counting(Rig):
+    """A rig whose line controller counts parts: 100 ms before their capture, give or take 60."""
+
+    def __init__(self, path: Path, publish: bool = True) -> None:
+        super().__init__(path, LINE.deadline_ms, publish)
+        self.ledger._line_of = lambda _edge: LINE
+
+    def count(self, counter: int, ago_ms: float = 0.0) -> None:
+        before = len(self.open())
+        self.ledger.counted(LINE, counter, time.monotonic_ns() - int(ago_ms * 1e6))
+        self.tell(s.trigger(9000 + counter, f"sync-{counter}"), age_ms=100_000.0)  # long ago: it is only recorded
+        assert len(self.open()) <= before + 1
+
+    def open(self) -> list[tuple[str, str]]:
+        with closing(sqlite3.connect(self.ledger.path)) as connection:
+            return connection.execute("SELECT edge_id, part_id FROM open_parts").fetchall()
+
+    def of_parts(self) -> list[LineOutput]:
+        return [output for output in self.outputs if not output.part_id.startswith("sync-")]
+
+
+@pytest.fixture
+def counting(tmp_path: Path) -> Iterator[Counting]:
+    rig = Counting(tmp_path / "ledger.sqlite")
+    yield rig
+    rig.stop()
+
+
+def test_a_counted_part_and_its_announcement_are_one_part(counting: Counting) -> None:
+    counting.count(7, ago_ms=120.0)
+    assert len(counting.open()) == 1
+    counting.tell(s.trigger(1, "p"), age_ms=20.0)
+    assert counting.open() == [(s.EDGE, "p")]
+    counting.tell(s.result(2, "p"), age_ms=40.0)
+    assert [(o.part_id, o.code, o.counter) for o in counting.of_parts()] == [("p", LineCode.PASS, 7)]
+    assert counting.open() == []
+    (row,) = [row for row in counting.rows() if row["part_id"] == "p"]
+    assert row["counter"] == 7
+
+
+def test_an_announcement_that_comes_before_the_count_is_the_same_part(counting: Counting) -> None:
+    counting.tell(s.trigger(1, "p"), age_ms=10.0)
+    counting.count(65_535, ago_ms=110.0)
+    assert counting.open() == [(s.EDGE, "p")]
+    counting.tell(s.result(2, "p", Verdict.REJECT), age_ms=30.0)
+    assert [(o.code, o.counter) for o in counting.of_parts()] == [(LineCode.REJECT, 65_535)]
+
+
+def test_a_result_without_announcement_bears_the_counter_too(counting: Counting) -> None:
+    counting.count(3, ago_ms=130.0)
+    counting.tell(s.result(2, "p"), age_ms=30.0)
+    assert [(o.part_id, o.counter) for o in counting.of_parts()] == [("p", 3)]
+
+
+def test_a_counted_part_that_no_edge_announces_is_not_inspected_at_its_deadline(counting: Counting) -> None:
+    counting.count(7, ago_ms=120.0)
+    (output,) = s.until(counting.of_parts)
+    assert (output.edge_id, output.code, output.counter) == (LINE_CONTROLLER, LineCode.NOT_INSPECTED, 7)
+    assert output.reason == "the line controller counted a part that no edge announced"
+    assert counting.open() == []
+
+
+def test_another_parts_verdict_is_never_taken_for_a_part_that_no_edge_saw(counting: Counting) -> None:
+    counting.count(1, ago_ms=300.0)  # no edge sees this one
+    counting.count(2, ago_ms=110.0)
+    counting.tell(s.trigger(1, "second"), age_ms=10.0)
+    counting.tell(s.result(2, "second"), age_ms=15.0)
+    s.until(lambda: len(counting.of_parts()) == 2)
+    codes = {output.counter: output.code for output in counting.of_parts()}
+    assert codes == {1: LineCode.NOT_INSPECTED, 2: LineCode.PASS}
+
+
+def test_where_two_could_be_meant_neither_is(counting: Counting) -> None:
+    counting.count(1, ago_ms=130.0)
+    counting.count(2, ago_ms=100.0)
+    counting.tell(s.trigger(1, "p"), age_ms=15.0)
+    counting.tell(s.result(2, "p"), age_ms=20.0)
+    s.until(lambda: len(counting.of_parts()) == 3)
+    told = sorted((output.counter or 0, output.code) for output in counting.of_parts())
+    assert told == [(0, LineCode.PASS), (1, LineCode.NOT_INSPECTED), (2, LineCode.NOT_INSPECTED)]
+
+
+def test_two_parts_announced_within_the_tolerance_share_no_counter(counting: Counting) -> None:
+    counting.tell(s.trigger(1, "a"), age_ms=30.0)
+    counting.tell(s.trigger(2, "b"), age_ms=10.0)
+    counting.count(5, ago_ms=120.0)
+    counting.tell(s.result(3, "a"), age_ms=50.0)
+    counting.tell(s.result(4, "b"), age_ms=30.0)
+    s.until(lambda: len(counting.of_parts()) == 3)
+    assert sorted((o.counter or 0, o.code) for o in counting.of_parts()) == [
+        (0, LineCode.PASS),
+        (0, LineCode.PASS),
+        (5, LineCode.NOT_INSPECTED),
+    ]
+
+
+def test_a_counted_part_is_known_after_a_restart(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    first = Counting(path)
+    first.count(11, ago_ms=100.0)
+    first.stop()
+    second = Counting(path)
+    (output,) = s.until(second.of_parts)
+    assert (output.code, output.counter) == (LineCode.NOT_INSPECTED, 11)
+    second.stop()
+
+
+def test_what_a_connector_says_last_of_an_output_stands(make: Callable[..., Rig]) -> None:
+    rig = make()
+    rig.tell(s.result(1, "p"))
+    s.until(lambda: [row["outcome"] for row in rig.rows()] == ["published"])
+    rig.ledger.record(Sent("line-1", 1, "test", "refused", "the module was gone", time.time_ns()))
+    s.until(lambda: [row["outcome"] for row in rig.rows()] == ["refused"])
+    rig.ledger.record(Sent("line-1", 1, "another", "published", None, time.time_ns()))
+    s.until(lambda: [row["outcome"] for row in rig.rows()] == ["published"])
+
+
+def test_a_ledger_of_the_first_version_is_read_and_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    Ledger(path, lambda _edge: LINE)._connection.close()
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("ALTER TABLE outputs DROP COLUMN counter")
+        connection.execute("PRAGMA user_version=1")
+    rig = Rig(path, 60_000)
+    rig.tell(s.result(1, "p"))
+    assert [row["counter"] for row in rig.rows()] == [None]
+    rig.stop()
