@@ -38,6 +38,7 @@ WRITES = (6, 16)
 OPTIONS = ("ack", "allow")
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 log = logging.getLogger(__name__)
+logging.getLogger("pymodbus").setLevel(logging.CRITICAL)  # what it says of strangers' mistakes is said here, bounded
 
 
 class Modbus(Connector):
