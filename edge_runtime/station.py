@@ -43,6 +43,9 @@ from edge_runtime.spool import ANOTHER_BOOT_MS, Draft, Outage, Spool
 
 ALIVE_S = 0.2
 PROOF_S = 1.0
+BUSY_PROOF_S = 60.0
+"""While parts wait, a proof waits so much longer."""
+
 PROOF_SHARE = 0.05
 """Most of an idle station's time that may go into proofs, so that a part hardly ever waits for one."""
 
@@ -131,14 +134,14 @@ class Station:
             camera.supervise()
             self._announce(camera)
         self._keep_watch()
-        if self._pending:
+        now = time.monotonic()
+        if self._pending and now < self._next_proof + BUSY_PROOF_S:
             self._inspect(self._pending.popleft())
-            self._next_proof = time.monotonic() + PROOF_S
-        elif time.monotonic() >= self._next_proof:
+        elif now >= self._next_proof:
             self._prove_engine()
 
     def _prove_engine(self) -> None:
-        """Without parts the engine is tried now and then: the line's heartbeat must not outlive inference."""
+        """Between parts the engine is tried now and then: the line's heartbeat must not outlive inference."""
         start = time.monotonic()
         was_failing = self._engine.failing
         try:

@@ -26,6 +26,7 @@ from plugin.connectors.base import LINE_CONTROLLER, LineOutput
 from plugin.dispatch import Sent
 from plugin.errors import ConfigError
 from plugin.logs import LimitedLog
+from plugin.matching import Row, Seen
 from plugin.settings import LineSettings
 from plugin.transit import Arrival
 
@@ -38,6 +39,10 @@ GRACE_NS = 10**9
 """A deadline that ran out longer ago than this, or than the line's deadline where that is longer, is not published."""
 
 LONG_AGO_NS = 3600 * 10**9
+FLOODED_NS = 10**9
+MAX_COUNTED = 64
+"""Parts of a line that its controller counted and no edge announced, waiting for their deadline."""
+
 UNANNOUNCED = "the line controller counted a part that no edge announced"
 CODES = {
     Verdict.PASS: LineCode.PASS,
@@ -123,10 +128,10 @@ class Told(NamedTuple):
 
 
 class Counted(NamedTuple):
-    """The line controller saw a part at ``t_ns`` (CLOCK_MONOTONIC), and its own counter went on to ``counter``."""
+    """The line controller's counter went on to each of ``counters``; one write told so at ``t_ns``, CLOCK_MONOTONIC."""
 
     line: LineSettings
-    counter: int
+    counters: tuple[int, ...]
     t_ns: int
 
 
@@ -168,6 +173,8 @@ class Ledger:
         self._counters_before: dict[Key, int] = {}
         self._run_id = secrets.token_hex(4)
         self._counted_so_far = 0
+        self._rows: dict[str, Row] = {}
+        self._flooded: dict[str, int] = {}
         self._connection = _open_file(path)
         unknown = self._connection.execute(
             "UPDATE outputs SET outcome = 'unknown' WHERE outcome = 'committed'"
@@ -199,13 +206,17 @@ class Ledger:
             self._tickets += len(told)
         return self._tickets
 
-    def counted(self, line: LineSettings, counter: int, t_ns: int) -> None:
-        """The line controller saw a part. Called by any thread; never blocks.
+    def counted(self, line: LineSettings, counters: tuple[int, ...], t_ns: int) -> None:
+        """The line controller saw parts. Called by any thread; never blocks.
 
         An edge's part is the same one where its capture lies ``trigger_offset_ms`` behind, give or take
-        ``trigger_tolerance_ms``, and no other part could be meant; without one by the deadline it is NOT_INSPECTED.
+        ``trigger_tolerance_ms``, and no other could be meant; without one by the deadline it is NOT_INSPECTED.
         """
-        self._inbox.put([Counted(line, counter, t_ns)])
+        self._inbox.put([Counted(line, counters, t_ns)])
+
+    def flooded(self, line: str) -> bool:
+        """Whether the line controller has just counted more parts than can be under way."""
+        return time.monotonic_ns() - self._flooded.get(line, -FLOODED_NS) < FLOODED_NS
 
     def last_number(self, line: str) -> int:
         """The last number that was committed before ``run``, 0 before the first. Call before ``run``."""
@@ -302,8 +313,9 @@ class Ledger:
             if isinstance(item, Told):
                 self._or_skip(item.key, partial(self._hear, item, outputs))
             elif isinstance(item, Counted):
-                key = self._name_counted(item)
-                self._or_skip(key, partial(self._count, key, item))
+                for counter in item.counters:
+                    key = self._name_counted(item.line)
+                    self._or_skip(key, partial(self._count, key, item, counter))
         self._write_sent([item for item in batch if isinstance(item, Sent)])
         now_ns = time.monotonic_ns()
         while self._due and self._due[0][0] <= now_ns and not self._closing:
@@ -371,39 +383,36 @@ class Ledger:
         due_ns = captured_ns + line.deadline_ms * 1_000_000
         return OpenPart(line.id, header.camera_id, header.trigger_id, captured_ns, due_ns)
 
-    def _name_counted(self, counted: Counted) -> Key:
+    def _name_counted(self, line: LineSettings) -> Key:
         self._counted_so_far += 1
-        return LINE_CONTROLLER, f"{counted.line.id}-{self._run_id}-{self._counted_so_far:06d}"
+        return LINE_CONTROLLER, f"{line.id}-{self._run_id}-{self._counted_so_far:06d}"
 
-    def _count(self, key: Key, counted: Counted) -> None:
-        """The part that an edge announced at that time bears the counter; without one it is a part by itself."""
+    def _row(self, line: LineSettings) -> Row:
+        return self._rows.setdefault(line.id, Row(line.trigger_tolerance_ms * 1_000_000))
+
+    def _count(self, key: Key, counted: Counted, counter: int) -> None:
+        """The announced part that surely is the same bears the counter; where there is none, it is a part by itself."""
         line = counted.line
         expected_ns = counted.t_ns + line.trigger_offset_ms * 1_000_000
-        same = [
-            other
-            for other, part in self._open.items()
-            if other not in self._counters and _is_same(part, line, expected_ns) and other[0] != LINE_CONTROLLER
-        ]
-        if len(same) == 1:
-            self._counters[same[0]] = counted.counter
+        same = self._row(line).counted(Seen(expected_ns, key, counter), alone=len(counted.counters) == 1)
+        if same is not None and same.key in self._open:
+            self._counters[same.key] = counter
             return
+        waiting = sum(1 for other, part in self._open.items() if other[0] == LINE_CONTROLLER and part.line == line.id)
+        if waiting >= MAX_COUNTED:
+            self._flooded[line.id] = time.monotonic_ns()
+            self._log.warning("flood", f"line {line.id}: its controller counts more parts than can pass; not numbered")
+            return
+        self._counters[key] = counter
         due_ns = expected_ns + line.deadline_ms * 1_000_000
-        self._counters[key] = counted.counter
-        self._open_part(key, OpenPart(line.id, "none", counted.counter, expected_ns, due_ns))
+        self._open_part(key, OpenPart(line.id, "none", counter, expected_ns, due_ns))
 
     def _find_counter(self, key: Key, part: OpenPart) -> None:
-        """A part that an edge announces bears the counter of that time, which then is no part by itself any more."""
-        if key in self._counters:
-            return
-        line = self._line_of(key[0])
-        same = [
-            other
-            for other, counted in self._open.items()
-            if other[0] == LINE_CONTROLLER and _is_same(counted, line, part.captured_ns)
-        ]
-        if len(same) == 1:
-            self._counters[key] = self._open[same[0]].trigger_id
-            self._forget(same[0])
+        """A part that an edge announces bears the counter that surely is its own, which then is no part by itself."""
+        same = self._row(self._line_of(key[0])).announced(Seen(part.captured_ns, key))
+        if same is not None and same.key in self._open:
+            self._counters[key] = same.counter
+            self._forget(same.key)
 
     def _forget(self, key: Key) -> None:
         self._counters.pop(key, None)
@@ -558,11 +567,6 @@ def _open_file(path: Path) -> sqlite3.Connection:
     except sqlite3.Error as error:
         raise ConfigError(f"{path}: the ledger cannot be opened ({error}); restore a backup or move it away") from error
     return connection
-
-
-def _is_same(part: OpenPart, line: LineSettings, captured_ns: int) -> bool:
-    """Whether a part of the line was captured at that time, within the line's tolerance."""
-    return part.line == line.id and abs(part.captured_ns - captured_ns) <= line.trigger_tolerance_ms * 1_000_000
 
 
 def _judged(output: LineOutput, header: Result | Missed) -> LineOutput:

@@ -121,6 +121,8 @@ class Service:
 
     def _trouble_of(self, line: str) -> str | None:
         """Why the line is not inspected, or its results not numbered, at this moment."""
+        if self.ledger.flooded(line):
+            return "the line controller counts more parts than can pass"
         return self.ledger.trouble or self.liveness.trouble_of(line)
 
     def _plant(self, url: str, named: tuple[str, ...]) -> Plant:
@@ -130,7 +132,8 @@ class Service:
             lines=tuple(lines),
             trouble=self._trouble_of,
             last_number=self.ledger.last_number,
-            counted=lambda line, counter, t_ns: self.ledger.counted(lines[line], counter, t_ns),
+            deadline_ms=lambda line: lines[line].deadline_ms,
+            counted=lambda line, counters, t_ns: self.ledger.counted(lines[line], counters, t_ns),
             recipe=lambda line: RecipeState(0, 0),
             select_recipe=lambda line, number, done: done("not yet"),
             fail=partial(self._fail, url),

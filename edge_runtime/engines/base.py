@@ -78,6 +78,8 @@ class Engine(ABC):
         self.threads = threads
         self.failing = False
         """Whether the last inference failed."""
+        self.distrusted: str | None = None
+        """Why nothing is inferred until a proof succeeds."""
         self._fresh = False
         self._grey: NDArray[np.float32] | None = None
         try:
@@ -111,11 +113,20 @@ class Engine(ABC):
         self._grey = self._infer_grey()
 
     def prove(self) -> None:
-        """Run on grey once more: it must score as at ``warm_up``. Raises EngineError, and is ``failing`` then."""
-        scores = self._infer_grey()
+        """Run on grey once more: it must score as at ``warm_up``. Raises EngineError; nothing is inferred then.
+
+        Another ``prove`` that succeeds makes the engine trusted again.
+        """
+        before, self.distrusted = self.distrusted, None
+        try:
+            scores = self._infer_grey()
+        except EngineError:
+            self.distrusted = before
+            raise
         if self._grey is not None and not np.allclose(scores, self._grey, rtol=GREY_TOLERANCE):
             self.failing = True
-            raise EngineError(f"{self.name}: a grey image scores {scores.tolist()}, at the start {self._grey.tolist()}")
+            self.distrusted = f"a grey image scores {scores.tolist()}, at the start {self._grey.tolist()}"
+            raise EngineError(f"{self.name}: {self.distrusted}")
 
     def _infer_grey(self) -> NDArray[np.float32]:
         scores = self.infer(np.full(self.spec.input_shape, 128, np.uint8)).scores
@@ -128,6 +139,8 @@ class Engine(ABC):
         The result belongs to the caller. ``tiles`` must stay unchanged until this returns, not longer.
         """
         self._fresh, self.failing = False, True
+        if self.distrusted is not None:
+            raise EngineError(f"{self.name} computes wrongly: {self.distrusted}")
         if tiles.dtype != np.uint8 or tiles.shape != self.spec.input_shape:
             raise EngineError(
                 f"{self.name}: tiles of shape {tiles.shape}, {tiles.dtype}; expected uint8 {self.spec.input_shape}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from contract.event import LineCode
 
@@ -47,16 +47,18 @@ class Plant(NamedTuple):
     """What a connector may ask of the host and tell it; every call returns at once, from any thread.
 
     ``lines``: those that the connector serves. ``trouble(line)``: why the line is not inspected now, None where it is.
-    ``last_number(line)``: the last number that is committed, 0 before the first. ``counted(line, counter, t_ns)``: the
-    line controller saw a part at ``t_ns`` of CLOCK_MONOTONIC and its counter went on to ``counter``. ``recipe(line)``:
-    what judges now. ``select_recipe(line, number, done)``: ask for another; ``done`` hears None, or why it was refused.
+    ``last_number(line)``: the last number that is committed, 0 before the first. ``deadline_ms(line)``: from a part's
+    capture to its output. ``counted(line, counters, t_ns)``: the line controller's counter went on to each of
+    ``counters``, of which one write told at ``t_ns`` of CLOCK_MONOTONIC. ``recipe(line)``: what judges now.
+    ``select_recipe(line, number, done)``: ask for another; ``done`` hears None, or why it was refused.
     ``fail(output, detail)``: an output that ``publish`` took could not be delivered after all.
     """
 
     lines: tuple[str, ...]
     trouble: Callable[[str], str | None]
     last_number: Callable[[str], int]
-    counted: Callable[[str, int, int], None]
+    deadline_ms: Callable[[str], int]
+    counted: Callable[[str, tuple[int, ...], int], None]
     recipe: Callable[[str], RecipeState]
     select_recipe: Callable[[str, int, Callable[[str | None], None]], None]
     fail: Callable[[LineOutput, str], None]
@@ -68,6 +70,9 @@ class Connector(ABC):
     A number is given to ``publish`` once, ever: raise ConnectorError where it was not delivered; it is never retried.
     """
 
+    takes_late: ClassVar[bool] = False
+    """Whether an output that is no PASS is given to ``publish`` after its ``due_ns`` as well."""
+
     @abstractmethod
     def __init__(self, url: str, base_dir: Path) -> None:
         """Read ``url`` (raises ConfigError); paths in it are relative to ``base_dir``. Connects nothing yet."""
@@ -78,6 +83,9 @@ class Connector(ABC):
     @abstractmethod
     def publish(self, output: LineOutput) -> None:
         """Deliver one output, connecting first where needed; raises ConnectorError."""
+
+    def interrupt(self) -> None:  # noqa: B027 - a connector whose publish does not wait has nothing to end
+        """The host stops: a ``publish`` that waits must end now. Called by another thread, perhaps more than once."""
 
     def status(self) -> dict[str, object]:
         """What a person should know about it now, for the health page; JSON values."""

@@ -13,17 +13,11 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from pymodbus.constants import ExcCodes
-from pymodbus.server import ModbusTcpServer
-from pymodbus.server.requesthandler import ServerRequestHandler
-from pymodbus.simulator import DataType, SimData, SimDevice
-
 from plugin.connectors.base import Connector, LineOutput, Plant
+from plugin.connectors.modbus_server import ILLEGAL_ADDRESS, Connection, IllegalError, Memory
 from plugin.connectors.registers import SIZE, WRITE_FIRST, Registers
 from plugin.errors import ConfigError, ConnectorError
 from plugin.logs import LimitedLog
@@ -33,15 +27,12 @@ PORT = 502
 BEAT_S = 0.1
 MAX_CONTROLLERS = 16
 START_S = 10.0
-READS = (3, 4)
-WRITES = (6, 16)
 OPTIONS = ("ack", "allow")
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 log = logging.getLogger(__name__)
-logging.getLogger("pymodbus").setLevel(logging.CRITICAL)  # what it says of strangers' mistakes is said here, bounded
 
 
-class Modbus(Connector):
+class Modbus(Connector, Memory):
     """Serves a line's register map; results are put into it by ``publish``, the heartbeat by a loop of its own."""
 
     def __init__(self, url: str, base_dir: Path) -> None:
@@ -64,6 +55,7 @@ class Modbus(Connector):
         self.refused = 0
         self._log = LimitedLog(log)
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._connections: list[Connection] = []
         self._ready = threading.Event()
         self._trouble: str | None = None
         self._thread = threading.Thread(target=self._run, name=f"modbus {self._host}:{self._port}", daemon=True)
@@ -88,13 +80,15 @@ class Modbus(Connector):
     def status(self) -> dict[str, object]:
         """Where it listens, how many controllers are connected, when one polled last (milliseconds ago, -1 never)."""
         age_ms = (time.monotonic_ns() - self.polled_ns) / 1e6 if self.polled_ns else -1.0
-        server = getattr(self, "_server", None)
         return {
             "address": list(self.address),
-            "controllers": 0 if server is None else len(server.active_connections),
+            "controllers": len(self._connections),
             "polled_ms": round(age_ms, 1),
             "refused": self.refused,
         }
+
+    def interrupt(self) -> None:
+        self.registers.close()
 
     def close(self) -> None:
         if not self._thread.is_alive():
@@ -121,20 +115,24 @@ class Modbus(Connector):
             self._trouble = listener
             return
         self.address = listener.getsockname()[:2]
-        self._server = server = _Server(self, listener)
-        await server.serve_forever(background=True)
+        server = await self._loop.create_server(
+            lambda: Connection(self, self._connections, MAX_CONTROLLERS), sock=listener
+        )
         self._ready.set()
         try:
             await self._beat()
         finally:
-            await server.shutdown()  # type: ignore[no-untyped-call]
-            server.close_all()
+            server.close()
+            for connection in list(self._connections):
+                connection.close()
 
     async def _beat(self) -> None:
         """Until stopped; a beat that fails is no beat."""
         while not self._stop.is_set():
             try:
                 self.registers.beat(self._plant.trouble(self._line), self._plant.recipe(self._line))
+                for output in self.registers.unread():
+                    self._plant.fail(output, "no line controller read it by its deadline")
             except Exception as error:  # noqa: BLE001 - the results must go on to be served
                 self._log.warning("beat", f"{self.url}: no heartbeat: {error!r}")
             try:
@@ -142,16 +140,21 @@ class Modbus(Connector):
             except TimeoutError:
                 continue
 
-    def access(self, first: int, memory: list[int], values: list[int] | list[bool] | None) -> None:
-        """A controller's read fills ``memory``; what it writes is taken in."""
-        if values is None:
-            self.polled_ns = time.monotonic_ns()
-            memory[:] = self.registers.read()
-            return
+    def read(self, first: int, count: int) -> list[int]:
+        """A controller's read."""
+        if first + count > SIZE:
+            raise IllegalError(ILLEGAL_ADDRESS)
+        self.polled_ns = time.monotonic_ns()
+        return self.registers.read(first, count)
+
+    def write(self, first: int, values: list[int]) -> None:
+        """A controller's write, of the words from 200 on alone."""
+        if first < WRITE_FIRST or first + len(values) > SIZE:
+            raise IllegalError(ILLEGAL_ADDRESS)
         now_ns = time.monotonic_ns()
         asked = self.registers.write(first, values)
-        for counter in asked.counters:
-            self._plant.counted(self._line, counter, now_ns)
+        if asked.counters:
+            self._plant.counted(self._line, asked.counters, now_ns)
         if asked.recipe is not None:
             number = asked.recipe
             self._plant.select_recipe(self._line, number, lambda refusal: self._hear(number, refusal))
@@ -161,80 +164,14 @@ class Modbus(Connector):
             self._log.warning("recipe", f"{self.url}: recipe {number} is refused: {refusal}")
             self.registers.refuse_recipe(number)
 
-    def admits(self, peer: str, connected: int) -> bool:
-        """Whether a controller at ``peer`` may stay."""
-        reason = None
+    def admits(self, peer: str) -> bool:
+        """Whether a controller at ``peer`` is in ``allow``."""
         address = ipaddress.ip_address(peer.partition("%")[0])
-        if self._allowed and not any(address in network for network in self._allowed):
-            reason = "is not in allow"
-        elif connected > MAX_CONTROLLERS:
-            reason = f"is one more than {MAX_CONTROLLERS}"
-        if reason is not None:
-            self.refused += 1
-            self._log.warning("peer", f"{self.url}: a connection from {peer} was closed: it {reason}")
-        return reason is None
-
-
-class _Server(ModbusTcpServer):
-    """pymodbus' server on a socket of ours, with our memory behind it."""
-
-    def __init__(self, connector: Modbus, listener: socket.socket) -> None:
-        memory = [
-            SimData(0, count=WRITE_FIRST, datatype=DataType.REGISTERS, readonly=True),
-            SimData(WRITE_FIRST, count=SIZE - WRITE_FIRST, datatype=DataType.REGISTERS),
-        ]
-        # Device 0 stands for all: controllers put anything into the unit id.
-        super().__init__(SimDevice(0, memory, action=self._action), address=listener.getsockname()[:2])
-        self.connector = connector
-        self._listener = listener
-        self.call_create = self._create
-
-    def _create(self) -> Coroutine[Any, Any, Any]:
-        return self.loop.create_server(self.handle_new_connection, sock=self._listener)
-
-    async def _action(
-        self,
-        function: int,
-        start: int,
-        address: int,
-        count: int,
-        memory: list[int],
-        values: list[int] | list[bool] | None,
-    ) -> ExcCodes | None:
-        if function not in (*READS, *WRITES) or (values is not None and function not in WRITES):
-            return ExcCodes.ILLEGAL_FUNCTION
-        self.connector.access(address, memory, values)
-        return None
-
-    def callback_new_connection(self) -> ServerRequestHandler:
-        handler = _Handler(self, None, None, None)  # type: ignore[no-untyped-call]
-        handler.connected = len(self.active_connections) + 1
-        return handler
-
-    def close_all(self) -> None:
-        """Close what controllers still hold open."""
-        for connection in list(self.active_connections.values()):
-            connection.close()
-
-
-class _Handler(ServerRequestHandler):
-    """One controller's connection; ``connected``: how many there were with it when it came."""
-
-    connected = 1
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        peer = transport.get_extra_info("peername")
-        if not self.server.connector.admits(peer[0], self.connected):
-            asyncio.get_running_loop().call_soon(self.close)  # not now: asyncio is still setting the connection up
-            return
-        handle = transport.get_extra_info("socket")
-        handle.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # A controller that lost its power sends no farewell; without these its connection would be kept for ever.
-        handle.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        handle.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 5)
-        handle.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 2)
-        handle.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+        if not self._allowed or any(address in network for network in self._allowed):
+            return True
+        self.refused += 1
+        self._log.warning("peer", f"{self.url}: a connection from {peer} was closed: it is not in allow")
+        return False
 
 
 def _listener(host: str, port: int) -> socket.socket | str:

@@ -26,7 +26,7 @@ SEQ_MAX = 65528
 READ_WORDS = RING + SLOTS * SLOT_WORDS
 WRITE_FIRST = 200
 SIZE = 210
-JUMP = 100
+JUMP = 16
 """A part counter that goes on by more at once was set anew; so many parts cannot have passed."""
 
 CLEAR = 1
@@ -76,7 +76,7 @@ SLOT = {
     "model": 8,
     "seq_again": 9,
 }
-FLAGS = {"judged": 0, "counted": 1}
+FLAGS = {"judged": 0, "counted": 1, "stale": 2}
 STATUS = {
     "ready": 0,
     "result_available": 1,
@@ -97,6 +97,13 @@ COUNTERS = {
     LineCode.NOT_INSPECTED: "not_inspected",
 }
 WIDE = frozenset({"session", "model", "results", *COUNTERS.values()})
+
+
+class Held(NamedTuple):
+    """A result in its slot, and whether a controller has read it in time."""
+
+    output: LineOutput
+    shown: bool
 
 
 class Asked(NamedTuple):
@@ -124,6 +131,9 @@ class Registers:
         self._acknowledged = acknowledged
         self._closed = False
         self._stored = [0] * SLOTS
+        self._held: list[Held | None] = [None] * SLOTS
+        self._unread: list[LineOutput] = []
+        self._last_command = 0
         self._head = self._acked = last_number
         self._counter: int | None = None
         self._counts = dict.fromkeys(("results", "missed", "overruns", *COUNTERS.values()), 0)
@@ -137,11 +147,15 @@ class Registers:
         with self._room:
             wait_s = max(0.0, (output.due_ns - time.monotonic_ns()) / 1e9)
             free = self._room.wait_for(lambda: self._closed or self._is_free(slot), min(wait_s, threading.TIMEOUT_MAX))
-            if self._closed or not free:
+            if self._closed:
+                return False
+            if not free:
                 self._add("overruns")
                 self._flag("overrun", True)
                 return False
+            self._note_unread(self._held[slot])
             self._stored[slot] = self._head = output.number
+            self._held[slot] = Held(output, False)
             self._write_slot(slot, output)
             self._add("results")
             self._add(COUNTERS[output.code])
@@ -151,6 +165,21 @@ class Registers:
             self._flag("result_toggle", not self._words[WORDS["status"]] >> STATUS["result_toggle"] & 1)
             self._set_ring()
             return True
+
+    def unread(self) -> list[LineOutput]:
+        """Results that no controller read by their ``due_ns``, each told once."""
+        now_ns = time.monotonic_ns()
+        with self._room:
+            for slot, held in enumerate(self._held):
+                if held is not None and not held.shown and held.output.due_ns < now_ns:
+                    self._note_unread(held)
+                    self._held[slot] = Held(held.output, True)
+            unread, self._unread = self._unread, []
+            return unread
+
+    def _note_unread(self, held: Held | None) -> None:
+        if held is not None and not held.shown:
+            self._unread.append(held.output)
 
     def beat(self, trouble: str | None, recipe: RecipeState) -> None:
         """Ten times a second: the heartbeat goes on only where the line is inspected."""
@@ -173,10 +202,27 @@ class Registers:
             if self._words[WORDS["recipe_requested"]] == number:
                 self._set("recipe_state", RECIPE_STATES["refused"])
 
-    def read(self) -> list[int]:
-        """All words as they stand, none half written."""
+    def read(self, first: int = 0, count: int = SIZE) -> list[int]:
+        """Words as they stand, none half written; ages are of this moment, and a result past its time is no PASS."""
+        now_ns = time.monotonic_ns()
         with self._room:
-            return list(self._words)
+            words = list(self._words)
+            for slot, held in enumerate(self._held):
+                at = RING + slot * SLOT_WORDS
+                if held is not None and first <= at and at + SLOT_WORDS <= first + count:
+                    self._show(words, slot, held, now_ns)
+            return words[first : first + count]
+
+    def _show(self, words: list[int], slot: int, held: Held, now_ns: int) -> None:
+        at = RING + slot * SLOT_WORDS
+        output = held.output
+        age_ms = (now_ns - output.captured_ns) // 1_000_000 if output.captured_ns else 0
+        words[at + SLOT["age_ms"]] = min(max(age_ms, 0), 0xFFFF)
+        if now_ns > output.due_ns:
+            words[at + SLOT["code"]] = int(LineCode.NOT_INSPECTED)
+            words[at + SLOT["flags"]] |= 1 << FLAGS["stale"]
+        elif not held.shown:
+            self._held[slot] = Held(output, True)
 
     def write(self, first: int, values: Sequence[int]) -> Asked:
         """A controller wrote ``values`` from word ``first`` on, all within 200 to 209."""
@@ -219,6 +265,9 @@ class Registers:
             self._set_ring()
 
     def _command(self, command: int) -> None:
+        before, self._last_command = self._last_command, command
+        if command == before:
+            return  # a controller that writes its whole block every cycle asks once
         if command == CLEAR:
             self._flag("overrun", False)
             self._flag("missed", False)
@@ -247,7 +296,6 @@ class Registers:
         return tuple((before + step) & 0xFFFF for step in range(1, steps + 1))
 
     def _write_slot(self, slot: int, output: LineOutput) -> None:
-        age_ms = (time.monotonic_ns() - output.captured_ns) // 1_000_000 if output.captured_ns else 0
         seq = seq_of(output.number)
         judged = output.code is not LineCode.NOT_INSPECTED
         flags = judged << FLAGS["judged"] | (output.counter is not None) << FLAGS["counted"]
@@ -257,7 +305,7 @@ class Registers:
             "code": int(output.code),
             "counter": (output.counter or 0) & 0xFFFF,
             "flags": flags,
-            "age_ms": min(max(age_ms, 0), 0xFFFF),
+            "age_ms": 0,
             "ratio": min(max(round((output.ratio or 0.0) * 1000), 0), 0xFFFF),
             "model": (output.model or 0) >> 16,
             "seq_again": seq,

@@ -14,7 +14,7 @@ from plugin.connectors.registers import WORDS
 from tests.plugin.controller import Master
 from tests.processes import Line, Process, free_port, until
 
-STATED_S = 1.5
+STATED_S = 2.0
 """``docs/modbus.md``, with the settings as they are by default."""
 
 

@@ -194,3 +194,38 @@ def test_every_engine_has_a_place_in_auto() -> None:
 
 def _kind(name: str) -> type[Engine]:
     return engines._kind(name)
+
+
+def test_an_engine_that_no_longer_computes_as_at_the_start_infers_nothing(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = open_engine("onnxruntime", bundle)
+    tiles = np.full(engine.spec.input_shape, 60, np.uint8)
+    engine.infer(tiles)
+    engine.prove()
+    assert not engine.failing
+    run = engine._run
+    monkeypatch.setattr(engine, "_run", lambda tiles: (run(tiles)[0] + np.float32(5.0), run(tiles)[1]))
+    with pytest.raises(EngineError, match="a grey image scores"):
+        engine.prove()
+    monkeypatch.setattr(engine, "_run", run)
+    assert engine.failing
+    with pytest.raises(EngineError, match="computes wrongly"):
+        engine.infer(tiles)
+    engine.prove()
+    assert not engine.failing
+    engine.infer(tiles)
+
+
+def test_an_engine_that_fails_says_so_until_it_works(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = open_engine("onnxruntime", bundle)
+    tiles = np.full(engine.spec.input_shape, 60, np.uint8)
+    run = engine._run
+    monkeypatch.setattr(engine, "_run", lambda tiles: 1 / 0)
+    for call in (lambda: engine.infer(tiles), engine.prove):
+        with pytest.raises(EngineError, match="inference failed"):
+            call()
+        assert engine.failing
+    monkeypatch.setattr(engine, "_run", run)
+    engine.prove()
+    assert not engine.failing

@@ -149,24 +149,34 @@ def test_a_host_killed_and_restarted_repeats_nothing_and_passes_nothing_unseen(
 
 
 def test_a_controller_that_counts_hears_of_parts_that_no_edge_saw(
-    line: tuple[HostProcess, int], make_dealer: Callable[[str], Dealer]
+    tmp_path: Path, make_dealer: Callable[[str], Dealer]
 ) -> None:
-    host, port = line
+    port = free_port()
+    host = HostProcess(
+        tmp_path, 2000, (f"modbus://127.0.0.1:{port}",), line="trigger_tolerance_ms = 200\nsilence_ms = 60000"
+    )
+    host.start()
     dealer = make_dealer(host.endpoint)
+    dealer.send(s.frames(s.state()))
     controller = Controller(("127.0.0.1", port))
-    controller.poll()
     controller.master.write_one(r.WRITTEN["part_counter"], 100)
-    for part in (1, 2, 3):
-        controller.master.write_one(r.WRITTEN["part_counter"], 100 + part)
-        if part != 2:
+    until(lambda: controller.poll() and controller.inspected, "the line is inspected")
+    for part in (2, 4, 6, 8):  # the edge never sees the third one; all others pass
+        controller.master.write_one(r.WRITTEN["part_counter"], 100 + part // 2)
+        if part != 6:
             pass_by(dealer, part)
-        time.sleep(0.15)  # the belt: parts are further apart than the tolerance
-    until(lambda: controller.poll() and len(controller.taken) == 3, "all three")
-    assert {part.counter: part.code for part in controller.taken} == {
-        101: CODES[verdict_of(1)],
-        102: LineCode.NOT_INSPECTED,
-        103: CODES[verdict_of(3)],
-    }
+        end = time.monotonic() + 0.6  # the belt: parts are further apart than twice the tolerance
+        until(lambda: controller.poll() and time.monotonic() > end, "the next part")  # noqa: B023
+    until(lambda: controller.poll() and len(controller.taken) == 4, "all four")
+    assert [(part.counter, part.code) for part in controller.taken] == [
+        (101, LineCode.PASS),
+        (102, LineCode.PASS),
+        (104, LineCode.PASS),  # before the third, whose deadline is later
+        (103, LineCode.NOT_INSPECTED),
+    ]
+    assert [controller.is_ok(counter) for counter in (101, 102, 103, 104, 105)] == [True, True, False, True, False]
+    assert not controller.is_ok(101), "a verdict serves once"
     words = controller.poll()
     assert words[r.WORDS["missed"]] == 1
     controller.master.close()
+    host.end()

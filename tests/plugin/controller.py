@@ -17,7 +17,18 @@ from typing import NamedTuple
 
 import pytest
 
-from plugin.connectors.registers import FLAGS, RING, SEQ_MAX, SLOT, SLOT_WORDS, SLOTS, WORDS, WRITTEN
+from plugin.connectors.registers import (
+    FLAGS,
+    RING,
+    SEQ_MAX,
+    SLOT,
+    SLOT_WORDS,
+    SLOTS,
+    STATUS,
+    VERSION,
+    WORDS,
+    WRITTEN,
+)
 
 NEEDED = "libmodbus is not installed (Debian: apt-get install libmodbus5)"
 
@@ -113,7 +124,10 @@ class Judged(NamedTuple):
 
 
 class Controller:
-    """The controller's program: every sequence number from the last one to the head, then the acknowledgement."""
+    """The controller's program of docs/modbus.md: what the ring tells, taken by its counter.
+
+    ``taken``: every result in the order of its number. ``is_ok(counter)``: whether the part that it counted may pass.
+    """
 
     def __init__(self, address: Sequence[object]) -> None:
         self.master = Master(address)
@@ -122,34 +136,69 @@ class Controller:
         self.taken: list[Judged] = []
         self.skipped: list[int] = []
         self.sessions = 0
+        self.resyncs = 0
+        self._codes: dict[int, int] = {}
+        self._beat: tuple[int, float] = (-1, 0.0)
+        self._ready = False
 
     def poll(self, acknowledge: bool = True) -> list[int]:
         """One cycle; returns the words that were read."""
         words = self.master.read(0, RING + SLOTS * SLOT_WORDS)
+        if words[WORDS["version"]] != VERSION:
+            return words
+        self._watch(words)
         session = words[WORDS["session"]] << 16 | words[WORDS["session"] + 1]
-        head = words[WORDS["head"]]
         if session != self.session:
-            if self.session is None or (head - self.last) % SEQ_MAX > SEQ_MAX // 2:
-                self.last = head  # what lies there is of parts that this program never saw
+            if self.session is None:
+                self.last = words[WORDS["head"]]
             self.session, self.sessions = session, self.sessions + 1
-        before = self.last
+            self._codes.clear()
+        self._take_all(words)
+        if acknowledge and self.last:
+            self.master.write(WRITTEN["acknowledge"], self.last)
+        return words
+
+    def is_ok(self, counter: int) -> bool:
+        """At the gate: only the part's own PASS, and only while the line is inspected."""
+        return self.inspected and self._codes.pop(counter, 0) == 1
+
+    @property
+    def inspected(self) -> bool:
+        """Whether the heartbeat went on within half a second and the line is ready."""
+        return self._ready and time.monotonic() - self._beat[1] < 0.5
+
+    def _watch(self, words: list[int]) -> None:
+        if words[WORDS["heartbeat"]] != self._beat[0]:
+            self._beat = (words[WORDS["heartbeat"]], time.monotonic())
+        self._ready = bool(words[WORDS["status"]] >> STATUS["ready"] & 1)
+
+    def _take_all(self, words: list[int]) -> None:
+        head = words[WORDS["head"]]
+        gap = (head - self.last) % SEQ_MAX
+        if head == 0 or gap > SEQ_MAX // 2:
+            self.last, self.resyncs = head, self.resyncs + 1  # a host whose numbers went back
+            self._codes.clear()
+            return
+        if gap > SLOTS:  # the ring holds no more: the others had no verdict that could be taken
+            self.skipped += [(self.last + step - 1) % SEQ_MAX + 1 for step in range(1, gap - SLOTS + 1)]
+            self.last = (head - SLOTS - 1) % SEQ_MAX + 1
         while self.last != head:
             self.last = self.last % SEQ_MAX + 1
             self._take(words)
-        if acknowledge and self.last != before:
-            self.master.write(WRITTEN["acknowledge"], self.last)
-        return words
 
     def _take(self, words: list[int]) -> None:
         at = RING + (self.last - 1) % SLOTS * SLOT_WORDS
         slot = words[at : at + SLOT_WORDS]
         if slot[SLOT["seq"]] != self.last or slot[SLOT["seq_again"]] != self.last:
-            self.skipped.append(self.last)  # no verdict: the part is not OK
+            self.skipped.append(self.last)
             return
         counted = slot[SLOT["flags"]] >> FLAGS["counted"] & 1
         trigger_id = slot[SLOT["trigger_id"]] << 16 | slot[SLOT["trigger_id"] + 1]
         counter = slot[SLOT["counter"]] if counted else None
-        self.taken.append(Judged(self.last, slot[SLOT["code"]], trigger_id, counter, slot[SLOT["ratio"]] / 1000))
+        code = slot[SLOT["code"]]
+        if counter is not None:
+            self._codes[counter] = 4 if counter in self._codes else code  # told twice: somebody is wrong
+        self.taken.append(Judged(self.last, code, trigger_id, counter, slot[SLOT["ratio"]] / 1000))
 
 
 class Module:
@@ -161,6 +210,7 @@ class Module:
         self.history: list[tuple[int, bool, float]] = []
         self.coils = [False] * 8
         self.writes = 0
+        self.slow_s = 0.0
         self._stopping = False
         self._map = self._lib.modbus_mapping_new(8, 0, 0, 0)
         self._thread: threading.Thread | None = None
@@ -188,6 +238,7 @@ class Module:
                     break
                 if length == 0:
                     continue
+                time.sleep(self.slow_s)
                 self._lib.modbus_reply(context, query, length, self._map)
                 self.writes += 1
                 now = time.monotonic()

@@ -39,7 +39,7 @@ class Dead(Connector):
         raise ConnectorError("nobody answers")
 
 
-URLS = {"loop": "loop://", "modbus": "modbus://127.0.0.1:0", "modbus-io": "modbus-io://127.0.0.1:502"}
+URLS = {"loop": "loop://", "modbus": "modbus://127.0.0.1:0", "modbus-io": "modbus-io://127.0.0.1:502?delay_ms=1000"}
 
 
 def plant(url: str, lines: tuple[str, ...]) -> Plant:
@@ -47,7 +47,8 @@ def plant(url: str, lines: tuple[str, ...]) -> Plant:
         lines=lines or ("line-1",),
         trouble=lambda line: None,
         last_number=lambda line: 0,
-        counted=lambda line, counter, t_ns: None,
+        deadline_ms=lambda line: 1000,
+        counted=lambda line, counters, t_ns: None,
         recipe=lambda line: RecipeState(0, 0),
         select_recipe=lambda line, number, done: None,
         fail=lambda output, detail: None,

@@ -16,7 +16,7 @@ from contract.errors import ConfigError
 from contract.event import Header, LineCode, Verdict, from_frames
 from plugin.connectors.base import LINE_CONTROLLER, LineOutput
 from plugin.dispatch import Sent
-from plugin.ledger import GRACE_NS, Ledger, LedgerReader
+from plugin.ledger import GRACE_NS, MAX_COUNTED, Ledger, LedgerReader
 from plugin.settings import LineSettings
 from plugin.transit import Arrival
 from tests.plugin import synthetic as s
@@ -284,6 +284,7 @@ def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
 
 
 LINE = LineSettings(id="line-1", deadline_ms=400, trigger_offset_ms=100, trigger_tolerance_ms=60)
+OTHER_LINE = LineSettings(id="line-2", deadline_ms=400)
 
 
 class Counting(Rig):
@@ -291,13 +292,15 @@ class Counting(Rig):
 
     def __init__(self, path: Path, publish: bool = True) -> None:
         super().__init__(path, LINE.deadline_ms, publish)
-        self.ledger._line_of = lambda _edge: LINE
+        self.ledger._line_of = lambda edge: OTHER_LINE if edge == "another" else LINE
 
     def count(self, counter: int, ago_ms: float = 0.0) -> None:
-        before = len(self.open())
-        self.ledger.counted(LINE, counter, time.monotonic_ns() - int(ago_ms * 1e6))
-        self.tell(s.trigger(9000 + counter, f"sync-{counter}"), age_ms=100_000.0)  # long ago: it is only recorded
-        assert len(self.open()) <= before + 1
+        self.write((counter,), ago_ms)
+
+    def write(self, counters: tuple[int, ...], ago_ms: float = 0.0) -> None:
+        """One write of the controller, and wait until the ledger has it."""
+        self.ledger.counted(LINE, counters, time.monotonic_ns() - int(ago_ms * 1e6))
+        self.tell(s.trigger(9000 + counters[0], f"sync-{counters[0]}", edge_id="another"), age_ms=100_000.0)
 
     def open(self) -> list[tuple[str, str]]:
         with closing(sqlite3.connect(self.ledger.path)) as connection:
@@ -356,6 +359,35 @@ def test_another_parts_verdict_is_never_taken_for_a_part_that_no_edge_saw(counti
     s.until(lambda: len(counting.of_parts()) == 2)
     codes = {output.counter: output.code for output in counting.of_parts()}
     assert codes == {1: LineCode.NOT_INSPECTED, 2: LineCode.PASS}
+
+
+def test_a_write_that_tells_of_two_parts_gives_neither_a_verdict(counting: Counting) -> None:
+    counting.tell(s.trigger(1, "second"), age_ms=10.0)  # the edge missed the first
+    counting.write((11, 12), ago_ms=110.0)
+    counting.tell(s.result(2, "second"), age_ms=15.0)
+    s.until(lambda: len(counting.of_parts()) == 3)
+    told = sorted((output.counter or 0, output.code) for output in counting.of_parts())
+    assert told == [(0, LineCode.PASS), (11, LineCode.NOT_INSPECTED), (12, LineCode.NOT_INSPECTED)]
+
+
+def test_a_write_that_comes_late_gives_a_rejected_part_nobody_elses_pass(counting: Counting) -> None:
+    counting.tell(s.trigger(1, "first"), age_ms=210.0)
+    counting.tell(s.result(2, "first", Verdict.REJECT), age_ms=215.0)
+    counting.tell(s.trigger(3, "second"), age_ms=10.0)
+    counting.count(11, ago_ms=110.0)  # 200 ms late: it is there with the second part
+    counting.tell(s.result(4, "second"), age_ms=15.0)
+    counting.count(12, ago_ms=105.0)
+    s.until(lambda: len(counting.of_parts()) == 4)
+    codes = {output.counter: output.code for output in counting.of_parts() if output.counter is not None}
+    assert codes == {11: LineCode.NOT_INSPECTED, 12: LineCode.NOT_INSPECTED}
+
+
+def test_a_controller_that_counts_far_too_much_is_said_and_not_numbered(counting: Counting) -> None:
+    for first in range(0, 2000, 10):
+        counting.ledger.counted(LINE, tuple(range(first, first + 10)), time.monotonic_ns())
+    counting.count(3000)
+    assert counting.ledger.flooded("line-1")
+    assert len(counting.open()) <= MAX_COUNTED
 
 
 def test_where_two_could_be_meant_neither_is(counting: Counting) -> None:

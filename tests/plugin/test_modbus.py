@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import socket
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -36,6 +36,7 @@ class Rig:
         self.counted: list[int] = []
         self.asked: list[int] = []
         self.refuse: str | None = None
+        self.failed: list[tuple[int, str]] = []
         connector = make_connector(url, folder)
         assert isinstance(connector, Modbus)
         self.connector = connector
@@ -45,10 +46,11 @@ class Rig:
                 lines=lines,
                 trouble=lambda line: self.trouble,
                 last_number=lambda line: 0,
-                counted=lambda line, counter, t_ns: self.counted.append(counter),
+                deadline_ms=lambda line: 1000,
+                counted=lambda line, counters, t_ns: self.counted.extend(counters),
                 recipe=lambda line: RecipeState(4, 0xCAFE0001),
                 select_recipe=self._select,
-                fail=lambda output, detail: None,
+                fail=lambda output, detail: self.failed.append((output.number, detail)),
             )
         )
 
@@ -99,12 +101,13 @@ def test_libmodbus_and_mbpoll_read_what_was_published(serve: Callable[..., Rig])
 
 def test_no_read_is_torn_while_results_are_published_and_acknowledged(serve: Callable[..., Rig]) -> None:
     rig = serve()
-    total, faults = 1500, []
+    total, faults, reads = 1500, [], []
     done = threading.Event()
 
     def watch(master: Master) -> None:
         while not done.is_set():
             words = master.read(0, r.READ_WORDS)
+            reads.append(1)
             head, results = words[r.WORDS["head"]], words[r.WORDS["results"]] << 16 | words[r.WORDS["results"] + 1]
             at = r.RING + (head - 1) % r.SLOTS * r.SLOT_WORDS
             if head and (words[at], words[at + 9], results) != (head, head, head):
@@ -127,6 +130,8 @@ def test_no_read_is_torn_while_results_are_published_and_acknowledged(serve: Cal
         thread.join(10)
     controller.master.close()
     assert not faults
+    assert len(reads) > 200
+    assert not any(watcher.is_alive() for watcher in watchers)
     assert [part.seq for part in controller.taken] == list(range(1, total + 1))
     assert [part.code for part in controller.taken] == [number % 4 + 1 for number in range(1, total + 1)]
     assert controller.skipped == []
@@ -214,7 +219,7 @@ def test_garbage_does_not_stop_the_server(serve: Callable[..., Rig]) -> None:
         with socket.create_connection(rig.connector.address, 5) as raw:
             raw.sendall(garbage)
             raw.settimeout(0.2)
-            with contextlib.suppress(TimeoutError):
+            with suppress(TimeoutError, ConnectionResetError):
                 raw.recv(300)
     assert rig.master().read(r.WORDS["version"], 1) == [r.VERSION]
 
@@ -229,13 +234,115 @@ def test_only_controllers_that_are_named_may_connect(serve: Callable[..., Rig]) 
     assert named.master().read(0, 1) == [r.VERSION]
 
 
-def test_connections_are_bounded(serve: Callable[..., Rig]) -> None:
+def test_connections_are_bounded_and_the_one_silent_longest_makes_room(serve: Callable[..., Rig]) -> None:
     rig = serve()
-    masters = [rig.master() for _ in range(MAX_CONTROLLERS)]
-    with socket.create_connection(rig.connector.address, 5) as raw:
+    idle = [socket.create_connection(rig.connector.address, 5) for _ in range(MAX_CONTROLLERS - 1)]
+    plc = rig.master()
+    assert plc.read(0, 1) == [r.VERSION]
+    idle += [socket.create_connection(rig.connector.address, 5) for _ in range(3)]
+    for raw in idle[:3]:
         raw.settimeout(5)
-        assert raw.recv(1) == b""
-    assert all(master.read(0, 1) == [r.VERSION] for master in masters)
+        with suppress(ConnectionResetError):
+            assert raw.recv(1) == b""
+    assert plc.read(0, 1) == [r.VERSION]
+    assert rig.connector.status()["controllers"] == MAX_CONTROLLERS
+    for raw in idle:
+        raw.close()
+
+
+def frame(transaction: int, body: str) -> bytes:
+    data = bytes.fromhex(body)
+    return transaction.to_bytes(2) + b"\0\0" + (len(data) + 1).to_bytes(2) + b"\x01" + data
+
+
+def test_requests_in_one_piece_are_all_answered_in_order(serve: Callable[..., Rig]) -> None:
+    rig = serve()
+    writes = [frame(number, f"0600cc{number:04x}") for number in range(1, 40)]  # word 204, the part counter
+    with socket.create_connection(rig.connector.address, 5) as raw:
+        raw.sendall(b"".join(writes) + frame(99, "0300000001"))
+        raw.settimeout(5)
+        answer = b""
+        while len(answer) < 39 * 12 + 11:
+            answer += raw.recv(4096)
+    assert [int.from_bytes(answer[at : at + 2]) for at in range(0, 39 * 12, 12)] == list(range(1, 40))
+    assert answer[39 * 12 :] == bytes.fromhex("0063000000050103020001")
+    assert rig.counted == list(range(2, 40))
+
+
+def test_a_request_in_many_pieces_is_one(serve: Callable[..., Rig]) -> None:
+    rig = serve()
+    with socket.create_connection(rig.connector.address, 5) as raw:
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for byte in frame(7, "0300000001"):
+            raw.sendall(bytes([byte]))
+        raw.settimeout(5)
+        answer = b""
+        while len(answer) < 11:
+            answer += raw.recv(100)
+    assert answer == bytes.fromhex("0007000000050103020001")
+
+
+def test_what_is_no_modbus_ends_its_connection(serve: Callable[..., Rig]) -> None:
+    rig = serve()
+    for wrong in (b"\0\1\0\7\0\6\1\3\0\0\0\1", b"\0\1\0\0\xff\xff\1\3", b"\0\1\0\0\0\1\1"):
+        with socket.create_connection(rig.connector.address, 5) as raw:
+            raw.sendall(wrong)
+            raw.settimeout(5)
+            with suppress(ConnectionResetError):
+                assert raw.recv(1) == b""
+
+
+def test_a_controller_that_reads_no_answers_is_let_go(serve: Callable[..., Rig]) -> None:
+    rig = serve()
+    with socket.create_connection(rig.connector.address, 5) as raw:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        raw.settimeout(20)
+        request = frame(1, "030000007d") * 200
+        with pytest.raises(OSError, match=r"reset|pipe"):
+            while True:
+                raw.sendall(request)
+    assert rig.master().read(0, 1) == [r.VERSION]
+
+
+def test_a_result_that_nobody_reads_in_time_is_told(serve: Callable[..., Rig]) -> None:
+    rig = serve()
+    rig.connector.publish(output(1, wait_s=0.1))
+    until(lambda: rig.failed)
+    assert rig.failed == [(1, "no line controller read it by its deadline")]
+    words = rig.master().read(0, r.READ_WORDS)
+    assert words[r.RING + r.SLOT["code"]] == LineCode.NOT_INSPECTED  # it had been PASS
+    assert words[r.RING + r.SLOT["flags"]] >> r.FLAGS["stale"] & 1
+
+
+def test_a_result_that_was_read_in_time_is_not_told(serve: Callable[..., Rig]) -> None:
+    rig = serve()
+    rig.connector.publish(output(1, wait_s=2.0))
+    master = rig.master()
+    assert master.read(0, r.READ_WORDS)[r.RING + r.SLOT["code"]] == LineCode.PASS
+    stale = 1 << r.FLAGS["stale"]
+    until(lambda: master.read(0, r.READ_WORDS)[r.RING + r.SLOT["flags"]] & stale)
+    beats = master.read(r.WORDS["heartbeat"], 1)
+    until(lambda: master.read(r.WORDS["heartbeat"], 1) != beats)
+    assert rig.failed == []
+
+
+def test_a_publication_that_waits_for_room_ends_when_the_host_stops(serve: Callable[..., Rig]) -> None:
+    rig = serve()
+    for number in range(1, 9):
+        rig.connector.publish(output(number))
+    refused: list[str] = []
+
+    def publish() -> None:
+        try:
+            rig.connector.publish(output(9))
+        except ConnectorError as error:
+            refused.append(str(error))
+
+    waiting = threading.Thread(target=publish)
+    waiting.start()
+    rig.connector.interrupt()
+    waiting.join(5)
+    assert len(refused) == 1
 
 
 @pytest.mark.parametrize(

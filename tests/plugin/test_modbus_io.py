@@ -35,7 +35,8 @@ class Gate:
                 lines=("line-1",),
                 trouble=lambda line: self.trouble,
                 last_number=lambda line: 0,
-                counted=lambda line, counter, t_ns: None,
+                deadline_ms=lambda line: 0,
+                counted=lambda line, counters, t_ns: None,
                 recipe=lambda line: RecipeState(0, 0),
                 select_recipe=lambda line, number, done: None,
                 fail=lambda output, detail: self.failed.append((output.number, detail)),
@@ -76,7 +77,7 @@ def make(tmp_path: Path) -> Iterator[Callable[[str], Gate]]:
 
 @pytest.mark.parametrize("code", [LineCode.REJECT, LineCode.REVIEW, LineCode.NOT_INSPECTED])
 def test_only_a_pass_opens_the_gate(make: Callable[[str], Gate], code: LineCode) -> None:
-    gate = make(f"coil=3&hold_ms={HOLD_MS}")
+    gate = make(f"coil=3&delay_ms=0&hold_ms={HOLD_MS}")
     gate.say(1, code)
     gate.say(2, code)
     writes = gate.module.writes
@@ -126,14 +127,14 @@ def test_without_the_module_every_part_is_refused_and_it_is_found_again(make: Ca
 
 
 def test_ready_says_whether_the_line_is_inspected(make: Callable[[str], Gate]) -> None:
-    gate = make("coil=0&ready=5")
+    gate = make("coil=0&delay_ms=0&ready=5")
     until(lambda: gate.module.coils[5])
     gate.trouble = "edge-1: silent"
     until(lambda: not gate.module.coils[5])
 
 
 def test_closing_shuts_the_gate(make: Callable[[str], Gate]) -> None:
-    gate = make("coil=0&ready=1&hold_ms=60000")
+    gate = make("coil=0&ready=1&delay_ms=0&hold_ms=60000")
     gate.say(1, LineCode.PASS)
     until(lambda: gate.module.coils[0] and gate.module.coils[1])
     gate.connector.close()
@@ -146,11 +147,44 @@ def test_closing_shuts_the_gate(make: Callable[[str], Gate]) -> None:
         ("modbus-io://", "expected the module's address"),
         ("modbus-io://h:x", "port must be a number"),
         ("modbus-io://h?coil=-1", "coil is '-1'; expected a number from 0"),
-        ("modbus-io://h?coil=1&ready=1", "the same coil"),
-        ("modbus-io://h?hold_ms=0", "opens for no time"),
+        ("modbus-io://h?coil=1&ready=1&delay_ms=9", "the same coil"),
+        ("modbus-io://h?delay_ms=5&hold_ms=0", "opens for no time"),
+        ("modbus-io://h?coil=2", "delay_ms is missing"),
         ("modbus-io://h?delay=5", "unknown option 'delay'; there are: coil, delay_ms"),
     ],
 )
 def test_mistakes_in_the_address_are_named(url: str, words: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=words):
         make_connector(url, tmp_path)
+
+
+def test_a_gate_before_the_deadline_is_refused(tmp_path: Path) -> None:
+    connector = make_connector("modbus-io://127.0.0.1:502?delay_ms=400", tmp_path)
+    plant = Plant(
+        lines=("line-1",),
+        trouble=lambda line: None,
+        last_number=lambda line: 0,
+        deadline_ms=lambda line: 500,
+        counted=lambda line, counters, t_ns: None,
+        recipe=lambda line: RecipeState(0, 0),
+        select_recipe=lambda line, number, done: None,
+        fail=lambda output, detail: None,
+    )
+    with pytest.raises(ConfigError, match=r"deadline_ms = 500: a neighbour's could open the gate"):
+        connector.start(plant)
+
+
+def test_a_slow_module_is_shut_as_soon_as_it_answers(make: Callable[[str], Gate]) -> None:
+    gate = make("coil=0&delay_ms=0&hold_ms=100")
+    gate.module.slow_s = 0.15  # every answer comes so late
+    gate.say(1, LineCode.PASS)
+    until(lambda: len(gate.changes(0)) == 2)
+    (_, opened), (_, shut) = gate.changes(0)
+    assert shut - opened < 0.4, "the closing waited for its own time and not for the next refresh"
+
+
+def test_closing_tells_of_parts_that_had_not_come_to_the_gate(make: Callable[[str], Gate]) -> None:
+    gate = make("coil=0&delay_ms=60000")
+    gate.say(1, LineCode.PASS)
+    gate.connector.close()
+    assert [number for number, _ in gate.failed] == [1]
