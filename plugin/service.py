@@ -18,14 +18,18 @@ from typing import Any
 import uvicorn
 import zmq
 
+from plugin import accounts
+from plugin.accounts import Accounts
 from plugin.dispatch import Dispatcher, make_connector
 from plugin.errors import ConfigError, FlawlineError
 from plugin.ledger import Ledger, LedgerReader
 from plugin.queries import Reader
 from plugin.receiver import Receiver
 from plugin.review.app import Host, create_app
-from plugin.settings import HostSettings
+from plugin.review.signin import SignIn
+from plugin.settings import HostSettings, HttpSettings
 from plugin.store import Store
+from plugin.tls import check_pair
 from plugin.writer import Writer
 
 STOP_S = 2.0
@@ -41,8 +45,9 @@ class HostFailedError(FlawlineError):
 class Service:
     """Everything of one host; ``start``, ``wait``, ``stop``. One at a time for a state folder."""
 
-    def __init__(self, settings: HostSettings, base_dir: Path) -> None:
+    def __init__(self, settings: HostSettings, base_dir: Path, sign_in: SignIn | None = None) -> None:
         self.settings = settings
+        self._sign_in = sign_in
         self._base_dir = base_dir
         self._ended = threading.Event()
         self._stopping = False
@@ -58,6 +63,7 @@ class Service:
     def _build(self) -> None:
         settings = self.settings
         state_dir = settings.state_dir
+        self._let_in(settings.http)
         self._http_socket = _listen(settings.http.host, settings.http.port)
         connectors = [(each, make_connector(each.url, self._base_dir)) for each in settings.connectors]
         self.ledger = Ledger(state_dir / "ledger.sqlite", settings.line_of)
@@ -67,17 +73,19 @@ class Service:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._receiver = Receiver(self._context, settings.events.bind, self.ledger.tell, self._writer.offer)
         self.reader = Reader(state_dir / "store.sqlite")
-        app = create_app(
+        self.app = create_app(
             Host(
                 reader=self.reader,
                 ledger=LedgerReader(self.ledger.path),
                 blobs=state_dir / "blobs",
                 write=self._writer.call,
                 health=self.health,
+                sign_in=self._sign_in,
+                names=settings.http.reached_as,
             )
         )
         config = uvicorn.Config(
-            app,
+            self.app,
             log_level="warning",
             access_log=False,
             timeout_graceful_shutdown=1,
@@ -86,8 +94,26 @@ class Service:
             server_header=False,
             limit_concurrency=256,
             timeout_keep_alive=15,
+            ssl_certfile=settings.http.certificate,
+            ssl_keyfile=settings.http.key,
+            # Without a proxy that is told of, an address that a browser claims to have is not believed.
+            proxy_headers=settings.http.tls == "proxy",
+            forwarded_allow_ips=settings.http.proxies,
         )
         self._http = uvicorn.Server(config)
+
+    def _let_in(self, http: HttpSettings) -> None:
+        """Certificate and accounts, checked before anything can be reached."""
+        if http.certificate is not None and http.key is not None:
+            check_pair(http.certificate, http.key)
+        if not http.needs_sign_in:
+            return
+        self._sign_in = self._sign_in or SignIn(Accounts(self.settings.state_dir / accounts.DATABASE), http)
+        if not self._sign_in.accounts.has_administrator():
+            raise ConfigError(
+                f"the review pages on {http.host} need sign-in, and there is no administrator yet; add the first one: "
+                "flawline host user add CONFIG NAME --role administrator"
+            )
 
     @property
     def endpoint(self) -> str:
@@ -98,14 +124,16 @@ class Service:
     def url(self) -> str:
         """Where the pages are."""
         host, port = self._http_socket.getsockname()[:2]
-        return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+        scheme = "http" if self.settings.http.certificate is None else "https"
+        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}/"
 
     def health(self) -> dict[str, Any]:
         """What works, and the receiver's counts since the start."""
         trouble = [text for text in (self._writer.trouble, self.ledger.trouble) if text]
         counts = {**vars(self._receiver.counts), "conflicts": self._writer.conflicts, "ledger_lost": self.ledger.lost}
         counts["ledger_skipped"] = self.ledger.skipped
-        return {"ok": not trouble, "trouble": trouble, "receiver": counts}
+        health = {"ok": not trouble, "trouble": trouble, "receiver": counts}
+        return health if self._sign_in is None else {**health, "sign_in": self._sign_in.counts()}
 
     def start(self) -> None:
         """Start every thread, and write where the host can be reached into the state folder."""
@@ -145,6 +173,8 @@ class Service:
             self._receiver.flush()
             self._context.term()
         self.reader.close()
+        if self._sign_in is not None:
+            self._sign_in.accounts.close()
         self._http_socket.close()
         os.close(self._lock)
         if self._failure is not None:
