@@ -15,7 +15,7 @@ import threading
 import time
 import unicodedata
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -262,7 +262,8 @@ class Accounts:
         if not young or not -CLOCK_SLACK_S <= now - row["seen_s"] < idle_s:
             return None
         if touch and now - row["seen_s"] >= min(TOUCH_S, idle_s / 10):
-            with self._write() as db:
+            # A full disk must not keep anybody from looking; the session then ends earlier.
+            with suppress(sqlite3.OperationalError), self._write() as db:
                 db.execute("UPDATE sessions SET seen_s = ? WHERE token_sha256 = ?", (now, _digest(token)))
         return Session(row["name"], row["role"])
 

@@ -57,6 +57,8 @@ class Service:
         try:
             self._build()
         except BaseException:
+            if self._sign_in is not None:
+                self._sign_in.accounts.close()
             os.close(self._lock)
             raise
 

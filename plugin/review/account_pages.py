@@ -20,7 +20,6 @@ from plugin.review.signin import (
     INSPECTOR,
     OPEN,
     READING,
-    Opened,
     Refused,
     SignIn,
     address_of,
@@ -33,6 +32,7 @@ NOTES = {
     "ended": "Your session has ended.",
     "unsaved": "Your session has ended. What was sent last was not recorded; do it again after signing in.",
     "out": "You are signed out.",
+    "changed": "Your password is changed. Sign in with the new one.",
 }
 Text = Annotated[str, Form()]
 
@@ -45,6 +45,8 @@ def to_sign_in(request: Request) -> Response:
     came_from = urlsplit(request.headers.get("referer", ""))
     target = request.url if reading else came_from
     path = _within(f"{target.path}?{target.query}" if target.query else target.path)
+    if request.url.path == "/sign-out":
+        return RedirectResponse("/sign-in?why=out", 303)
     why = "unsaved" if not reading else "ended" if _sign_in(request).cookie in request.cookies else ""
     return RedirectResponse(f"/sign-in?next={quote(path, safe='')}{f'&why={why}' if why else ''}", 303)
 
@@ -62,7 +64,9 @@ def sign_in(request: Request, name: Text, password: Text, next: Text = HOME) -> 
     done = signs.sign_in(name.strip(), password, address_of(request), request.cookies.get(signs.cookie))
     if isinstance(done, Refused):
         return _refused(request, "signin.html", done, next=_within(next), note=None, typed=name[:80])
-    return _with_cookie(RedirectResponse(_within(next), 303), signs, done)
+    response = RedirectResponse(_within(next), 303)
+    response.set_cookie(signs.cookie, done.token, httponly=True, samesite="strict", secure=signs.secure, path="/")
+    return response
 
 
 @router.post("/sign-out", dependencies=[INSPECTOR])
@@ -84,16 +88,15 @@ def change_password(request: Request, old: Text, new: Text, again: Text) -> Resp
     signs, viewer = _sign_in(request), viewer_of(request)
     if viewer is None:
         return to_sign_in(request)
-    done: Opened | Refused
     try:
         if new != again:
             raise AccountError("the two new passwords differ; nothing was changed")
-        done = signs.change_password(viewer.name, old, new, address_of(request))
+        problem = signs.change_password(viewer.name, old, new, address_of(request))
     except AccountError as error:
-        done = Refused(409, _sentence(error))
-    if isinstance(done, Refused):
-        return _refused(request, "account.html", done, tab="account")
-    return _with_cookie(RedirectResponse(HOME, 303), signs, done)
+        problem = Refused(409, _sentence(error))
+    if problem is not None:
+        return _refused(request, "account.html", problem, tab="account")
+    return RedirectResponse("/sign-in?why=changed", 303)
 
 
 @router.get("/accounts", dependencies=[ADMINISTRATOR])
@@ -164,11 +167,6 @@ def _refused(request: Request, template: str, problem: Refused, **values: Any) -
     response = page(request, template, problem.status, problem=problem, **{"tab": "", **values})
     if problem.wait_s:
         response.headers["retry-after"] = str(math.ceil(problem.wait_s))
-    return response
-
-
-def _with_cookie(response: Response, signs: SignIn, opened: Opened) -> Response:
-    response.set_cookie(signs.cookie, opened.token, httponly=True, samesite="strict", secure=signs.secure, path="/")
     return response
 
 

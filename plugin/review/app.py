@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import sqlite3
+
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
@@ -15,6 +18,7 @@ from plugin.review.host import Host
 from plugin.review.signin import undeclared
 
 __all__ = ["Host", "create_app"]
+log = logging.getLogger(__name__)
 
 
 def create_app(host: Host) -> FastAPI:
@@ -34,6 +38,7 @@ def create_app(host: Host) -> FastAPI:
     app.add_exception_handler(ReviewError, _conflict)
     app.add_exception_handler(AccountError, _conflict)
     app.add_exception_handler(TimeoutError, _busy)
+    app.add_exception_handler(sqlite3.OperationalError, _disk)
     return app
 
 
@@ -69,3 +74,9 @@ def _conflict(request: Request, error: Exception) -> Response:
 
 def _busy(request: Request, _error: Exception) -> Response:
     return _answer(request, 503, "The store does not take the verdict now; nothing was written. Try again.")
+
+
+def _disk(request: Request, error: Exception) -> Response:
+    log.warning("accounts or ledger: %s", error)
+    text = "The host's files cannot be read or written now; nothing was changed. Try again."
+    return JSONResponse({"error": text}, 503) if _for_programs(request) else PlainTextResponse(text, 503)

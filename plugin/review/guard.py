@@ -39,7 +39,7 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        bound = (scope.get("server") or ("",))[0]
+        bound = (scope.get("server") or ("",))[0].removeprefix("::ffff:")
         problem = refusal(scope["method"], Headers(scope=scope), self._names | {bound})
         if problem is not None:
             await PlainTextResponse(problem[1], problem[0], headers=POLICY)(scope, receive, send)

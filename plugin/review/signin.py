@@ -94,8 +94,8 @@ class SignIn:
         self.count("signed_in")
         return Opened(proven, token)
 
-    def change_password(self, name: str, old: str, new: str, address: str) -> Opened | Refused:
-        """Set one's own password; every session ends and a new one is opened. Raises AccountError as accounts do."""
+    def change_password(self, name: str, old: str, new: str, address: str) -> Refused | None:
+        """Set one's own password; every session of the account ends. Raises AccountError as accounts do."""
         proven = self._prove(name, old, address)
         if isinstance(proven, Refused):
             return proven
@@ -103,7 +103,7 @@ class SignIn:
             if not room:
                 return self._busy(address)
             self.accounts.set_password(name, new, Actor(name, address))
-        return self.sign_in(name, new, address)
+        return None
 
     @contextmanager
     def hashing(self) -> Iterator[bool]:
@@ -243,7 +243,7 @@ def csrf_of(token: str) -> str:
 
 def address_of(request: Request) -> str:
     """The browser's address."""
-    return request.client.host if request.client is not None else "unknown"
+    return request.client.host[:64] if request.client is not None else "unknown"
 
 
 def network_of(address: str) -> str:

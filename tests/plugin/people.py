@@ -11,11 +11,14 @@ from typing import Any
 import httpx
 from argon2 import PasswordHasher
 
+from contract.event import Verdict
 from plugin.accounts import DATABASE, Accounts, Actor
 from plugin.review.signin import SignIn
 from plugin.service import Service
 from plugin.settings import EventSettings, HostSettings, HttpSettings, LineSettings
 from plugin.throttle import Throttle
+from tests.plugin import synthetic as s
+from tests.plugin.synthetic import Dealer
 
 PASSWORD = "seven washers fall"
 PEOPLE = {"ada": "administrator", "eve": "engineer", "ivan": "inspector", "olga": "inspector"}
@@ -104,3 +107,11 @@ class Browser(httpx.Client):
     def submit(self, path: str, **fields: str) -> httpx.Response:
         """Post a form as the session's own pages do."""
         return self.post(path, data={"csrf": self.token(), **fields})
+
+
+def add_part(site: Site) -> None:
+    dealer = Dealer(site.service.endpoint)
+    for message in s.flagged(1, "worst", Verdict.REJECT, 4.0, seed=1):
+        dealer.send(message)
+    dealer.wait_acked(1, 2, 3)
+    dealer.close()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import pty
 import sqlite3
 import stat
+import subprocess
 import sys
 import threading
 import unicodedata
@@ -21,6 +24,7 @@ from plugin.accounts import COMMON, DATABASE, MAX_SESSIONS, SHORTEST, Accounts, 
 from plugin.errors import AccountError, ConfigError
 from plugin.throttle import LONGEST_S, Key, Throttle
 from tests.plugin.people import PASSWORD, TEST, Clock, accounts_in, cheap
+from tests.plugin.synthetic import ROOT
 
 LIFETIMES = Lifetimes({"inspector": 1800.0, "engineer": 600.0, "administrator": 600.0}, 43200.0)
 
@@ -334,3 +338,24 @@ def test_the_command_says_when_nobody_is_asked_to_sign_in(tmp_path: Path) -> Non
     config = tmp_path / "host.toml"
     config.write_text("")
     assert "http.sign_in" in user("list", str(config)).stderr
+
+
+def test_the_command_asks_for_a_password_without_showing_it(tmp_path: Path) -> None:
+    config = tmp_path / "host.toml"
+    config.write_text("[http]\nsign_in = true\n")
+    terminal, inside = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flawline", "host", "user", "add", str(config), "ada"],
+        cwd=ROOT, stdin=inside, stdout=inside, stderr=inside, start_new_session=True,
+    )  # fmt: skip
+    os.close(inside)
+    shown = b""
+    for question in (b"Password of ada:", b"Repeat for confirmation:"):
+        while question not in shown:
+            shown += os.read(terminal, 1000)
+        os.write(terminal, PASSWORD.encode() + b"\n")
+    while b"Added ada" not in shown:
+        shown += os.read(terminal, 1000)
+    assert process.wait(30) == 0
+    os.close(terminal)
+    assert PASSWORD.encode() not in shown

@@ -21,16 +21,14 @@ from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 from fastapi.staticfiles import StaticFiles
 
-from contract.event import Verdict
 from plugin.accounts import ROLES
 from plugin.errors import ConfigError
 from plugin.review.signin import ACCOUNT_FREE, ADDRESS_FREE, READING, WAITING_HASHES, declared, flat, undeclared
 from plugin.review.signin import OPEN as OPEN_TO_ALL
 from plugin.service import Service
 from plugin.settings import load_settings
-from tests.plugin import synthetic as s
-from tests.plugin.people import PASSWORD, PEOPLE, Browser, Site
-from tests.plugin.synthetic import ROOT, Dealer, until
+from tests.plugin.people import PASSWORD, PEOPLE, TEST, Browser, Site, add_part
+from tests.plugin.synthetic import ROOT, until
 
 BY_ROLE = {"inspector": "ivan", "engineer": "eve", "administrator": "ada"}
 OPEN = {("GET", "/healthz"), ("GET", "/sign-in"), ("POST", "/sign-in")}
@@ -63,14 +61,6 @@ def site(make_site: Callable[..., Site]) -> Site:
     return make_site()
 
 
-def add_part(site: Site) -> None:
-    dealer = Dealer(site.service.endpoint)
-    for message in s.flagged(1, "worst", Verdict.REJECT, 4.0, seed=1):
-        dealer.send(message)
-    dealer.wait_acked(1, 2, 3)
-    dealer.close()
-
-
 def routes(app: FastAPI) -> list[tuple[str, str, str | None]]:
     """(method, path with something in its place, role) of every route that is not everybody's."""
     found = []
@@ -87,8 +77,9 @@ def ask(browser: Browser, method: str, path: str, **options: Any) -> httpx.Respo
         return browser.request(method, path, **options)
     if path.startswith("/api/"):
         return browser.request(method, path, json={"decision": "defect"}, **options)
-    everything = {"decision": "defect", "name": "zed", "password": PASSWORD, "role": "administrator"}
-    return browser.request(method, path, data={**everything, "old": PASSWORD, "new": PASSWORD, "again": PASSWORD}, **options)
+    everything = {"decision": "defect", "name": "zed", "role": "administrator"}
+    passwords = dict.fromkeys(("password", "old", "new", "again"), PASSWORD)
+    return browser.request(method, path, data={**everything, **passwords}, **options)
 
 
 def test_every_route_says_which_role_it_needs(shared: Site) -> None:
@@ -119,7 +110,7 @@ def test_nobody_reaches_anything(shared: Site) -> None:
             assert (answer.status_code, answer.json()) == (401, {"error": "Sign in first."}), path
         else:
             assert answer.status_code == 303, path
-            assert answer.headers["location"].startswith("/sign-in?next="), path
+            assert answer.headers["location"].startswith(("/sign-in?next=", "/sign-in?why=out")), path
     assert shared.counted("not_signed_in") == before + len(closed) - 1, "a page that polls is no attempt"
     page = browser.get("/no-such-page")
     assert (page.status_code, "Counts" in page.text) == (404, False)
@@ -345,7 +336,7 @@ def test_one_address_cannot_try_many_names(site: Site) -> None:
 
 
 def test_names_are_not_given_away(site: Site, caplog: pytest.LogCaptureFixture) -> None:
-    site.accounts.set_enabled("olga", False, site_actor())
+    site.accounts.set_enabled("olga", False, TEST)
     with caplog.at_level(logging.WARNING):
         answers = [
             site.browser(f"127.0.0.{50 + number}").sign_in(name, password)
@@ -361,12 +352,6 @@ def test_names_are_not_given_away(site: Site, caplog: pytest.LogCaptureFixture) 
     for _ in range(ACCOUNT_FREE + 1):
         last = site.browser("127.0.0.99").sign_in("nobody", "x")
     assert last.status_code == 429, "delays as for a name that exists"
-
-
-def site_actor() -> Any:
-    from tests.plugin.people import TEST
-
-    return TEST
 
 
 @pytest.mark.parametrize(
@@ -429,6 +414,15 @@ def test_sessions_outlive_the_host(make_site: Callable[..., Site], tmp_path: Pat
     first.stop = lambda: None  # type: ignore[method-assign]
 
 
+def test_a_disk_that_refuses_keeps_nobody_from_looking(site: Site) -> None:
+    browser = site.signed_in("ivan")
+    site.accounts._connection.execute("PRAGMA query_only=ON")  # what a full disk does to writes
+    site.clock.now += 120
+    assert browser.get("/queue").status_code == 200
+    refused = site.browser().sign_in("eve")
+    assert (refused.status_code, "nothing was changed" in refused.text) == (503, True)
+
+
 def test_strangers_learn_only_whether_the_host_works(shared: Site) -> None:
     assert shared.browser().get("/healthz").json() == {"ok": True}
     assert {"trouble", "receiver", "sign_in"} <= set(shared.signed_in("ivan").get("/healthz").json())
@@ -471,8 +465,10 @@ def test_ones_own_password_needs_the_old_one_and_ends_other_sessions(site: Site)
         (PASSWORD, "a brand new one", "a brand new on", 409),
         (PASSWORD, "a brand new one", "a brand new one", 303),
     ]:
-        assert here.submit("/account/password", old=old, new=new, again=again).status_code == status
-    assert (here.get("/queue").status_code, there.get("/queue").status_code) == (200, 303)
+        answer = here.submit("/account/password", old=old, new=new, again=again)
+        assert answer.status_code == status
+    assert "password is changed" in here.get(answer.headers["location"]).text
+    assert (here.get("/queue").status_code, there.get("/queue").status_code) == (303, 303)
     assert site.browser().sign_in("ivan").status_code == 401
     assert site.browser().sign_in("ivan", "a brand new one").status_code == 303
 
@@ -481,7 +477,8 @@ def test_ones_own_password_needs_the_old_one_and_ends_other_sessions(site: Site)
 def test_an_address_that_is_only_claimed_is_believed_of_a_proxy(make_site: Callable[..., Site], tls: str) -> None:
     site = make_site(tls=tls)
     browser = site.browser()
-    browser.post("/sign-in", data={"name": "ada", "password": "wrong one"}, headers={"x-forwarded-for": "10.1.2.3"})
+    claim = {"x-forwarded-for": "10.9.9.9, 10.1.2.3"}  # the proxy adds the last one, the browser claims the first
+    browser.post("/sign-in", data={"name": "ada", "password": "wrong one"}, headers=claim)
     seen = {row["address"] for row in site.accounts.audit(50) if row["action"] == "refused"}
     assert seen == {"10.1.2.3" if tls == "proxy" else "127.0.0.1"}
     cookie = browser.sign_in("ada").headers["set-cookie"]
