@@ -120,7 +120,7 @@ class Lifetimes(NamedTuple):
 
 
 def default_hasher() -> PasswordHasher:
-    """Argon2id, 64 MiB and three passes in one lane: about an eighth of a second of one core, never of two."""
+    """Argon2id, 64 MiB and three passes in one lane: about a quarter of a second of one core, never of two."""
     return PasswordHasher(time_cost=3, memory_cost=64 << 10, parallelism=1)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import ssl
 import subprocess
 import sys
@@ -570,3 +571,13 @@ def test_without_sign_in_nothing_is_there_to_sign_in_to(tmp_path: Path) -> None:
             assert not (tmp_path / "host-state" / "accounts.sqlite").exists()
     finally:
         service.stop()
+
+
+def test_every_form_that_writes_carries_the_sessions_token() -> None:
+    before_signing_in, forms = ('action="/sign-in"', 'action="/name"'), 0
+    for file in (ROOT / "plugin" / "review" / "templates").glob("*.html"):
+        for form in re.findall(r"<form\b.*?</form>", file.read_text(), re.S):
+            assert 'method="post"' in form, (file.name, form)
+            assert "{{ token(viewer) }}" in form or any(each in form for each in before_signing_in), (file.name, form)
+            forms += 1
+    assert forms >= 10
