@@ -187,7 +187,9 @@ class Needs:
         place = f"{request.method} {request.url.path[:80]!r} from {address_of(request)}"
         if viewer is None:
             if not self._background:
-                sign_in.count("not_signed_in", f"refused: nobody is signed in, {place}")
+                # A browser that opens a page is led to the sign-in page: every morning's start, nothing to warn of.
+                harmless = request.method in READING and not request.url.path.startswith("/api/")
+                sign_in.count("not_signed_in", None if harmless else f"refused: nobody is signed in, {place}")
             raise HTTPException(401, "Sign in first.")
         if not viewer.may(self.role):
             sign_in.count("beyond_role", f"refused: {viewer.name} is {viewer.role}, {self.role} is needed, {place}")
