@@ -126,6 +126,8 @@ class Service:
     def url(self) -> str:
         """Where the pages are."""
         host, port = self._http_socket.getsockname()[:2]
+        if host in ("0.0.0.0", "::"):  # noqa: S104 - an address to bind, none to go to
+            host = next(iter(self.settings.http.names), "127.0.0.1" if host == "0.0.0.0" else "::1")  # noqa: S104
         scheme = "http" if self.settings.http.certificate is None else "https"
         return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}/"
 

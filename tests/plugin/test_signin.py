@@ -513,7 +513,7 @@ def test_other_machines_are_served_over_tls(make_site: Callable[..., Site], tmp_
     chain, key, trust = certificate(tmp_path, "host.plant.local", "127.0.0.1", "127.0.0.5")
     site = make_site(host="0.0.0.0", sign_in=False, certificate=chain, key=key, names=["Host.plant.local"])
     port = site.service.url.rstrip("/").rpartition(":")[2]
-    assert site.service.url.startswith("https://")
+    assert site.service.url == f"https://Host.plant.local:{port}/", "where people can go, not 0.0.0.0"
     browser = site.browser(url=f"https://127.0.0.5:{port}", verify=trust)
     cookie = browser.sign_in("ada").headers["set-cookie"]
     assert cookie.startswith("__Host-flawline=")
