@@ -32,8 +32,8 @@ def page(browser: Browser, site: Site) -> Iterator[Page]:
 
 
 def sign_in(page: Page, name: str, password: str = PASSWORD) -> None:
-    """By keyboard alone: the first field has the focus."""
-    expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
+    """By keyboard alone: the first field has the focus as soon as the page is there."""
+    expect(page.locator("#name")).to_be_focused()
     page.keyboard.type(name)
     page.keyboard.press("Tab")
     page.keyboard.type(password)
@@ -54,11 +54,13 @@ def test_a_shift_of_an_inspector(page: Page, site: Site) -> None:
     page.goto("/parts/1")
     sign_in(page, "ivan", "a wrong password")
     expect(page.get_by_role("alert")).to_have_text("Name or password is wrong.")
-    page.keyboard.type(PASSWORD)  # the name is kept, the focus is on the password
+    expect(page.locator("#password")).to_be_focused()  # the name is kept
+    page.keyboard.type(PASSWORD)
     page.keyboard.press("Enter")
     expect(page.locator("canvas[data-ready]")).to_be_visible()
     assert page.url.endswith("/parts/1")
     expect(page.locator(".who")).to_have_text("ivan")
+    expect(page.locator("body[data-keys]")).to_be_attached()
     expect(page.get_by_role("link", name="Accounts")).to_have_count(0)
     page.keyboard.press("d")
     expect(page.get_by_role("heading", name="Nothing waits")).to_be_visible()
@@ -79,12 +81,10 @@ def test_an_ended_session_turns_into_the_sign_in_page_and_back(page: Page, site:
     expect(page.locator("canvas[data-ready]")).to_be_visible()
     site.clock.now += 3600
     expect(page.get_by_text("Your session has ended.")).to_be_visible()  # by itself, when it asks for news
-    page.keyboard.type("olga")
-    page.keyboard.press("Tab")
-    page.keyboard.type(PASSWORD)
-    page.keyboard.press("Enter")
+    sign_in(page, "olga")
     expect(page.locator("canvas[data-ready]")).to_be_visible()
     assert page.url.endswith("/parts/1")
+    expect(page.locator("body[data-keys]")).to_be_attached()
     page.keyboard.press("g")
     expect(page.get_by_role("heading", name="Nothing waits")).to_be_visible()
     assert decisions(site) == [("good", "olga")]
