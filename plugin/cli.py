@@ -1,4 +1,4 @@
-"""``flawline host``: run the host, write its configuration (hops 7 to 12)."""
+"""``flawline host``: run the host, write its configuration, keep its accounts (hops 7 to 12)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from plugin import user_cli
 
 if TYPE_CHECKING:
     from plugin.service import Service
@@ -16,6 +18,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="The host: keeps every event, tells the line controller, serves the review pages.",
 )
+
+app.add_typer(user_cli.app, name="user")
 
 RUN_HELP = """Run the host until it is told to stop (Ctrl-C or SIGTERM).
 

@@ -20,6 +20,8 @@ from typing import Any
 import uvicorn
 import zmq
 
+from plugin import accounts
+from plugin.accounts import Accounts
 from plugin.connectors.base import LineOutput, Plant, RecipeState
 from plugin.dispatch import Dispatcher, Sent, make_connector
 from plugin.errors import ConfigError, FlawlineError
@@ -28,8 +30,10 @@ from plugin.liveness import Liveness
 from plugin.queries import Reader
 from plugin.receiver import Receiver
 from plugin.review.app import Host, create_app
-from plugin.settings import HostSettings
+from plugin.review.signin import SignIn
+from plugin.settings import HostSettings, HttpSettings
 from plugin.store import Store
+from plugin.tls import check_pair
 from plugin.transit import Arrival
 from plugin.writer import Writer
 
@@ -46,8 +50,9 @@ class HostFailedError(FlawlineError):
 class Service:
     """Everything of one host; ``start``, ``wait``, ``stop``. One at a time for a state folder."""
 
-    def __init__(self, settings: HostSettings, base_dir: Path) -> None:
+    def __init__(self, settings: HostSettings, base_dir: Path, sign_in: SignIn | None = None) -> None:
         self.settings = settings
+        self._sign_in = sign_in
         self._base_dir = base_dir
         self._ended = threading.Event()
         self._stopping = False
@@ -57,12 +62,15 @@ class Service:
         try:
             self._build()
         except BaseException:
+            if self._sign_in is not None:
+                self._sign_in.accounts.close()
             os.close(self._lock)
             raise
 
     def _build(self) -> None:
         settings = self.settings
         state_dir = settings.state_dir
+        self._let_in(settings.http)
         self._http_socket = _listen(settings.http.host, settings.http.port)
         connectors = [(each, make_connector(each.url, self._base_dir)) for each in settings.connectors]
         self.ledger = Ledger(state_dir / "ledger.sqlite", settings.line_of)
@@ -73,17 +81,19 @@ class Service:
         self.liveness = Liveness(settings.lines, settings.line_of)
         self._receiver = Receiver(self._context, settings.events.bind, self._tell, self._writer.offer)
         self.reader = Reader(state_dir / "store.sqlite")
-        app = create_app(
+        self.app = create_app(
             Host(
                 reader=self.reader,
                 ledger=LedgerReader(self.ledger.path),
                 blobs=state_dir / "blobs",
                 write=self._writer.call,
                 health=self.health,
+                sign_in=self._sign_in,
+                names=settings.http.reached_as,
             )
         )
         config = uvicorn.Config(
-            app,
+            self.app,
             log_level="warning",
             access_log=False,
             timeout_graceful_shutdown=1,
@@ -92,8 +102,26 @@ class Service:
             server_header=False,
             limit_concurrency=256,
             timeout_keep_alive=15,
+            ssl_certfile=settings.http.certificate,
+            ssl_keyfile=settings.http.key,
+            # Without a proxy that is told of, an address that a browser claims to have is not believed.
+            proxy_headers=settings.http.tls == "proxy",
+            forwarded_allow_ips=settings.http.proxies,
         )
         self._http = uvicorn.Server(config)
+
+    def _let_in(self, http: HttpSettings) -> None:
+        """Certificate and accounts, checked before anything can be reached."""
+        if http.certificate is not None and http.key is not None:
+            check_pair(http.certificate, http.key)
+        if not http.needs_sign_in:
+            return
+        self._sign_in = self._sign_in or SignIn(Accounts(self.settings.state_dir / accounts.DATABASE), http)
+        if not self._sign_in.accounts.has_administrator():
+            raise ConfigError(
+                f"the review pages on {http.host} need sign-in, and there is no administrator yet; add the first one: "
+                "flawline host user add CONFIG NAME --role administrator"
+            )
 
     @property
     def endpoint(self) -> str:
@@ -104,7 +132,10 @@ class Service:
     def url(self) -> str:
         """Where the pages are."""
         host, port = self._http_socket.getsockname()[:2]
-        return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+        if host in ("0.0.0.0", "::"):  # noqa: S104 - an address to bind, none to go to
+            host = next(iter(self.settings.http.names), "127.0.0.1" if host == "0.0.0.0" else "::1")  # noqa: S104
+        scheme = "http" if self.settings.http.certificate is None else "https"
+        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}/"
 
     def health(self) -> dict[str, Any]:
         """What works, and the receiver's counts since the start."""
@@ -113,7 +144,8 @@ class Service:
         counts["ledger_skipped"] = self.ledger.skipped
         lines = {line.id: self._trouble_of(line.id) for line in self.settings.lines}
         connectors = self.dispatcher.status()
-        return {"ok": not trouble, "trouble": trouble, "receiver": counts, "lines": lines, "connectors": connectors}
+        health = {"ok": not trouble, "trouble": trouble, "receiver": counts, "lines": lines, "connectors": connectors}
+        return health if self._sign_in is None else {**health, "sign_in": self._sign_in.counts()}
 
     def _tell(self, arrivals: Sequence[Arrival]) -> int:
         self.liveness.note(arrivals)
@@ -180,6 +212,8 @@ class Service:
             self._receiver.flush()
             self._context.term()
         self.reader.close()
+        if self._sign_in is not None:
+            self._sign_in.accounts.close()
         self._http_socket.close()
         os.close(self._lock)
         if self._failure is not None:

@@ -5,13 +5,21 @@ from __future__ import annotations
 import ipaddress
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from contract.config import Strict, load_toml
 
 Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
+
+
+def _address(text: str) -> str:
+    ipaddress.ip_address(text)
+    return text
+
+
+Address = Annotated[str, AfterValidator(_address)]
 
 EXAMPLE = """\
 # The host: keeps every event, tells the line controller, serves the review pages.
@@ -23,8 +31,15 @@ state_dir = "host-state"
 bind = "tcp://127.0.0.1:5701"   # edges connect here; "tcp://127.0.0.1:*" takes any free port
 
 [http]
-host = "127.0.0.1"
+host = "127.0.0.1"              # any other address needs sign-in: flawline host user add host.toml NAME
 port = 8765                     # 0 takes any free port and writes it to host-state/http.json
+# sign_in = true                # ask for it on 127.0.0.1 as well
+# names = ["host.plant.local"]  # other names by which browsers call this host
+# certificate = "host.pem"      # TLS: the certificate with its chain, PEM
+# key = "host.key"              # its key, PEM, file mode 0600
+# tls = "proxy"                 # instead of a certificate, where a reverse proxy in front ends TLS
+# idle_minutes = 30             # a session without a request ends; inspector_idle_minutes = 480 for a station's shift
+# session_hours = 12            # and every session ends after this
 
 [[lines]]
 id = "line-1"
@@ -59,21 +74,53 @@ class EventSettings(Strict):
         return value
 
 
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?$")]
+PLAIN = "none-passwords-in-clear"
+
+
 class HttpSettings(Strict):
-    """Where the review pages are served."""
+    """Where the review pages are served, to whom, and how they are kept from others."""
 
     host: str = "127.0.0.1"
     port: int = Field(8765, ge=0, le=65535, description="0 takes any free port")
+    names: list[Name] = Field(default_factory=list, max_length=64, description="further names that browsers use")
+    certificate: Path | None = Field(None, description="PEM, the host's certificate first")
+    key: Path | None = Field(None, description="PEM, mode 0600")
+    tls: Literal["certificate", "proxy", "none-passwords-in-clear"] = "certificate"
+    proxies: list[Address] = Field(
+        default_factory=lambda: ["127.0.0.1", "::1"], max_length=64, description='believed with tls = "proxy"'
+    )
+    sign_in: bool = Field(False, description="ask for it on loopback as well")
+    idle_minutes: int = Field(30, ge=1, le=1440)
+    inspector_idle_minutes: int = Field(30, ge=1, le=1440, description="at a station perhaps a shift, 480")
+    session_hours: int = Field(12, ge=1, le=24)
 
-    @field_validator("host")
-    @classmethod
-    def _loopback(cls, value: str) -> str:
-        if not is_loopback(value):
+    @model_validator(mode="after")
+    def _protected(self) -> HttpSettings:
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("`certificate` and `key` belong together; one of them is missing")
+        if not is_loopback(self.host) and self.certificate is None and self.tls == "certificate":
             raise ValueError(
-                f"{value} can be reached from other machines, and the review pages have no sign-in yet: "
-                "serve them on 127.0.0.1 and reach them through a tunnel"
+                f"{self.host} can be reached from other machines, and passwords would travel in clear: set "
+                '`certificate` and `key`; or tls = "proxy" where a reverse proxy in front ends TLS; or, where the '
+                f'network is trusted with passwords, tls = "{PLAIN}"'
             )
-        return value
+        return self
+
+    @property
+    def needs_sign_in(self) -> bool:
+        """Whoever is not at this machine signs in; a proxy or a further name brings others to loopback too."""
+        return self.sign_in or not is_loopback(self.host) or self.tls == "proxy" or bool(self.names)
+
+    @property
+    def reached_as(self) -> tuple[str, ...]:
+        """What browsers may call the host, beside loopback's names and the address that they connected to."""
+        return tuple(self.names) if self.host in ("0.0.0.0", "::") else (self.host, *self.names)  # noqa: S104
+
+    @property
+    def secure(self) -> bool:
+        """Whether browsers see https."""
+        return self.certificate is not None or self.tls == "proxy"
 
 
 class LineSettings(Strict):
@@ -145,4 +192,7 @@ def load_settings(path: Path) -> HostSettings:
     """Read ``host.toml`` and make its paths absolute; raises ConfigError."""
     settings = load_toml(path, HostSettings)
     settings.state_dir = (path.parent / settings.state_dir).resolve()
+    http = settings.http
+    if http.certificate is not None and http.key is not None:
+        http.certificate, http.key = path.parent / http.certificate, path.parent / http.key
     return settings

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, HTTPException, Path, Query, Request, Response
+from fastapi import APIRouter, FastAPI, HTTPException, Path, Query, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
 from pydantic import Field
 
 from contract.config import Strict
 from plugin.blobs import BlobStore
 from plugin.review.host import Host
+from plugin.review.signin import ENGINEER, INSPECTOR, INSPECTOR_BACKGROUND, OPEN, viewer_of
 from plugin.store import Decision
 
 MEDIA = {"png": "image/png", "jpeg": "image/jpeg", "raw": "application/octet-stream"}
 FOREVER = "private, max-age=31536000, immutable"
+DEFAULT_NAME = "inspector"
 Row = Annotated[int, Path(ge=0, le=2**63 - 1)]
 After = Annotated[int, Query(ge=0, le=2**63 - 1)]
 Limit = Annotated[int, Query(ge=1, le=1000)]
@@ -22,10 +24,10 @@ Inspector = Annotated[str, Field(min_length=1, max_length=60)]
 
 
 class VerdictBody(Strict):
-    """An inspector's verdict as JSON."""
+    """An inspector's verdict as JSON; with sign-in the name is the session's and is left out here."""
 
     decision: Decision
-    inspector: Inspector = "inspector"
+    inspector: Inspector | None = None
 
 
 router = APIRouter()
@@ -37,28 +39,44 @@ def host_of(request: Request) -> Host:
     return host
 
 
-@router.get("/healthz")
+@router.get("/healthz", dependencies=[OPEN])
 def healthz(request: Request) -> JSONResponse:
-    health = host_of(request).health()
-    return JSONResponse(health, 200 if health["ok"] else 503)
+    """Whether the host works; why not, and what was counted, is not for strangers."""
+    host = host_of(request)
+    health = host.health()
+    stranger = host.sign_in is not None and viewer_of(request) is None
+    return JSONResponse({"ok": health["ok"]} if stranger else health, 200 if health["ok"] else 503)
 
 
-@router.get("/api/summary")
+@router.get("/api/openapi.json", include_in_schema=False, dependencies=[ENGINEER])
+def openapi(request: Request) -> dict[str, Any]:
+    app: FastAPI = request.app
+    return app.openapi()
+
+
+@router.get("/api/session", dependencies=[INSPECTOR])
+def session(request: Request) -> dict[str, str | None]:
+    """Who is signed in, and the token that a program sends as X-CSRF-Token with what it writes."""
+    viewer = viewer_of(request)
+    return {"name": None, "role": None, "csrf": None} if viewer is None else viewer._asdict()
+
+
+@router.get("/api/summary", dependencies=[ENGINEER])
 def summary(request: Request) -> dict[str, Any]:
     return host_of(request).summary()
 
 
-@router.get("/api/waiting")
+@router.get("/api/waiting", dependencies=[INSPECTOR_BACKGROUND])
 def waiting(request: Request) -> dict[str, int]:
     return {"waiting": host_of(request).reader.waiting()}
 
 
-@router.get("/api/parts")
+@router.get("/api/parts", dependencies=[ENGINEER])
 def parts(request: Request, after: After = 0, limit: Limit = 500) -> list[dict[str, Any]]:
     return host_of(request).reader.parts(after, limit)
 
 
-@router.get("/api/parts/{number}")
+@router.get("/api/parts/{number}", dependencies=[INSPECTOR])
 def part(request: Request, number: Row) -> dict[str, Any]:
     host = host_of(request)
     found = host.reader.part(number)
@@ -73,15 +91,20 @@ def part(request: Request, number: Row) -> dict[str, Any]:
     }
 
 
-@router.post("/api/parts/{number}/verdict", status_code=201)
+@router.post("/api/parts/{number}/verdict", status_code=201, dependencies=[INSPECTOR])
 def decide(request: Request, number: Row, body: VerdictBody) -> dict[str, int]:
     host = host_of(request)
     if host.reader.part(number) is None:
         raise HTTPException(404, f"there is no part {number}")
-    return {"review": host.decide(number, body.decision, body.inspector)}
+    viewer = viewer_of(request)
+    if host.sign_in is not None and viewer is not None and body.inspector not in (None, viewer.name):
+        host.sign_in.count("beyond_role", f"refused: {viewer.name} sent a verdict in another name, part {number}")
+        raise HTTPException(403, f"Verdicts of this session are {viewer.name}'s; leave `inspector` out.")
+    inspector = (body.inspector or DEFAULT_NAME) if viewer is None else viewer.name
+    return {"review": host.decide(number, body.decision, inspector)}
 
 
-@router.get("/api/attachments/{number}")
+@router.get("/api/attachments/{number}", dependencies=[INSPECTOR])
 def attachment(request: Request, number: Row) -> Response:
     """The bytes of a picture (PNG, JPEG) or a map (raw, C order, little endian; dtype and shape stand in the part)."""
     host = host_of(request)
@@ -92,16 +115,16 @@ def attachment(request: Request, number: Row) -> Response:
     return FileResponse(path, media_type=MEDIA[found["codec"]], headers={"cache-control": FOREVER})
 
 
-@router.get("/api/queue")
+@router.get("/api/queue", dependencies=[INSPECTOR])
 def queue(request: Request, limit: Limit = 100) -> list[dict[str, Any]]:
     return host_of(request).reader.queue(limit)
 
 
-@router.get("/api/gaps")
+@router.get("/api/gaps", dependencies=[ENGINEER])
 def gaps(request: Request) -> list[dict[str, Any]]:
     return host_of(request).reader.gaps()
 
 
-@router.get("/api/line")
+@router.get("/api/line", dependencies=[ENGINEER])
 def line(request: Request, after: After = 0, limit: Limit = 500) -> list[dict[str, Any]]:
     return host_of(request).ledger.outputs(after, limit)

@@ -2,37 +2,52 @@
 
 from __future__ import annotations
 
+import logging
+import sqlite3
+
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
-from plugin.errors import ReviewError
-from plugin.review import api, pages
+from plugin.errors import AccountError, ReviewError
+from plugin.review import account_pages, api, pages
 from plugin.review.guard import Guard
 from plugin.review.host import Host
+from plugin.review.signin import undeclared
 
 __all__ = ["Host", "create_app"]
+log = logging.getLogger(__name__)
 
 
 def create_app(host: Host) -> FastAPI:
-    """The web application of a host."""
-    app = FastAPI(title="Flawline host", docs_url=None, redoc_url=None, openapi_url="/api/openapi.json")
+    """The web application of a host. Every route says who may use it, or there is no application."""
+    app = FastAPI(title="Flawline host", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.host = host
     app.include_router(api.router)
     app.include_router(pages.router)
+    if host.sign_in is not None:
+        app.include_router(account_pages.router)
     app.mount("/static", StaticFiles(directory=pages.FOLDER / "static"), name="static")
-    app.add_middleware(Guard)
+    if missing := undeclared(app.routes):
+        raise RuntimeError(f"these routes do not say which role they need: {missing}")
+    app.add_middleware(Guard, names=host.names)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _bad_request)
     app.add_exception_handler(ReviewError, _conflict)
+    app.add_exception_handler(AccountError, _conflict)
     app.add_exception_handler(TimeoutError, _busy)
+    app.add_exception_handler(sqlite3.OperationalError, _disk)
     return app
 
 
+def _for_programs(request: Request) -> bool:
+    return request.url.path.startswith(("/api/", "/healthz"))
+
+
 def _answer(request: Request, status: int, text: str) -> Response:
-    if request.url.path.startswith(("/api/", "/healthz")):
+    if _for_programs(request):
         return JSONResponse({"error": text}, status)
     return pages.page(request, "error.html", status, tab="", text=text)
 
@@ -40,6 +55,8 @@ def _answer(request: Request, status: int, text: str) -> Response:
 def _http_error(request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 500
     detail = str(error.detail) if isinstance(error, HTTPException) else ""
+    if status == 401 and not _for_programs(request):
+        return account_pages.to_sign_in(request)
     return _answer(request, status, "There is no such page." if detail == "Not Found" else detail)
 
 
@@ -57,3 +74,9 @@ def _conflict(request: Request, error: Exception) -> Response:
 
 def _busy(request: Request, _error: Exception) -> Response:
     return _answer(request, 503, "The store does not take the verdict now; nothing was written. Try again.")
+
+
+def _disk(request: Request, error: Exception) -> Response:
+    log.warning("accounts or ledger: %s", error)
+    text = "The host's files cannot be read or written now; nothing was changed. Try again."
+    return JSONResponse({"error": text}, 503) if _for_programs(request) else PlainTextResponse(text, 503)

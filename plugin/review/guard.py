@@ -1,7 +1,8 @@
-"""Keeps foreign web pages out: only loopback hosts, no cross-origin writes, strict headers (before hop 11)."""
+"""Keeps foreign web pages out: only this host's names, no cross-origin writes, strict headers (before hop 11)."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -30,14 +31,16 @@ class Guard:
     a page cannot forge.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, names: Collection[str] = ()) -> None:
         self._app = app
+        self._names = frozenset(name.lower() for name in names)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        problem = refusal(scope["method"], Headers(scope=scope))
+        bound = (scope.get("server") or ("",))[0].removeprefix("::ffff:")
+        problem = refusal(scope["method"], Headers(scope=scope), self._names | {bound})
         if problem is not None:
             await PlainTextResponse(problem[1], problem[0], headers=POLICY)(scope, receive, send)
             return
@@ -53,11 +56,15 @@ class Guard:
         await self._app(scope, receive, send_with_policy)
 
 
-def refusal(method: str, headers: Headers) -> tuple[int, str] | None:
-    """(status, sentence) where a request must not be answered, else None."""
+def refusal(method: str, headers: Headers, names: Collection[str] = ()) -> tuple[int, str] | None:
+    """(status, sentence) where a request must not be answered, else None. ``names`` come beside those of loopback."""
     host = headers.get("host", "")
-    if not is_loopback(_name(f"//{host}")):
-        return 403, "These pages answer to this machine's own name (127.0.0.1 or localhost) only.\n"
+    name = _name(f"//{host}")
+    if not name or not (is_loopback(name) or name in names):
+        return 403, (
+            "These pages answer to this host's own names only (127.0.0.1, localhost, the address that is bound, "
+            "`http.names`).\n"
+        )
     if method in READING:
         return None
     origin = headers.get("origin")

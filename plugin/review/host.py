@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 from plugin.ledger import LedgerReader
 from plugin.queries import Reader
+from plugin.review.signin import SignIn
 from plugin.store import Decision, Store
 
 Value = TypeVar("Value")
@@ -22,13 +23,18 @@ class Write(Protocol):
 
 @dataclass(frozen=True)
 class Host:
-    """The store's and the ledger's readers, the folder of pictures, the writer, and how the host fares."""
+    """The store's and the ledger's readers, the folder of pictures, the writer, how the host fares, who may come in.
+
+    Without ``sign_in`` only this machine reaches the pages. ``names`` are those that browsers may call the host by.
+    """
 
     reader: Reader
     ledger: LedgerReader
     blobs: Path
     write: Write
     health: Callable[[], dict[str, Any]]
+    sign_in: SignIn | None = None
+    names: tuple[str, ...] = ()
 
     def decide(self, part: int, decision: Decision, inspector: str) -> int:
         """Hop 12: append an inspector's verdict."""

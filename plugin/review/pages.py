@@ -12,12 +12,12 @@ from fastapi.responses import RedirectResponse
 from starlette.templating import Jinja2Templates
 
 from contract.stats import Rate
-from plugin.review.api import After, Inspector, Row, host_of
+from plugin.review.api import DEFAULT_NAME, After, Inspector, Row, host_of
+from plugin.review.signin import INSPECTOR, viewer_of
 from plugin.store import Decision
 
 FOLDER = FilePath(__file__).parent
 COOKIE = "inspector"
-DEFAULT_NAME = "inspector"
 QUEUE_LENGTH = 60
 LOST_LENGTH = 300
 OUTCOMES = {
@@ -81,28 +81,35 @@ templates.env.filters.update(when=when, number=number, percent=percent, words=wo
 
 
 def name_of(request: Request) -> str | None:
-    """The inspector's name from the cookie, None where it was never said."""
+    """Whom a verdict is recorded under: the account that is signed in, else the name from the cookie."""
+    if host_of(request).sign_in is not None:
+        viewer = viewer_of(request)
+        return None if viewer is None else viewer.name
     return unquote(request.cookies.get(COOKIE, ""))[:60].strip() or None
 
 
 def page(request: Request, name: str, status: int = 200, **values: Any) -> Response:
-    """Render a template with what every page shows."""
+    """Render a template with what every page shows; somebody who is not signed in is shown nothing of the host."""
     host = host_of(request)
+    viewer = viewer_of(request)
+    inside = host.sign_in is None or viewer is not None
     base = {
-        "waiting": host.reader.waiting(),
+        "inside": inside,
+        "viewer": viewer,
+        "waiting": host.reader.waiting() if inside else 0,
         "inspector": name_of(request) or DEFAULT_NAME,
         "asked": name_of(request) is not None,
-        "trouble": host.health()["trouble"],
+        "trouble": host.health()["trouble"] if inside else [],
     }
     return templates.TemplateResponse(request, name, {**base, **values}, status)
 
 
-@router.get("/")
+@router.get("/", dependencies=[INSPECTOR])
 def home() -> Response:
     return RedirectResponse("/queue")
 
 
-@router.get("/queue")
+@router.get("/queue", dependencies=[INSPECTOR])
 def queue(request: Request, last: After = 0) -> Response:
     reader = host_of(request).reader
     parts = reader.queue(QUEUE_LENGTH)
@@ -111,7 +118,7 @@ def queue(request: Request, last: After = 0) -> Response:
     )
 
 
-@router.get("/parts/{number}")
+@router.get("/parts/{number}", dependencies=[INSPECTOR])
 def part(request: Request, number: Row, last: After = 0) -> Response:
     host = host_of(request)
     found = host.reader.part(number)
@@ -138,7 +145,7 @@ def part(request: Request, number: Row, last: After = 0) -> Response:
     )
 
 
-@router.post("/parts/{number}/verdict")
+@router.post("/parts/{number}/verdict", dependencies=[INSPECTOR])
 def decide(
     request: Request, number: Row, decision: Annotated[Decision, Form()], last: Annotated[int, Query(ge=0)] = 0
 ) -> Response:
@@ -153,19 +160,23 @@ def decide(
     return RedirectResponse(f"/parts/{following}?last={number}" if following else f"/queue?last={number}", 303)
 
 
-@router.post("/name")
+@router.post("/name", dependencies=[INSPECTOR])
 def set_name(request: Request, name: Annotated[Inspector, Form()]) -> Response:
+    if viewer_of(request) is not None:
+        return RedirectResponse("/account", 303)
     response = RedirectResponse("/queue", 303)
     response.set_cookie(COOKIE, quote(name.strip()), max_age=365 * 86400, httponly=True, samesite="strict", path="/")
     return response
 
 
-@router.get("/name")
+@router.get("/name", dependencies=[INSPECTOR])
 def ask_name(request: Request) -> Response:
+    if viewer_of(request) is not None:
+        return RedirectResponse("/account", 303)
     return page(request, "name.html", tab="")
 
 
-@router.get("/lost")
+@router.get("/lost", dependencies=[INSPECTOR])
 def lost(request: Request) -> Response:
     reader = host_of(request).reader
     return page(
@@ -178,7 +189,7 @@ def lost(request: Request) -> Response:
     )
 
 
-@router.get("/counts")
+@router.get("/counts", dependencies=[INSPECTOR])
 def counts(request: Request) -> Response:
     summary = host_of(request).summary()
     rates = {name: Rate(**rate) for name, rate in summary["false_rejects"].items()}

@@ -55,7 +55,7 @@
   };
 
   document.addEventListener("keydown", (event) => {
-    const typing = event.target instanceof HTMLInputElement;
+    const typing = event.target.matches("input, select");
     if (event.repeat || event.ctrlKey || event.altKey || event.metaKey) {
       return;
     }
@@ -83,6 +83,15 @@
   async function watchQueue() {
     try {
       const answer = await fetch("/api/waiting");
+      if (answer.status === 401 && !leaving) {
+        leaving = true;
+        const here = location.pathname + location.search;
+        location.replace(`/sign-in?why=ended&next=${encodeURIComponent(here)}`);
+        return;
+      }
+      if (!answer.ok) {
+        return;
+      }
       const { waiting } = await answer.json();
       byId("waiting").textContent = String(waiting);
       const typing = document.activeElement instanceof HTMLInputElement;
@@ -95,6 +104,8 @@
       // The host is restarting; the next round finds it.
     }
   }
-  setInterval(watchQueue, 3000);
+  if ("watch" in document.body.dataset) {
+    setInterval(watchQueue, 3000);
+  }
   document.body.dataset.keys = "ready";
 })();
