@@ -11,6 +11,7 @@ import socket
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,8 +19,10 @@ from typing import Any
 import uvicorn
 import zmq
 
+from plugin.control import ControlServer
 from plugin.dispatch import Dispatcher, make_connector
 from plugin.errors import ConfigError, FlawlineError
+from plugin.gate import Gate
 from plugin.ledger import Ledger, LedgerReader
 from plugin.queries import Reader
 from plugin.receiver import Receiver
@@ -65,7 +68,12 @@ class Service:
         self.ledger.connect(self.dispatcher.publish, self.dispatcher.serves)
         self._writer = Writer(Store(state_dir), self.ledger.has, settings.events.backlog_mb << 20)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._receiver = Receiver(self._context, settings.events.bind, self.ledger.tell, self._writer.offer)
+        self._gate = None if settings.keys is None else Gate(self._context, settings.keys)
+        self._receiver = Receiver(self._context, settings.events.bind, self.ledger.tell, self._writer.offer, self._gate)
+        self.control: ControlServer | None = None
+        if settings.control is not None:
+            line_of = partial(_line_id, settings)
+            self.control = ControlServer(self._context, settings.control.bind, self._gate, line_of)
         self.reader = Reader(state_dir / "store.sqlite")
         app = create_app(
             Host(
@@ -102,18 +110,26 @@ class Service:
 
     def health(self) -> dict[str, Any]:
         """What works, and the receiver's counts since the start."""
-        trouble = [text for text in (self._writer.trouble, self.ledger.trouble) if text]
+        gate_trouble = None if self._gate is None else self._gate.trouble
+        trouble = [text for text in (self._writer.trouble, self.ledger.trouble, gate_trouble) if text]
         counts = {**vars(self._receiver.counts), "conflicts": self._writer.conflicts, "ledger_lost": self.ledger.lost}
         counts["ledger_skipped"] = self.ledger.skipped
-        return {"ok": not trouble, "trouble": trouble, "receiver": counts}
+        counts["unknown_key"] = 0 if self._gate is None else self._gate.counts.unknown_key
+        control = {} if self.control is None else {"control": self.control.health()}
+        return {"ok": not trouble, "trouble": trouble, "receiver": counts, **control}
 
     def start(self) -> None:
         """Start every thread, and write where the host can be reached into the state folder."""
         self.dispatcher.start()
+        if self._gate is not None:
+            self._spawn("gate", self._gate.run)
         self._spawn("ledger", self.ledger.run)
         self._spawn("writer", lambda: self._writer.run(self._receiver.answer))
         self._spawn("http", lambda: self._http.run(sockets=[self._http_socket]))
         self._spawn("receiver", self._receiver.run)
+        if self.control is not None:
+            self._spawn("control", self.control.run)
+            _write(self.settings.state_dir / "control", self.control.endpoint + "\n")
         address = {"url": self.url, "host": self.settings.http.host, "port": int(self._http_socket.getsockname()[1])}
         _write(self.settings.state_dir / "endpoint", self.endpoint + "\n")
         _write(self.settings.state_dir / "http.json", json.dumps({**address, "pid": os.getpid()}) + "\n")
@@ -141,6 +157,8 @@ class Service:
         self._writer.stop()
         self._join("writer")
         self._join("http")
+        self._stop_control()
+        self._stop_gate()
         if not self._threads["writer"].is_alive():
             self._receiver.flush()
             self._context.term()
@@ -149,6 +167,19 @@ class Service:
         os.close(self._lock)
         if self._failure is not None:
             raise HostFailedError(f"the host stopped: {self._failure!r}") from self._failure
+
+    def _stop_control(self) -> None:
+        if self.control is not None:
+            self.control.stop()
+            self._join("control")
+            if not self._threads["control"].is_alive():
+                self.control.close()
+
+    def _stop_gate(self) -> None:
+        if self._gate is not None:
+            self._gate.stop()
+            self._join("gate")
+            self._gate.close()
 
     def _spawn(self, name: str, work: Callable[[], None]) -> None:
         def run() -> None:
@@ -195,7 +226,7 @@ def _lock_folder(state_dir: Path) -> int:
     except OSError as error:
         os.close(handle)
         raise ConfigError(f"{state_dir}: another host is using this folder; stop it or change `state_dir`") from error
-    for name in ("endpoint", "http.json"):
+    for name in ("endpoint", "control", "http.json"):
         with suppress(FileNotFoundError):
             (state_dir / name).unlink()  # of an earlier run: nobody may take it for this one's
     return handle
@@ -214,6 +245,10 @@ def _listen(host: str, port: int) -> socket.socket:
             "change `http.port`, or set it to 0 for any free one"
         ) from error
     return listener
+
+
+def _line_id(settings: HostSettings, edge_id: str) -> str:
+    return settings.line_of(edge_id).id
 
 
 def _write(path: Path, text: str) -> None:
