@@ -52,9 +52,11 @@ class Service:
         self._failure: BaseException | None = None
         self._threads: dict[str, threading.Thread] = {}
         self._lock = _lock_folder(settings.state_dir)
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         try:
             self._build()
         except BaseException:
+            self._context.destroy(linger=0)
             os.close(self._lock)
             raise
 
@@ -67,7 +69,6 @@ class Service:
         self.dispatcher = Dispatcher(connectors, self.ledger.record)
         self.ledger.connect(self.dispatcher.publish, self.dispatcher.serves)
         self._writer = Writer(Store(state_dir), self.ledger.has, settings.events.backlog_mb << 20)
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._gate = None if settings.keys is None else Gate(self._context, settings.keys)
         self._receiver = Receiver(self._context, settings.events.bind, self.ledger.tell, self._writer.offer, self._gate)
         self.control: ControlServer | None = None
