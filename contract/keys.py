@@ -185,6 +185,11 @@ def revoke(folder: Path, name: str) -> str:
     make_folder(folder / REVOKED)
     _replace(folder / REVOKED / f"{name}-{fingerprint(public).replace(' ', '')}{PUBLIC}", _public_text(name, public))
     source.unlink()
+    handle = os.open(source.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)  # else a power cut could bring the authorisation back
+    finally:
+        os.close(handle)
     return public
 
 

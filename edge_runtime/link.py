@@ -15,6 +15,9 @@ from edge_runtime.settings import HostLink
 RETRY_S = 3.0
 """Pause before a refused edge tries again: ZeroMQ itself gives up for good after a refusal."""
 
+UNEXPLAINED = 3
+"""Handshakes that ended without a word until that means something: a host that is being restarted ends one or two."""
+
 log = logging.getLogger(__name__)
 Socket = zmq.Socket[bytes]
 
@@ -37,6 +40,7 @@ class Link:
         self._endpoint = endpoint
         self._keys = keys
         self._retry_at: float | None = None
+        self._unexplained = 0
         self.socket = context.socket(zmq.DEALER)
         self.socket.set(zmq.LINGER, 0)
         self.socket.set(zmq.IMMEDIATE, 1)
@@ -80,13 +84,15 @@ class Link:
     def _connected(self) -> None:
         if self.trouble is not None:
             log.info("%s: the host lets this edge in again", self._endpoint)
-        self.trouble, self._retry_at = None, None
+        self.trouble, self._retry_at, self._unexplained = None, None, 0
 
     def _refused(self, event: int, value: int) -> None:
         if self._retry_at is None:
             self._retry_at = time.monotonic() + RETRY_S
-        if event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL and self.trouble is not None:
-            return  # the other side was faster to close than we to read why: what is known says more
+        if event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
+            self._unexplained += 1
+            if self.trouble is not None or self._unexplained < UNEXPLAINED:
+                return  # the other side may have been faster to close than we to read why
         trouble = f"{self._endpoint}: {self._why(event, value)}"
         if trouble != self.trouble:  # once, not with every attempt
             self.trouble = trouble

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationError
 
-from contract.bundle import Bundle, open_bundle
+from contract.bundle import Bundle, open_bundle, write_atomic
 from contract.config import Strict
 from contract.errors import BundleError, ConfigError
 from edge_runtime.cameras import is_live
@@ -102,10 +101,9 @@ def read_choice(settings: EdgeSettings) -> Choice:
 
 def write_choice(settings: EdgeSettings, choice: Choice) -> None:
     """Remember what was asked for, in one piece and on the disk, before it is done. Raises OSError."""
-    path: Path = settings.state_dir / FILE
-    draft = path.with_suffix(".draft")
-    with draft.open("w") as file:
-        file.write(choice.model_dump_json())
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
+    write_atomic(settings.state_dir / FILE, choice.model_dump_json().encode())
+    folder = os.open(settings.state_dir, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)  # else a power cut could bring the recipe before back
+    finally:
+        os.close(folder)

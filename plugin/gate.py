@@ -25,6 +25,9 @@ from plugin.logs import LimitedLog
 WATCH_S = 0.5
 """How often the folder is looked at: a change takes effect within this and a look at the connections, under 2 s."""
 
+EARLY_LOOKS = 20
+"""How often within WATCH_S an unknown key has the folder looked at once more; a flood of them must not."""
+
 PROOF_S = 5.0
 log = logging.getLogger(__name__)
 Socket = zmq.Socket[bytes]
@@ -51,6 +54,7 @@ class Gate:
         self._pair = load_pair(folder / f"{HOST}{SECRET}")
         self._on_revoked: list[Callable[[], None]] = []
         self._stopping = threading.Event()
+        self._early_looks = 0
         self._log = LimitedLog(log)
         found = read_authorised(folder)
         self._signature = self._sign()
@@ -92,6 +96,7 @@ class Gate:
                 self._answer()
             if time.monotonic() >= next_look:
                 next_look = time.monotonic() + WATCH_S
+                self._early_looks = 0
                 self._look()
 
     def stop(self) -> None:
@@ -149,7 +154,8 @@ class Gate:
         version, request_id, domain, address, _, mechanism, *credentials = frames
         public = z85.encode(credentials[0]).decode() if [len(each) for each in credentials] == [32] else ""
         wanted = (version, domain, mechanism) == (b"1.0", ZAP_DOMAIN, b"CURVE")
-        if wanted and public not in self._names:
+        if wanted and public not in self._names and self._early_looks < EARLY_LOOKS:
+            self._early_looks += 1
             self._look()  # authorised a moment ago: a refused client would only come back after a while
         if wanted and public in self._names:
             self._zap.send_multipart([b"1.0", request_id, b"200", b"OK", public.encode(), b""])

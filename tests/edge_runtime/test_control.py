@@ -21,7 +21,7 @@ from contract.errors import ConfigError
 from contract.event import HEADER, Header, Result, Trigger, Verdict
 from edge_runtime.control import Control
 from edge_runtime.emitter import Emitter
-from edge_runtime.recipes import Choice, load_judge, read_choice, write_choice
+from edge_runtime.recipes import Choice, Judge, load_judge, read_choice, write_choice
 from edge_runtime.settings import CameraSettings, EdgeSettings, HostLink, PresenceSettings, RecipeSettings
 from edge_runtime.spool import Spool
 from edge_runtime.station import STOPPED, Station
@@ -64,6 +64,8 @@ class Host:
         self._thread.start()
 
     def close(self) -> None:
+        if not self._thread.is_alive():
+            return
         self.server.stop()
         self._thread.join(10)
         self.server.close()
@@ -186,6 +188,29 @@ def test_a_recipe_is_loaded_beside_the_old_one_and_takes_over_between_two_parts(
     assert read_choice(edge.settings) == Choice(number=2)
 
 
+def test_a_recipe_that_is_ready_after_the_deadline_is_not_used(host: Host, start: Callable[..., Edge]) -> None:
+    edge = start()
+    there(host)
+    load, ready = edge.control._load, threading.Event()
+
+    def slow(number: int) -> Judge:
+        judge = load(number)
+        assert ready.wait(LONG_S)
+        return judge
+
+    edge.control._load = slow
+    reply = host.server.select_recipe("edge", 2, timeout_s=1.0).result(LONG_S)
+    assert reply.outcome == "unknown"
+    assert there(host).loading == 2
+    busy = host.server.select_recipe("edge", 5, LONG_S).result(LONG_S)
+    assert "recipe 2 is being loaded" in (busy.reason or "")
+    ready.set()
+    until(lambda: there(host).loading is None, "the recipe is given up", LONG_S)
+    before = edge.wait_results(2)
+    assert {result.recipe_number for result in edge.results[before:]} == {1}
+    assert read_choice(edge.settings) == Choice()
+
+
 @pytest.mark.parametrize(
     ("number", "words"), [(3, "sha256|hash|bytes"), (4, "nowhere"), (5, "disagrees with training"), (9, "no recipe 9")]
 )
@@ -247,6 +272,20 @@ def test_a_choice_that_cannot_be_served_stops_the_start_with_the_way_out(opened:
     (tmp_path / "recipe.json").write_text("{")
     with pytest.raises(ConfigError, match="remove the file"):
         read_choice(settings)
+
+
+def test_a_host_that_comes_back_is_told_at_once_and_asks_on(
+    host: Host, start: Callable[..., Edge], tmp_path: Path
+) -> None:
+    start(with_recipes=False)
+    there(host)
+    host.close()
+    again = Host(f"ipc://{tmp_path}/control")
+    try:
+        there(again)
+        assert again.server.stop_inspecting("edge", LONG_S).result(LONG_S).outcome == "ok"
+    finally:
+        again.close()
 
 
 class Raw:

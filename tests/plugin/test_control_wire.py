@@ -82,6 +82,17 @@ def test_an_edge_cannot_say_that_it_is_another(rig: Rig, connect: Callable[[str]
     assert asked.result(5).reason == "no"
 
 
+def test_a_request_to_a_run_that_has_ended_is_not_sent_to_the_next(rig: Rig, connect: Callable[[str], Dealer]) -> None:
+    edge = connect("edge-1")
+    edge.send(hello("edge-1"))
+    s.until(lambda: rig.server.known("edge-1"))
+    asked = rig.server.select_recipe("edge-1", 2)
+    assert edge.socket.poll(5000)
+    edge.send(encode(Hello(edge_id="edge-1", run_id="the next", t_sent_ns=1, status=STATUS)))
+    reply = asked.result(5)
+    assert (reply.outcome, "started anew" in (reply.reason or "")) == ("unknown", True)
+
+
 def test_a_revoked_edge_is_cut_and_asked_nothing(rig: Rig, connect: Callable[[str], Dealer]) -> None:
     edge = connect("edge-1")
     edge.send(hello("edge-1"))
