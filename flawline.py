@@ -23,6 +23,7 @@ COMMANDS = {
     "inspect": Command("edge_runtime.inspect_cli:app", "edge", "verdict and picture for image files"),
     "edge": Command("edge_runtime.cli:app", "edge", "run the edge beside the line; draw synthetic parts"),
     "host": Command("plugin.cli:app", "host", "run the host: store, line outputs, review pages"),
+    "keys": Command("contract.keys_cli:app", "edge", "keys for the wire: make, authorise, revoke"),
     "doctor": Command("edge_runtime.doctor:app", "edge", "check this machine and say the way out"),
 }
 

@@ -5,6 +5,7 @@ FlawlineError
 ├── BundleError    a bundle folder: missing, changed, foreign or not calibrated
 ├── DatasetError   a folder of images
 ├── ImageError     one image or frame
+├── KeyFileError   a CURVE key file that is missing, readable by others or damaged
 └── EventError     a message on the wire or a row in a spool
 """
 
@@ -31,6 +32,10 @@ class DatasetError(FlawlineError):
 
 class ImageError(FlawlineError):
     """An image or a frame cannot be read or does not fit the recipe."""
+
+
+class KeyFileError(FlawlineError):
+    """A key file cannot be trusted or made. Never carries a secret key."""
 
 
 class EventError(FlawlineError):

@@ -135,6 +135,7 @@ class Result(PartHeader):
     regions: tuple[Region, ...] = Field((), max_length=64)
     quality: dict[str, float] = Field(default_factory=dict)
     recipe: Name
+    recipe_number: int | None = Field(None, description="by which it is selected")
     bundle_id: Name
     model_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     calibration_id: Name | None = None
@@ -197,6 +198,12 @@ class State(BaseHeader):
         "unknown", description="how the last inference ended; without parts the edge tries one about every second"
     )
     cameras: tuple[CameraState, ...] = Field((), max_length=64)
+    inspecting: bool = Field(True, description="false: stopped by request, every part is NOT_INSPECTED")
+    recipe_number: int | None = Field(None, description="of the recipe that judges the next part")
+    recipe: Name | None = None
+    bundle_id: Name | None = None
+    model_sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
+    engine: Name | None = None
 
 
 Header = Annotated[Trigger | Result | Missed | Attachment | Gap | State, Field(discriminator="kind")]

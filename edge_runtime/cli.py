@@ -22,11 +22,18 @@ engine = "auto"                # openvino on x86, else onnxruntime
 
 [host]
 endpoint = "tcp://127.0.0.1:5701"
+control = "tcp://127.0.0.1:5702"            # the host selects recipes, stops and starts; leave out for none
+# key = "keys/line-1.key_secret"             # both needed where the host is another machine:
+# server_key = "keys/host.key"               # flawline keys --help
 
 [[cameras]]
 id = "top"
 url = "synthetic://line?seed=1&parts=50"    # or usb://0, rtsp://camera/stream, file:///videos/line.avi
 trigger = "presence"
+
+# [[recipes]]                                # further recipes that the host may select; 1 is `bundle`
+# number = 2
+# bundle = "bundle-of-the-other-product"
 """
 
 
@@ -47,6 +54,23 @@ def run(
     from edge_runtime.run import run_edge
 
     raise typer.Exit(run_edge(config, quiet))
+
+
+@app.command()
+def state(
+    config: Annotated[Path, typer.Argument(metavar="FILE", help="edge.toml", show_default=False)],
+) -> None:
+    """What the edge last said of itself, and why the host does not let it in where it does not.
+
+    Exit code 0: it runs and nothing is wrong; 3: something is.
+
+    \b
+    Example:
+      flawline edge state edge.toml
+    """
+    from edge_runtime.state import print_state
+
+    raise typer.Exit(print_state(config))
 
 
 @app.command()

@@ -32,7 +32,7 @@ EXTRAS = {
     "train": {"torch": "torch", "lightning": "lightning", "onnx": "onnx", "onnxscript": "onnxscript"},
     "calibrate": {"cv2": "opencv-python-headless", "onnxruntime": "onnxruntime", "onnx": "onnx"},
 }
-PORTS = {5701: "the host's receiver", 8765: "the review pages"}
+PORTS = {5701: "the host's receiver", 5702: "the host's control socket", 8765: "the review pages"}
 MIN_PYTHON = (3, 11)
 GIB = 1 << 30
 DISK_FAIL_GIB = 1.0
@@ -196,6 +196,22 @@ def check_config(subject: Subject) -> Iterator[Finding]:
             yield Finding(f"camera {camera.id}", Status.FAIL, str(error), "correct `url` in the configuration")
         else:
             yield Finding(f"camera {camera.id}", Status.OK, f"{camera.url} is well-formed; it was not opened")
+    yield _keys_of(settings)
+
+
+def _keys_of(settings: EdgeSettings) -> Finding:
+    """Whether the key files of the wire could be used now."""
+    from contract.keys import fingerprint
+    from edge_runtime.link import load_keys
+
+    try:
+        keys = load_keys(settings.host)
+    except FlawlineError as error:
+        return Finding("keys", Status.FAIL, str(error), "flawline keys --help")
+    if keys is None:
+        return Finding("keys", Status.OK, "none: the host is on this machine")
+    found = f"this edge's {fingerprint(keys.own.public)}, the host's {fingerprint(keys.host)}"
+    return Finding("keys", Status.OK, found)
 
 
 def check_bundle(subject: Subject) -> Iterator[Finding]:

@@ -23,6 +23,7 @@ from contract.event import (
     to_frames,
 )
 from edge_runtime.clock import boot_id
+from edge_runtime.link import Keys, Link
 from edge_runtime.settings import HostLink
 from edge_runtime.spool import Spool
 
@@ -38,10 +39,14 @@ log = logging.getLogger(__name__)
 class Emitter:
     """A thread that owns the DEALER socket; ``wake`` tells it that the spool has something new."""
 
-    def __init__(self, spool: Spool, link: HostLink, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+    def __init__(
+        self, spool: Spool, link: HostLink, context: zmq.Context[zmq.Socket[bytes]], keys: Keys | None = None
+    ) -> None:
         self._spool = spool
         self._link = link
         self._context = context
+        self._keys = keys
+        self._connection: Link | None = None
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK)
         self._stopping = threading.Event()
         self._drained = threading.Event()
@@ -55,6 +60,11 @@ class Emitter:
 
     def alive(self) -> bool:
         return self._thread.is_alive()
+
+    @property
+    def trouble(self) -> str | None:
+        """Why the host does not let this edge in; None where it does, or is merely away."""
+        return None if self._connection is None else self._connection.trouble
 
     def wake(self) -> None:
         """Something was appended to the spool."""
@@ -83,44 +93,32 @@ class Emitter:
         os.close(self._wake_fd)
 
     def _run(self) -> None:
-        socket = self._connect()
+        link = self._link
+        connection = Link(self._context, link.endpoint, self._keys, 2 * link.window, MAX_HEADER_BYTES)
+        self._connection = connection
         poller = zmq.Poller()
-        poller.register(socket, zmq.POLLIN)
+        connection.register(poller)
         poller.register(self._wake_fd, zmq.POLLIN)
         try:
             while not self._stopping.is_set():
                 try:
-                    self._turn(socket, poller)
+                    self._turn(connection, poller)
                 except Exception:  # a disk that fails for a while must not silence the edge for good
                     log.exception("the emitter goes on after")
                     self._stopping.wait(TROUBLE_S)
         finally:
-            socket.close(linger=200)
+            connection.close(linger_ms=200)
 
-    def _turn(self, socket: zmq.Socket[bytes], poller: zmq.Poller) -> None:
+    def _turn(self, connection: Link, poller: zmq.Poller) -> None:
         ready = dict(poller.poll(self._timeout_ms()))
+        connection.tend()
         if self._wake_fd in ready:
             with suppress(BlockingIOError):
                 os.eventfd_read(self._wake_fd)
-        if socket in ready:
-            self._receive(socket)
-        blocked = not self._send_due(socket)
-        poller.modify(socket, zmq.POLLIN | zmq.POLLOUT if blocked else zmq.POLLIN)
-
-    def _connect(self) -> zmq.Socket[bytes]:
-        socket = self._context.socket(zmq.DEALER)
-        socket.set(zmq.LINGER, 0)
-        socket.set(zmq.IMMEDIATE, 1)
-        socket.set(zmq.SNDHWM, 2 * self._link.window)
-        socket.set(zmq.RCVHWM, 2 * self._link.window)
-        socket.set(zmq.HEARTBEAT_IVL, 1000)
-        socket.set(zmq.HEARTBEAT_TIMEOUT, 3000)
-        socket.set(zmq.HEARTBEAT_TTL, 3000)
-        socket.set(zmq.RECONNECT_IVL, 100)
-        socket.set(zmq.RECONNECT_IVL_MAX, 2000)
-        socket.set(zmq.MAXMSGSIZE, MAX_HEADER_BYTES)
-        socket.connect(self._link.endpoint)
-        return socket
+        if connection.socket in ready:
+            self._receive(connection.socket)
+        blocked = not self._send_due(connection.socket)
+        poller.modify(connection.socket, zmq.POLLIN | zmq.POLLOUT if blocked else zmq.POLLIN)
 
     def _timeout_ms(self) -> int:
         """Until the next message would be sent again; a second where nothing is under way."""

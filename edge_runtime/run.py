@@ -8,19 +8,20 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
 import zmq
 
-from contract.bundle import Bundle, open_bundle
-from contract.errors import BundleError, ConfigError
+from contract.errors import ConfigError
 from contract.event import Result, Verdict
 from edge_runtime.cameras import make_camera
+from edge_runtime.control import Control
 from edge_runtime.emitter import Emitter
-from edge_runtime.engines import open_engine
-from edge_runtime.engines.golden import check_golden
-from edge_runtime.settings import EdgeSettings, load_settings
+from edge_runtime.link import load_keys
+from edge_runtime.recipes import load_judge, read_choice
+from edge_runtime.settings import load_settings
 from edge_runtime.spool import Spool
 from edge_runtime.station import Station
 
@@ -33,44 +34,37 @@ def run_edge(config: Path, quiet: bool = False) -> int:
     """Run until asked to stop or every camera has ended; 0 where the host has committed everything, else 3."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     settings = load_settings(config)
-    bundle = open_bundle(settings.bundle)
-    _refuse_unfit(bundle, settings)
-    engine = open_engine(settings.engine, bundle, settings.threads)
-    check_golden(engine, bundle)
+    keys = load_keys(settings.host)
+    for camera in settings.cameras:
+        make_camera(camera.url, camera.id, settings.state_dir, camera.stall_s)  # raises for what can never work
+    choice = read_choice(settings)
+    judge = load_judge(settings, choice.number)
     settings.state_dir.mkdir(parents=True, exist_ok=True)
     with _only_one(settings.state_dir), zmq.Context() as context:
         spool = Spool(settings.state_dir / "spool.sqlite", int(settings.spool.max_mb * 1e6), settings.spool.sync_ms)
-        emitter = Emitter(spool, settings.host, context)
-        station = Station(settings, bundle, engine, spool, emitter, None if quiet else _say)
+        emitter = Emitter(spool, settings.host, context, keys)
+        control = None
+        if settings.host.control is not None:
+            load = partial(load_judge, settings)
+            control = Control(context, settings.host.control, keys, settings.edge_id, spool.run_id, load)
+        say = None if quiet else _say
+        station = Station(settings, judge.bundle, judge.engine, spool, emitter, say, control, choice)
         _stop_on_signals(station)
-        _echo(f"edge {settings.edge_id}: bundle {bundle.manifest.name} ({bundle.manifest.id}), {engine.describe()}")
+        manifest = judge.bundle.manifest
+        _echo(f"edge {settings.edge_id}: bundle {manifest.name} ({manifest.id}), {judge.engine_name}")
         emitter.start()
+        if control is not None:
+            control.start()
         clean = False
         try:
             station.run()
             clean = True
             return _flush(spool, emitter, FLUSH_S if not station.stop_event.is_set() else 2.0)
         finally:
+            if control is not None:
+                control.stop()
             emitter.stop()
             spool.close(clean)
-
-
-def _refuse_unfit(bundle: Bundle, settings: EdgeSettings) -> None:
-    manifest = bundle.manifest
-    for camera in settings.cameras:
-        make_camera(camera.url, camera.id, settings.state_dir, camera.stall_s)  # raises for what can never work
-    if manifest.thresholds is None or manifest.quality is None:
-        raise BundleError(
-            f"{bundle.root}: the bundle is not calibrated, so no part could pass; "
-            f"run: flawline calibrate thresholds {bundle.root} --data DIR"
-        )
-    elsewhere = sorted(
-        {view.camera for view in manifest.recipe.views if view.camera} - {c.id for c in settings.cameras}
-    )
-    if elsewhere:
-        raise ConfigError(f"the recipe's views need camera(s) {elsewhere}, which the configuration does not have")
-    if len({view.camera for view in manifest.recipe.views}) > 1:
-        raise ConfigError("the recipe's views come from several cameras; this version joins views of one camera only")
 
 
 @contextmanager

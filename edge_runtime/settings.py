@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from contract.config import Strict, load_toml
+from contract.keys import SECRET, leaves_machine
 
 Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
 
@@ -58,6 +59,29 @@ class HostLink(Strict):
     endpoint: str = Field("tcp://127.0.0.1:5701", pattern=r"^(tcp|ipc)://.+")
     window: int = Field(64, ge=1, le=4096, description="messages sent and not yet acknowledged")
     resend_ms: int = Field(2000, ge=50, description="sent again when not acknowledged for so long")
+    control: str | None = Field(None, pattern=r"^(tcp|ipc)://.+", description="the host's control socket")
+    key: Path | None = Field(None, description="this edge's secret key file, made by `flawline keys new`")
+    server_key: Path | None = Field(None, description="the host's public key file, carried from there")
+
+    @model_validator(mode="after")
+    def _keyed(self) -> HostLink:
+        if (self.key is None) != (self.server_key is None):
+            raise ValueError("`key` and `server_key` belong together: who we are, and whom we speak to")
+        for endpoint in (self.endpoint, self.control or "ipc://none"):
+            if self.key is None and leaves_machine(endpoint):
+                raise ValueError(
+                    f"{endpoint} is another machine, and without keys the way is neither encrypted nor authenticated: "
+                    "run `flawline keys new EDGE_ID`, carry the host's host.key here, and set "
+                    'key = "keys/EDGE_ID.key_secret" and server_key = "keys/host.key"'
+                )
+        return self
+
+
+class RecipeSettings(Strict):
+    """A further recipe that a host may select; number 1 is the edge's own ``bundle``."""
+
+    number: int = Field(ge=2, le=65535)
+    bundle: Path
 
 
 class EdgeSettings(Strict):
@@ -74,18 +98,41 @@ class EdgeSettings(Strict):
     host: HostLink = Field(default_factory=HostLink)
     spool: SpoolSettings = Field(default_factory=SpoolSettings)
     cameras: list[CameraSettings] = Field(min_length=1, max_length=64)
+    recipes: list[RecipeSettings] = Field(default_factory=list, max_length=256)
 
     @model_validator(mode="after")
     def _unique(self) -> EdgeSettings:
         ids = [camera.id for camera in self.cameras]
         if len(set(ids)) != len(ids):
             raise ValueError(f"two cameras share an id: {ids}")
+        numbers = [recipe.number for recipe in self.recipes]
+        if len(set(numbers)) != len(numbers):
+            raise ValueError(f"two recipes share a number: {numbers}")
+        if self.host.key is not None and self.host.key.name != f"{self.edge_id}{SECRET}":
+            raise ValueError(
+                f"host.key is {self.host.key.name!r} and edge_id {self.edge_id!r}: the host knows an edge by its key's "
+                f"name, so the file must be {self.edge_id}{SECRET}"
+            )
         return self
+
+    def bundles(self) -> dict[int, Path]:
+        """Every recipe's number and bundle; 1 is ``bundle``."""
+        return {1: self.bundle} | {recipe.number: recipe.bundle for recipe in self.recipes}
 
 
 def load_settings(path: Path) -> EdgeSettings:
     """Read ``edge.toml`` and make its paths absolute; raises ConfigError."""
     settings = load_toml(path, EdgeSettings)
     settings.bundle = (path.parent / settings.bundle).resolve()
+    for recipe in settings.recipes:
+        recipe.bundle = (path.parent / recipe.bundle).resolve()
     settings.state_dir = (path.parent / settings.state_dir).resolve()
+    settings.host = settings.host.model_copy(
+        update={
+            # never resolved: a symbolic link in a key's place must be seen, and refused
+            name: path.parent.resolve() / file
+            for name in ("key", "server_key")
+            if (file := getattr(settings.host, name)) is not None
+        }
+    )
     return settings

@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from contract.bundle import Bundle
+from contract.control import Status
 from contract.decision import ViewMap, map_to_part
 from contract.errors import FlawlineError
 from contract.event import (
@@ -32,12 +33,13 @@ from contract.event import (
     part_ref,
 )
 from contract.images import Pixels, encode_png, to_channels
-from edge_runtime.cameras import is_live
 from edge_runtime.capture import CameraProcess, CapturedTrigger
+from edge_runtime.control import Control, Order
 from edge_runtime.emitter import Emitter
 from edge_runtime.engines.base import Engine
 from edge_runtime.errors import SpoolError
 from edge_runtime.inspector import Inspector, Outcome
+from edge_runtime.recipes import Choice, Judge, write_choice
 from edge_runtime.settings import EdgeSettings
 from edge_runtime.spool import ANOTHER_BOOT_MS, Draft, Outage, Spool
 
@@ -50,6 +52,8 @@ PROOF_SHARE = 0.05
 """Most of an idle station's time that may go into proofs, so that a part hardly ever waits for one."""
 
 ATTACHMENT_QUEUE = 32
+STOPPED = "inspection is stopped by request"
+STATE_FILE = "state.json"
 
 log = logging.getLogger(__name__)
 
@@ -73,14 +77,14 @@ class Station:
         spool: Spool,
         emitter: Emitter,
         on_result: Callable[[Result], None] | None = None,
+        control: Control | None = None,
+        choice: Choice | None = None,
     ) -> None:
         self._settings = settings
-        self._bundle = bundle
-        self._inspectors = {
-            camera.id: Inspector(bundle, engine, frozen_check=is_live(camera.url)) for camera in settings.cameras
-        }
-        self._engine = engine
-        self._engine_name = engine.describe()
+        self._choice = choice or Choice()
+        self._judge = Judge(self._choice.number, bundle, engine, settings)
+        self._control = control
+        self._parts = self._not_inspected = 0
         self._spool = spool
         self._emitter = emitter
         self._on_result = on_result or (lambda result: None)
@@ -93,7 +97,7 @@ class Station:
             )
             for camera in settings.cameras
         ]
-        self._pending: deque[Pending] = deque()
+        self._pending: deque[Pending | Order] = deque()
         self._watch = {camera.settings.id: _CameraWatch() for camera in self._cameras}
         self._pictures = _Pictures(spool, emitter, settings)
         self._state = "starting"
@@ -104,6 +108,7 @@ class Station:
     def run(self) -> None:
         """Until asked to stop or every camera has ended: watch, announce, inspect, record."""
         self._finish_last_run()
+        self._send_state()
         for camera in self._cameras:
             camera.start()
         self._pictures.start()
@@ -133,21 +138,53 @@ class Station:
         for camera in self._cameras:
             camera.supervise()
             self._announce(camera)
+        if self._control is not None:
+            self._pending.extend(self._control.orders())  # behind the parts that were taken before
         self._keep_watch()
         now = time.monotonic()
         if self._pending and now < self._next_proof + BUSY_PROOF_S:
-            self._inspect(self._pending.popleft())
+            self._next()
         elif now >= self._next_proof:
             self._prove_engine()
+
+    def _next(self) -> None:
+        """One verdict, or one order between two parts."""
+        item = self._pending.popleft()
+        if isinstance(item, Order):
+            self._obey(item)
+        else:
+            self._inspect(item)
+
+    def _obey(self, order: Order) -> None:
+        """Do what the host asked, unless its deadline has passed meanwhile; a choice is on the disk before it holds."""
+        request, judge = order.request, order.judge
+        problem = None
+        if order.late:
+            problem = "its deadline passed before it could be done"
+        elif self._state == "stopping":
+            problem = "the edge is stopping"
+        else:
+            number = self._choice.number if judge is None else judge.number
+            inspecting = self._choice.inspecting if judge is not None else request.what == "start"
+            try:
+                choice = Choice(number=number, inspecting=inspecting)
+                write_choice(self._settings, choice)
+                self._choice, self._judge = choice, judge or self._judge
+                log.info("recipe %d, inspection is %s", number, "on" if inspecting else "stopped by request")
+            except OSError as error:
+                problem = f"it cannot be written to {self._settings.state_dir} ({error.strerror})"
+        self._send_state()
+        if self._control is not None:
+            self._control.finish(order, problem)
 
     def _prove_engine(self) -> None:
         """Between parts the engine is tried now and then: the line's heartbeat must not outlive inference."""
         start = time.monotonic()
-        was_failing = self._engine.failing
+        was_failing = self._judge.engine.failing
         try:
-            self._engine.prove()
+            self._judge.engine.prove()
         except Exception as error:  # noqa: BLE001 - the parts that come get no verdict then; the station goes on
-            self._engine.failing = True
+            self._judge.engine.failing = True
             if not was_failing:
                 log.error("without a part to inspect the engine was tried: %s", error)
         took = time.monotonic() - start
@@ -191,12 +228,14 @@ class Station:
         """One verdict for one trigger; whatever goes wrong on the way is NOT_INSPECTED with the reason."""
         header, t_taken_ns = item.header, time.monotonic_ns()
         part: Pixels | None = None
-        inspector = self._inspectors[header.camera_id]
+        inspector = self._judge.inspectors[header.camera_id]
         try:
+            if not self._choice.inspecting:
+                raise FlawlineError(STOPPED)
             if self._late(header):
                 raise FlawlineError(self._deadline_text(header))
             pixels, pixel_format = item.camera.cut(item.trigger)
-            part = to_channels(pixels, pixel_format, self._bundle.manifest.recipe.channels)
+            part = to_channels(pixels, pixel_format, self._judge.bundle.manifest.recipe.channels)
             outcome = inspector.inspect(part)
             if outcome.verdict is not Verdict.NOT_INSPECTED and self._late(header):
                 outcome = outcome._replace(verdict=Verdict.NOT_INSPECTED, reason=self._deadline_text(header))
@@ -207,6 +246,8 @@ class Station:
             outcome = _not_inspected(f"internal error: {type(error).__name__}: {error}")
         finally:
             item.camera.release(item.trigger)
+        self._parts += 1
+        self._not_inspected += outcome.verdict is Verdict.NOT_INSPECTED
         result = self._result(header, outcome, t_taken_ns)
         numbers = self._record([Draft(result, t_ref_ns=header.timing.t_capture_ns)])
         self._pictures.offer(result.model_copy(update={"seq": numbers[0]}), outcome, part, inspector)
@@ -221,7 +262,7 @@ class Station:
         return f"deadline: {waited_ms:.0f} ms since capture, at most {self._settings.deadline_ms} ms"
 
     def _result(self, header: Trigger, outcome: Outcome, t_taken_ns: int) -> Result:
-        manifest = self._bundle.manifest
+        manifest = self._judge.bundle.manifest
         thresholds = manifest.thresholds
         return Result(
             **header.model_dump(exclude={"kind", "timing", "parts", "schema_id"}),
@@ -242,11 +283,8 @@ class Station:
             map_threshold=None if thresholds is None else thresholds.map,
             regions=tuple(outcome.regions),
             quality={name: value for name, value in outcome.quality.items() if np.isfinite(value)},
-            recipe=manifest.recipe.name,
-            bundle_id=manifest.id,
-            model_sha256=self._bundle.model_sha256,
             calibration_id=manifest.calibration_id(),
-            engine=self._engine_name,
+            **self._judge.names(),
         )
 
     def _record(self, drafts: list[Draft]) -> list[int]:
@@ -356,29 +394,49 @@ class Station:
     def _send_state(self) -> None:
         self._state_seq += 1
         rows, size = self._spool.size
-        self._emitter.send_state(
-            State(
-                edge_id=self._settings.edge_id,
-                spool_id=f"state-{self._spool.run_id}",
-                seq=self._state_seq,
-                run_id=self._spool.run_id,
-                t_wall_ns=time.time_ns(),
-                state=self._state,
-                spool_rows=rows,
-                spool_bytes=size,
-                attachments_dropped=self._spool.dropped + self._pictures.dropped,
-                waiting=len(self._pending),
-                waiting_ms=self._waiting_ms(),
-                inference="failed" if self._engine.failing else "ok",
-                cameras=tuple(_camera_state(camera) for camera in self._cameras),
-            )
+        trouble = self._emitter.trouble or (None if self._control is None else self._control.trouble)
+        waiting = [item.header for item in self._pending if isinstance(item, Pending)]
+        state = State(
+            edge_id=self._settings.edge_id,
+            spool_id=f"state-{self._spool.run_id}",
+            seq=self._state_seq,
+            run_id=self._spool.run_id,
+            t_wall_ns=time.time_ns(),
+            state=self._state,
+            detail=None if trouble is None else trouble[:500],
+            spool_rows=rows,
+            spool_bytes=size,
+            attachments_dropped=self._spool.dropped + self._pictures.dropped,
+            waiting=len(waiting),
+            waiting_ms=0.0 if not waiting else (time.monotonic_ns() - waiting[0].timing.t_capture_ns) / 1e6,
+            inference="failed" if self._judge.engine.failing else "ok",
+            cameras=tuple(_camera_state(camera) for camera in self._cameras),
+            inspecting=self._choice.inspecting,
+            **self._judge.names(),
+        )
+        self._emitter.send_state(state)
+        self._keep_state(state)
+        if self._control is not None:
+            self._control.show(self._status(rows))
+
+    def _status(self, spool_rows: int) -> Status:
+        return Status(
+            state=self._state,
+            inspecting=self._choice.inspecting,
+            recipes=tuple(sorted(self._settings.bundles())),
+            parts=self._parts,
+            not_inspected=self._not_inspected,
+            spool_rows=spool_rows,
+            **self._judge.names(),
         )
 
-    def _waiting_ms(self) -> float:
-        """Since the capture of the oldest part without a verdict."""
-        if not self._pending:
-            return 0.0
-        return (time.monotonic_ns() - self._pending[0].header.timing.t_capture_ns) / 1e6
+    def _keep_state(self, state: State) -> None:
+        """The heartbeat as a file, for `flawline edge state` on a box that its host does not let in."""
+        path = self._settings.state_dir / STATE_FILE
+        draft = path.with_suffix(".draft")
+        with suppress(OSError):  # a full disk shows elsewhere, and a heartbeat must not end the station
+            draft.write_text(state.model_dump_json(by_alias=True, indent=1))
+            draft.replace(path)
 
     def _shut_down(self) -> None:
         """Stop the cameras first, then give every trigger that was taken its verdict."""
@@ -387,7 +445,7 @@ class Station:
             camera.stop_capture()
             self._announce(camera)
         while self._pending:
-            self._inspect(self._pending.popleft())
+            self._next()
         self._pictures.stop()
         self._declare_unseen()
         self._mark_alive()

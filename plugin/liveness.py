@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from contract.event import State
+from plugin.connectors.base import RecipeState
 from plugin.settings import LineSettings
 from plugin.transit import Arrival
 
@@ -60,6 +61,17 @@ class Liveness:
             heard = self._heard.get(edge_id)
         return None if heard is None else heard.state
 
+    def recipe_of(self, line_id: str) -> RecipeState:
+        """What judges the line's next parts; zeros where its edges disagree or do not say."""
+        states = [self.state_of(edge) for edge in self.edges_of(line_id)]
+        said = {
+            None if state is None or state.model_sha256 is None else (state.recipe_number or 0, state.model_sha256)
+            for state in states
+        }
+        if len(said) != 1 or (only := said.pop()) is None:
+            return RecipeState(0, 0)
+        return RecipeState(only[0], int(only[1][:8], 16))
+
     def trouble_of(self, line_id: str) -> str | None:
         """Why the line is not inspected now, in words; None where it is."""
         line = self._lines[line_id]
@@ -83,6 +95,8 @@ class Liveness:
 def _trouble_of_state(state: State, line: LineSettings) -> str | None:
     if state.state != "running":
         return f"is {state.state}"
+    if not state.inspecting:
+        return "inspection is stopped by request"
     if state.inference != "ok":
         return "inference fails" if state.inference == "failed" else "does not say whether it infers; update it"
     if state.waiting_ms > line.deadline_ms:

@@ -6,11 +6,13 @@ import fcntl
 import json
 import logging
 import os
+import queue
 import signal
 import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -20,11 +22,14 @@ from typing import Any
 import uvicorn
 import zmq
 
+from contract.control import Reply
 from plugin import accounts
 from plugin.accounts import Accounts
-from plugin.connectors.base import LineOutput, Plant, RecipeState
+from plugin.connectors.base import LineOutput, Plant
+from plugin.control import ControlServer
 from plugin.dispatch import Dispatcher, Sent, make_connector
 from plugin.errors import ConfigError, FlawlineError
+from plugin.gate import Gate
 from plugin.ledger import Ledger, LedgerReader
 from plugin.liveness import Liveness
 from plugin.queries import Reader
@@ -59,11 +64,13 @@ class Service:
         self._failure: BaseException | None = None
         self._threads: dict[str, threading.Thread] = {}
         self._lock = _lock_folder(settings.state_dir)
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         try:
             self._build()
         except BaseException:
             if self._sign_in is not None:
                 self._sign_in.accounts.close()
+            self._context.destroy(linger=0)
             os.close(self._lock)
             raise
 
@@ -77,9 +84,13 @@ class Service:
         self.dispatcher = Dispatcher(connectors, self.ledger.record)
         self.ledger.connect(self.dispatcher.publish, self.dispatcher.serves)
         self._writer = Writer(Store(state_dir), self.ledger.has, settings.events.backlog_mb << 20)
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.liveness = Liveness(settings.lines, settings.line_of)
-        self._receiver = Receiver(self._context, settings.events.bind, self._tell, self._writer.offer)
+        self._gate = None if settings.keys is None else Gate(self._context, settings.keys)
+        self._receiver = Receiver(self._context, settings.events.bind, self._tell, self._writer.offer, self._gate)
+        self.control: ControlServer | None = None
+        if settings.control is not None:
+            line_of = partial(_line_id, settings)
+            self.control = ControlServer(self._context, settings.control.bind, self._gate, line_of)
         self.reader = Reader(state_dir / "store.sqlite")
         self.app = create_app(
             Host(
@@ -139,12 +150,16 @@ class Service:
 
     def health(self) -> dict[str, Any]:
         """What works, and the receiver's counts since the start."""
-        trouble = [text for text in (self._writer.trouble, self.ledger.trouble) if text]
+        gate_trouble = None if self._gate is None else self._gate.trouble
+        trouble = [text for text in (self._writer.trouble, self.ledger.trouble, gate_trouble) if text]
         counts = {**vars(self._receiver.counts), "conflicts": self._writer.conflicts, "ledger_lost": self.ledger.lost}
         counts["ledger_skipped"] = self.ledger.skipped
         lines = {line.id: self._trouble_of(line.id) for line in self.settings.lines}
         connectors = self.dispatcher.status()
+        counts["unknown_key"] = 0 if self._gate is None else self._gate.counts.unknown_key
         health = {"ok": not trouble, "trouble": trouble, "receiver": counts, "lines": lines, "connectors": connectors}
+        if self.control is not None:
+            health["control"] = self.control.health()
         return health if self._sign_in is None else {**health, "sign_in": self._sign_in.counts()}
 
     def _tell(self, arrivals: Sequence[Arrival]) -> int:
@@ -166,10 +181,28 @@ class Service:
             last_number=self.ledger.last_number,
             deadline_ms=lambda line: lines[line].deadline_ms,
             counted=lambda line, counters, t_ns: self.ledger.counted(lines[line], counters, t_ns),
-            recipe=lambda line: RecipeState(0, 0),
-            select_recipe=lambda line, number, done: done("not yet"),
+            recipe=self.liveness.recipe_of,
+            select_recipe=self._select_recipe,
             fail=partial(self._fail, url),
         )
+
+    def _select_recipe(self, line: str, number: int, done: Callable[[str | None], None]) -> None:
+        """Ask every edge of the line; ``done`` hears None once all of them judge by it, or the first refusal."""
+        edges = self.liveness.edges_of(line)
+        if self.control is None or not edges:
+            done("the host has no [control]" if self.control is None else "no edge has been heard of")
+            return
+        replies: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+
+        def hear(edge: str, future: Future[Reply]) -> None:
+            reply = future.result()
+            replies.put(None if reply.outcome == "ok" else f"{edge}: {reply.reason or reply.outcome}")
+            if replies.qsize() == len(edges):  # callbacks run on the control socket's thread, one after another
+                refusals = [refusal for _ in edges if (refusal := replies.get()) is not None]
+                done(refusals[0] if refusals else None)
+
+        for edge in edges:
+            self.control.select_recipe(edge, number).add_done_callback(partial(hear, edge))
 
     def _fail(self, connector: str, output: LineOutput, detail: str) -> None:
         self.ledger.record(Sent(output.line, output.number, connector, "refused", detail, time.time_ns()))
@@ -177,10 +210,15 @@ class Service:
     def start(self) -> None:
         """Start every thread, and write where the host can be reached into the state folder."""
         self.dispatcher.start(self._plant)
+        if self._gate is not None:
+            self._spawn("gate", self._gate.run)
         self._spawn("ledger", self.ledger.run)
         self._spawn("writer", lambda: self._writer.run(self._receiver.answer))
         self._spawn("http", lambda: self._http.run(sockets=[self._http_socket]))
         self._spawn("receiver", self._receiver.run)
+        if self.control is not None:
+            self._spawn("control", self.control.run)
+            _write(self.settings.state_dir / "control", self.control.endpoint + "\n")
         address = {"url": self.url, "host": self.settings.http.host, "port": int(self._http_socket.getsockname()[1])}
         _write(self.settings.state_dir / "endpoint", self.endpoint + "\n")
         _write(self.settings.state_dir / "http.json", json.dumps({**address, "pid": os.getpid()}) + "\n")
@@ -208,6 +246,8 @@ class Service:
         self._writer.stop()
         self._join("writer")
         self._join("http")
+        self._stop_control()
+        self._stop_gate()
         if not self._threads["writer"].is_alive():
             self._receiver.flush()
             self._context.term()
@@ -218,6 +258,19 @@ class Service:
         os.close(self._lock)
         if self._failure is not None:
             raise HostFailedError(f"the host stopped: {self._failure!r}") from self._failure
+
+    def _stop_control(self) -> None:
+        if self.control is not None:
+            self.control.stop()
+            self._join("control")
+            if not self._threads["control"].is_alive():
+                self.control.close()
+
+    def _stop_gate(self) -> None:
+        if self._gate is not None:
+            self._gate.stop()
+            self._join("gate")
+            self._gate.close()
 
     def _spawn(self, name: str, work: Callable[[], None]) -> None:
         def run() -> None:
@@ -264,7 +317,7 @@ def _lock_folder(state_dir: Path) -> int:
     except OSError as error:
         os.close(handle)
         raise ConfigError(f"{state_dir}: another host is using this folder; stop it or change `state_dir`") from error
-    for name in ("endpoint", "http.json"):
+    for name in ("endpoint", "control", "http.json"):
         with suppress(FileNotFoundError):
             (state_dir / name).unlink()  # of an earlier run: nobody may take it for this one's
     return handle
@@ -283,6 +336,10 @@ def _listen(host: str, port: int) -> socket.socket:
             "change `http.port`, or set it to 0 for any free one"
         ) from error
     return listener
+
+
+def _line_id(settings: HostSettings, edge_id: str) -> str:
+    return settings.line_of(edge_id).id
 
 
 def _write(path: Path, text: str) -> None:

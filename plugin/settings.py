@@ -7,9 +7,11 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from contract.config import Strict, load_toml
+from contract.keys import is_loopback as is_loopback
+from contract.keys import leaves_machine
 
 Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
 
@@ -21,14 +23,30 @@ def _address(text: str) -> str:
 
 Address = Annotated[str, AfterValidator(_address)]
 
+
+def _endpoint(value: str) -> str:
+    if value.startswith("ipc://") and len(value) > len("ipc://"):
+        return value
+    match = re.fullmatch(r"tcp://(\[[0-9a-fA-F:]+\]|[^:/\[\]]+):(\d{1,5}|\*)", value)
+    if match is None or (match[2] != "*" and int(match[2]) > 65535):
+        raise ValueError("expected tcp://ADDRESS:PORT or ipc://PATH")
+    return value
+
+
+Endpoint = Annotated[str, AfterValidator(_endpoint)]
+
 EXAMPLE = """\
 # The host: keeps every event, tells the line controller, serves the review pages.
 # Paths are relative to this file.
 
 state_dir = "host-state"
+# keys = "keys"                 # folder of `flawline keys new host`: needed as soon as another machine connects
 
 [events]
 bind = "tcp://127.0.0.1:5701"   # edges connect here; "tcp://127.0.0.1:*" takes any free port
+
+[control]
+bind = "tcp://127.0.0.1:5702"   # and here, to be asked for another recipe, to stop and to start; leave out for none
 
 [http]
 host = "127.0.0.1"              # any other address needs sign-in: flawline host user add host.toml NAME
@@ -55,23 +73,14 @@ url = "loop://?path=outputs.jsonl"   # writes outputs to a file; a stand-in for 
 class EventSettings(Strict):
     """Where edges connect and how much may wait for the disk."""
 
-    bind: str = Field("tcp://127.0.0.1:5701", description="ZeroMQ endpoint; port * takes any free one")
+    bind: Endpoint = Field("tcp://127.0.0.1:5701", description="ZeroMQ endpoint; port * takes any free one")
     backlog_mb: int = Field(256, ge=1, le=65536, description="decoded events that wait for their commit")
 
-    @field_validator("bind")
-    @classmethod
-    def _loopback(cls, value: str) -> str:
-        if value.startswith("ipc://") and len(value) > len("ipc://"):
-            return value
-        match = re.fullmatch(r"tcp://(\[[0-9a-fA-F:]+\]|[^:/\[\]]+):(\d{1,5}|\*)", value)
-        if match is None or (match[2] != "*" and int(match[2]) > 65535):
-            raise ValueError("expected tcp://ADDRESS:PORT or ipc://PATH")
-        if not is_loopback(match[1].strip("[]")):
-            raise ValueError(
-                f"{match[1]} can be reached from other machines, and events are neither encrypted nor authenticated "
-                "yet: bind to 127.0.0.1"
-            )
-        return value
+
+class ControlSettings(Strict):
+    """Where edges connect to be asked: recipe, start and stop."""
+
+    bind: Endpoint = Field("tcp://127.0.0.1:5702", description="ZeroMQ endpoint; port * takes any free one")
 
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?$")]
@@ -151,13 +160,16 @@ class HostSettings(Strict):
     """``host.toml``. Paths are relative to the file's folder."""
 
     state_dir: Path = Path("host-state")
+    keys: Path | None = Field(None, description="key folder; needed where another machine can connect")
     events: EventSettings = Field(default_factory=EventSettings)
+    control: ControlSettings | None = None
     http: HttpSettings = Field(default_factory=HttpSettings)
     lines: list[LineSettings] = Field(default_factory=lambda: [LineSettings(id="line-1")], min_length=1, max_length=64)
     connectors: list[ConnectorSettings] = Field(default_factory=list, max_length=64)
 
     @model_validator(mode="after")
     def _consistent(self) -> HostSettings:
+        self._refuse_open_doors()
         ids = [line.id for line in self.lines]
         if len(set(ids)) != len(ids):
             raise ValueError(f"two lines share an id: {ids}")
@@ -173,19 +185,23 @@ class HostSettings(Strict):
                 )
         return self
 
+    def _refuse_open_doors(self) -> None:
+        for name, bind in self.binds().items():
+            if self.keys is None and leaves_machine(bind):
+                raise ValueError(
+                    f"`{name}.bind`: {bind} can be reached from other machines, and without keys it is neither "
+                    'encrypted nor authenticated: run `flawline keys new host` and set keys = "keys" at the top of the '
+                    "file, or bind to 127.0.0.1"
+                )
+
+    def binds(self) -> dict[str, str]:
+        """Section and endpoint of every ZeroMQ socket that edges connect to."""
+        control = {} if self.control is None else {"control": self.control.bind}
+        return {"events": self.events.bind} | control
+
     def line_of(self, edge_id: str) -> LineSettings:
         """The line that an edge watches; the first line where none names it."""
         return next((line for line in self.lines if edge_id in line.edges), self.lines[0])
-
-
-def is_loopback(host: str) -> bool:
-    """Whether ``host`` (a name or an address, no port) can be reached from this machine alone."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def load_settings(path: Path) -> HostSettings:
@@ -195,4 +211,6 @@ def load_settings(path: Path) -> HostSettings:
     http = settings.http
     if http.certificate is not None and http.key is not None:
         http.certificate, http.key = path.parent / http.certificate, path.parent / http.key
+    if settings.keys is not None:
+        settings.keys = (path.parent / settings.keys).resolve()
     return settings

@@ -20,6 +20,9 @@ from plugin.store import Outcome, Received, Store
 
 MAX_BATCH = 256
 MAX_WAITING = 16384
+EDGE_SHARE = 0.75
+"""Of the backlog that one edge may fill: whatever it sends, there is room for the others."""
+
 RETRY_S = 0.5
 LEDGER_WAIT_S = 1.0
 log = logging.getLogger(__name__)
@@ -50,6 +53,7 @@ class Writer:
         self._items: collections.deque[Received] = collections.deque()
         self._jobs: collections.deque[tuple[Callable[[Store], Any], Future[Any]]] = collections.deque()
         self._bytes = 0
+        self._of_edge: collections.Counter[str] = collections.Counter()
         self._changed = threading.Condition()
         self._stopping = False
         self._log = LimitedLog(log)
@@ -64,8 +68,12 @@ class Writer:
                 size = _size(item)
                 if self._stopping or len(self._items) >= MAX_WAITING or self._bytes + size > self._backlog_bytes:
                     continue
+                edge_id = item.identity[0]
+                if self._of_edge[edge_id] and self._of_edge[edge_id] + size > EDGE_SHARE * self._backlog_bytes:
+                    continue
                 self._items.append(item)
                 self._bytes += size
+                self._of_edge[edge_id] += size
                 taken += 1
             self._changed.notify()
         return taken
@@ -114,7 +122,11 @@ class Writer:
             while not (self._items or self._jobs or self._stopping):
                 self._changed.wait()
             batch = [self._items.popleft() for _ in range(min(MAX_BATCH, len(self._items)))]
-            self._bytes -= sum(map(_size, batch))
+            for item in batch:
+                self._bytes -= _size(item)
+                self._of_edge[item.identity[0]] -= _size(item)
+            if not self._items:
+                self._of_edge.clear()  # without keys anybody may invent edges
             jobs = list(self._jobs)
             self._jobs.clear()
             return batch, jobs, self._stopping

@@ -79,7 +79,9 @@ class Process:
 class Line:
     """A host and an edge of one test, on loopback ports that stay the same over restarts."""
 
-    def __init__(self, folder: Path, bundle: Path, url: str, edge: str = "", camera: str = "", host: str = "") -> None:
+    def __init__(
+        self, folder: Path, bundle: Path, url: str, edge: str = "", camera: str = "", host: str = "", link: str = ""
+    ) -> None:
         self.folder = folder
         self.endpoint = f"tcp://127.0.0.1:{free_port()}"
         self.address = f"http://127.0.0.1:{free_port()}"
@@ -91,7 +93,7 @@ class Line:
         )
         (folder / "edge.toml").write_text(
             f'edge_id = "edge-1"\nbundle = "{bundle}"\nstate_dir = "edge"\n{edge}\n[host]\n'
-            f'endpoint = "{self.endpoint}"\nresend_ms = 500\n'
+            f'endpoint = "{self.endpoint}"\nresend_ms = 500\n{link}\n'
             f'[[cameras]]\nid = "top"\nurl = "{url}"\n{camera}\n'
         )
         self.processes: list[Process] = []

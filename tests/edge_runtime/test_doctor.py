@@ -57,6 +57,15 @@ def test_every_check_says_something(name: str, station: Path) -> None:
         assert finding.name and finding.found and finding.status in Status
 
 
+def test_a_key_that_cannot_be_used_is_said(station: Path) -> None:
+    config = station / "edge.toml"
+    assert named(examine(Subject(None, config)))["keys"].status is Status.OK
+    config.write_text(config.read_text() + '[host]\nkey = "keys/e1.key_secret"\nserver_key = "keys/host.key"\n')
+    finding = named(examine(Subject(None, config)))["keys"]
+    assert finding.status is Status.FAIL
+    assert "flawline keys new" in finding.found
+
+
 def test_every_extra_of_the_project_file_that_a_machine_may_lack() -> None:
     import tomllib
 

@@ -16,11 +16,23 @@ CONNECTORS = {"plugin.connectors.modbus", "plugin.connectors.modbus_io"}  # each
 
 # extra: (packages of its side, commands that must work, modules that must not be there)
 SIDES: dict[str, tuple[set[str], set[str], set[str]]] = {
-    "": ({"contract"}, set(), {"cv2", "torch", "onnxruntime", "fastapi"}),
+    "": ({"contract"}, {"keys"}, {"cv2", "torch", "onnxruntime", "fastapi"}),
     "vision": ({"contract"}, set(), {"torch", "onnxruntime", "openvino", "fastapi"}),
-    "edge": ({"contract", "edge_runtime"}, {"edge", "inspect", "doctor", "demo"}, {"torch", "lightning", "fastapi"}),
-    "host": ({"contract", "plugin"}, {"host"}, {"torch", "cv2", "onnxruntime", "openvino", "nvidia", "tensorrt"}),
-    "modbus": ({"contract", "plugin"}, {"host"}, {"torch", "cv2", "onnxruntime", "openvino", "nvidia", "tensorrt"}),
+    "edge": (
+        {"contract", "edge_runtime"},
+        {"edge", "inspect", "doctor", "demo", "keys"},
+        {"torch", "lightning", "fastapi"},
+    ),
+    "host": (
+        {"contract", "plugin"},
+        {"host", "keys"},
+        {"torch", "cv2", "onnxruntime", "openvino", "nvidia", "tensorrt"},
+    ),
+    "modbus": (
+        {"contract", "plugin"},
+        {"host", "keys"},
+        {"torch", "cv2", "onnxruntime", "openvino", "nvidia", "tensorrt"},
+    ),
     "train": ({"contract", "training"}, {"train", "data"}, {"fastapi", "openvino"}),
     "calibrate": ({"contract", "edge_runtime", "calibration"}, {"calibrate", "inspect"}, {"torch", "fastapi"}),
 }

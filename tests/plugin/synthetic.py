@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import zmq
 
+from contract.curve import secure_client
 from contract.event import (
     MAGIC,
     REPLY,
@@ -42,6 +43,7 @@ from contract.event import (
     part_ref,
     to_frames,
 )
+from contract.keys import KeyPair
 
 ROOT = Path(__file__).resolve().parents[2]
 EDGE = "edge-1"
@@ -144,14 +146,16 @@ def frames(
 
 
 class Dealer:
-    """Sends frames and collects the host's replies."""
+    """Sends frames and collects the host's replies; with a key pair and the host's public key over CURVE."""
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, pair: KeyPair | None = None, host: str = "") -> None:
         self._context = zmq.Context()
         self.socket = self._context.socket(zmq.DEALER)
         self.socket.set(zmq.LINGER, 0)
         self.socket.set(zmq.RECONNECT_IVL, 50)
         self.socket.set(zmq.SNDHWM, 100_000)
+        if pair is not None:
+            secure_client(self.socket, pair, host)
         self.socket.connect(endpoint)
         self.acked: set[tuple[str, int]] = set()
         self.ack_count = 0
@@ -193,11 +197,11 @@ class Dealer:
 
 
 @pytest.fixture
-def make_dealer() -> Iterator[Callable[[str], Dealer]]:
+def make_dealer() -> Iterator[Callable[..., Dealer]]:
     made: list[Dealer] = []
 
-    def make(endpoint: str) -> Dealer:
-        made.append(Dealer(endpoint))
+    def make(endpoint: str, pair: KeyPair | None = None, host: str = "") -> Dealer:
+        made.append(Dealer(endpoint, pair, host))
         return made[-1]
 
     yield make
@@ -209,14 +213,19 @@ class HostProcess:
     """A real ``flawline host run`` over a state folder that outlives it."""
 
     def __init__(
-        self, folder: Path, deadline_ms: int = 1000, connectors: tuple[str, ...] | None = None, line: str = ""
+        self,
+        folder: Path,
+        deadline_ms: int = 1000,
+        connectors: tuple[str, ...] | None = None,
+        line: str = "",
+        head: str = "",
     ) -> None:
         self.folder = folder
         self.outputs = folder / "outputs.jsonl"
         self.config = folder / "host.toml"
         urls = (f"loop://{self.outputs}",) if connectors is None else connectors
         self.config.write_text(
-            'state_dir = "state"\n[events]\nbind = "tcp://127.0.0.1:*"\n[http]\nport = 0\n'
+            f'state_dir = "state"\n{head}\n[events]\nbind = "tcp://127.0.0.1:*"\n[http]\nport = 0\n'
             f'[[lines]]\nid = "line-1"\ndeadline_ms = {deadline_ms}\n{line}\n'
             + "".join(f'[[connectors]]\nurl = "{url}"\n' for url in urls)
         )

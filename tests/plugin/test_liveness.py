@@ -45,6 +45,7 @@ def test_a_line_whose_edges_all_see_and_infer_is_alive(liveness: Liveness) -> No
         ({"state": "stopping"}, "is stopping"),
         ({"state": "stopped"}, "is stopped"),
         ({"state": "failed"}, "is failed"),
+        ({"inspecting": False}, "stopped by request"),
         ({"inference": "failed"}, "inference fails"),
         ({"inference": "unknown"}, "does not say whether it infers"),
         ({"waiting": 1, "waiting_ms": 501.0}, "a part has waited 501 ms"),
@@ -59,6 +60,15 @@ def test_one_edge_in_trouble_stops_the_line(liveness: Liveness, more: dict[str, 
     heard(liveness, s.state(edge_id="edge-2", **more))
     assert words in (liveness.trouble_of("line-1") or "")
     assert "edge-2" in (liveness.trouble_of("line-1") or "")
+
+
+def test_the_recipe_is_known_where_all_edges_say_the_same(liveness: Liveness) -> None:
+    assert liveness.recipe_of("line-1") == (0, 0)
+    both = {"recipe_number": 3, "model_sha256": "c0ffee01" + "0" * 56}
+    heard(liveness, s.state(edge_id="edge-1", **both), s.state(edge_id="edge-2", **both))
+    assert liveness.recipe_of("line-1") == (3, 0xC0FFEE01)
+    heard(liveness, s.state(edge_id="edge-2", recipe_number=4, model_sha256="ab" * 32))
+    assert liveness.recipe_of("line-1") == (0, 0)
 
 
 def test_silence_stops_the_line_and_a_word_starts_it_again(liveness: Liveness) -> None:

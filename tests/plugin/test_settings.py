@@ -33,6 +33,7 @@ def load_settings_of(tmp_path: Path, text: str):  # type: ignore[no-untyped-def]
         ('[events]\nbind = "tcp://0.0.0.0:5701"', "neither encrypted nor authenticated"),
         ('[events]\nbind = "tcp://*:5701"', "neither encrypted nor authenticated"),
         ('[events]\nbind = "tcp://192.168.1.4:5701"', "bind to 127.0.0.1"),
+        ('[control]\nbind = "tcp://0.0.0.0:5702"', "flawline keys new host"),
         ('[events]\nbind = "tcp://127.0.0.1:99999"', "tcp://ADDRESS:PORT"),
         ('[events]\nbind = "udp://127.0.0.1:1"', "tcp://ADDRESS:PORT"),
         ('[http]\nhost = "0.0.0.0"', "passwords would travel in clear"),
@@ -60,6 +61,13 @@ def test_mistakes_are_sentences(tmp_path: Path, text: str, words: str) -> None:
 @pytest.mark.parametrize("bind", ["tcp://127.0.0.1:*", "tcp://localhost:5701", "tcp://[::1]:5701", "ipc:///tmp/x"])
 def test_loopback_binds_are_taken(tmp_path: Path, bind: str) -> None:
     assert load_settings_of(tmp_path, f'[events]\nbind = "{bind}"').events.bind == bind
+
+
+def test_with_keys_other_machines_may_connect(tmp_path: Path) -> None:
+    text = 'keys = "keys"\n[events]\nbind = "tcp://0.0.0.0:5701"\n[control]\nbind = "tcp://10.0.0.5:5702"'
+    settings = load_settings_of(tmp_path, text)
+    assert settings.keys == tmp_path / "keys"
+    assert settings.binds() == {"events": "tcp://0.0.0.0:5701", "control": "tcp://10.0.0.5:5702"}
 
 
 def test_an_edge_belongs_to_the_line_that_names_it(tmp_path: Path) -> None:

@@ -177,6 +177,23 @@ def test_with_a_full_backlog_events_are_left_unanswered(tmp_path: Path, make_dea
     rig.stop()
 
 
+def test_one_edge_cannot_fill_the_backlog_of_all(tmp_path: Path, make_dealer: MakeDealer) -> None:
+    rig = Rig(tmp_path, backlog_bytes=40_000)
+    greedy, modest = make_dealer(rig.receiver.endpoint), make_dealer(rig.receiver.endpoint)
+    greedy.send(s.frames(s.result(1)))
+    assert rig.gate.asked.wait(5)  # the writer stands in a commit
+    for seq in range(2, 102):
+        greedy.send(s.frames(s.result(seq)))
+    s.until(lambda: len(rig.told) == 101)
+    s.until(lambda: rig.receiver.counts.held_back > 0)
+    for seq in (1, 2, 3):
+        modest.send(s.frames(s.result(seq, f"modest-{seq}", edge_id="edge-2", spool_id="modest")))
+    s.until(lambda: len(rig.told) == 104)
+    rig.gate.open.set()
+    modest.wait_acked(1, 2, 3, spool="modest")
+    rig.stop()
+
+
 def test_each_event_is_acknowledged_as_often_as_it_is_sent_and_stored_once(
     shared_host: HostProcess, make_dealer: MakeDealer
 ) -> None:

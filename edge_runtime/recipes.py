@@ -1,0 +1,109 @@
+"""Recipes of an edge: a bundle made ready to judge, and which one was asked for last (hops 3 to 5)."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from contract.bundle import Bundle, open_bundle, write_atomic
+from contract.config import Strict
+from contract.errors import BundleError, ConfigError
+from edge_runtime.cameras import is_live
+from edge_runtime.engines import open_engine
+from edge_runtime.engines.base import Engine
+from edge_runtime.engines.golden import check_golden
+from edge_runtime.inspector import Inspector
+from edge_runtime.settings import EdgeSettings
+
+FILE = "recipe.json"
+
+
+class Judge:
+    """One recipe with its engine, ready for parts: an inspector for each camera."""
+
+    def __init__(self, number: int, bundle: Bundle, engine: Engine, settings: EdgeSettings) -> None:
+        self.number = number
+        self.bundle = bundle
+        self.engine = engine
+        self.engine_name = engine.describe()
+        self.inspectors = {
+            camera.id: Inspector(bundle, engine, frozen_check=is_live(camera.url)) for camera in settings.cameras
+        }
+
+    def names(self) -> dict[str, Any]:
+        """The fields by which results, heartbeats and replies name what judges."""
+        return {
+            "recipe": self.bundle.manifest.recipe.name,
+            "recipe_number": self.number,
+            "bundle_id": self.bundle.manifest.id,
+            "model_sha256": self.bundle.model_sha256,
+            "engine": self.engine_name,
+        }
+
+
+class Choice(Strict):
+    """What a host asked for last. It outlives a restart: an edge that came back with another recipe judges wrongly."""
+
+    number: int = Field(1, ge=1, le=65535)
+    inspecting: bool = True
+
+
+def load_judge(settings: EdgeSettings, number: int) -> Judge:
+    """Open, check and warm up a recipe and prove its engine on the golden images. Raises FlawlineError."""
+    bundles = settings.bundles()
+    if number not in bundles:
+        raise ConfigError(f"no recipe {number}; there are: {', '.join(map(str, sorted(bundles)))}")
+    bundle = open_bundle(bundles[number])
+    refuse_unfit(bundle, settings)
+    engine = open_engine(settings.engine, bundle, settings.threads)
+    check_golden(engine, bundle)
+    return Judge(number, bundle, engine, settings)
+
+
+def refuse_unfit(bundle: Bundle, settings: EdgeSettings) -> None:
+    """Raise FlawlineError where this edge could pass no part with the bundle."""
+    manifest = bundle.manifest
+    if manifest.thresholds is None or manifest.quality is None:
+        raise BundleError(
+            f"{bundle.root}: the bundle is not calibrated, so no part could pass; "
+            f"run: flawline calibrate thresholds {bundle.root} --data DIR"
+        )
+    elsewhere = sorted(
+        {view.camera for view in manifest.recipe.views if view.camera} - {c.id for c in settings.cameras}
+    )
+    if elsewhere:
+        raise ConfigError(f"the recipe's views need camera(s) {elsewhere}, which the configuration does not have")
+    if len({view.camera for view in manifest.recipe.views}) > 1:
+        raise ConfigError("the recipe's views come from several cameras; this version joins views of one camera only")
+
+
+def read_choice(settings: EdgeSettings) -> Choice:
+    """What was asked for last; recipe 1 where nothing was. Raises ConfigError where it cannot be known or served."""
+    path = settings.state_dir / FILE
+    try:
+        choice = Choice.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return Choice()
+    except (OSError, ValidationError) as error:
+        raise ConfigError(
+            f"{path}: which recipe was selected cannot be read ({str(error).splitlines()[0]}); "
+            f"remove the file to begin with recipe 1"
+        ) from error
+    if choice.number not in settings.bundles():
+        raise ConfigError(
+            f"{path}: recipe {choice.number} was selected last and is not configured any more; add it under "
+            "[[recipes]], or remove the file to begin with recipe 1"
+        )
+    return choice
+
+
+def write_choice(settings: EdgeSettings, choice: Choice) -> None:
+    """Remember what was asked for, in one piece and on the disk, before it is done. Raises OSError."""
+    write_atomic(settings.state_dir / FILE, choice.model_dump_json().encode())
+    folder = os.open(settings.state_dir, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)  # else a power cut could bring the recipe before back
+    finally:
+        os.close(folder)

@@ -1,0 +1,36 @@
+"""``flawline edge state``: what the edge on this box last said of itself (beside hop 6)."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import typer
+from pydantic import ValidationError
+
+from contract.errors import ConfigError
+from contract.event import State
+from edge_runtime.settings import load_settings
+from edge_runtime.station import STATE_FILE
+
+
+def print_state(config: Path) -> int:
+    """Print the last heartbeat; 0 where it is fresh, running and without trouble, else 3. Raises ConfigError."""
+    settings = load_settings(config)
+    path = settings.state_dir / STATE_FILE
+    try:
+        state = State.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise ConfigError(f"{path}: no edge has run with this state_dir: flawline edge run {config}") from error
+    age_s = time.time() - state.t_wall_ns / 1e9
+    silent = state.state not in ("stopped", "failed") and age_s > 3 * settings.heartbeat_ms / 1000 + 2
+    typer.echo(f"{state.edge_id}: {state.state}{f', but silent for {age_s:.0f} s' if silent else ''}")
+    typer.echo(f"recipe {state.recipe_number} ({state.recipe}, bundle {state.bundle_id}), {state.engine}")
+    if not state.inspecting:
+        typer.echo("inspection is stopped by request: every part is NOT_INSPECTED")
+    for camera in state.cameras:
+        typer.echo(f"camera {camera.camera_id}: {camera.state}{f', {camera.detail}' if camera.detail else ''}")
+    typer.echo(f"{state.spool_rows} event(s) wait for the host")
+    if state.detail:
+        typer.echo(f"host: {state.detail}")
+    return 0 if state.state == "running" and not silent and not state.detail and state.inspecting else 3
