@@ -35,8 +35,9 @@ def run_edge(config: Path, quiet: bool = False) -> int:
     settings = load_settings(config)
     bundle = open_bundle(settings.bundle)
     _refuse_unfit(bundle, settings)
-    engine = open_engine(settings.engine, bundle, settings.threads)
+    engine = open_engine(settings.engine, bundle, settings.threads, settings.precision)
     check_golden(engine, bundle)
+    _warn_of_precision(bundle, settings)
     settings.state_dir.mkdir(parents=True, exist_ok=True)
     with _only_one(settings.state_dir), zmq.Context() as context:
         spool = Spool(settings.state_dir / "spool.sqlite", int(settings.spool.max_mb * 1e6), settings.spool.sync_ms)
@@ -71,6 +72,19 @@ def _refuse_unfit(bundle: Bundle, settings: EdgeSettings) -> None:
         raise ConfigError(f"the recipe's views need camera(s) {elsewhere}, which the configuration does not have")
     if len({view.camera for view in manifest.recipe.views}) > 1:
         raise ConfigError("the recipe's views come from several cameras; this version joins views of one camera only")
+
+
+def _warn_of_precision(bundle: Bundle, settings: EdgeSettings) -> None:
+    measured = bundle.manifest.thresholds.engine if bundle.manifest.thresholds else ""
+    if f" {settings.precision} " not in f" {measured} ":
+        log.warning(
+            "the limits were measured with %s, the line runs in %s: better measure them again, flawline calibrate "
+            "thresholds %s --data DIR --precision %s",
+            measured,
+            settings.precision,
+            bundle.root,
+            settings.precision,
+        )
 
 
 @contextmanager
