@@ -23,6 +23,9 @@ COMMANDS = {
     "inspect": Command("edge_runtime.inspect_cli:app", "edge", "verdict and picture for image files"),
     "edge": Command("edge_runtime.cli:app", "edge", "run the edge beside the line; draw synthetic parts"),
     "host": Command("plugin.cli:app", "host", "run the host: store, line outputs, review pages"),
+    "acceptance": Command(
+        "edge_runtime.acceptance:app", "edge", "prove a bundle and an engine on this box, with a page to sign"
+    ),
     "doctor": Command("edge_runtime.doctor:app", "edge", "check this machine and say the way out"),
 }
 

@@ -66,14 +66,14 @@ def export_half(inspector: Inspector, path: Path, golden: Tensor, expected: Insp
     """Write the same graph with its networks in FP16; returns the tolerance within which engines have to agree.
 
     Run by ONNX Runtime on ``golden``, against the FP32 that PyTorch gives. Raises ExportError, and leaves no file,
-    where it cannot be exported or disagrees: a bundle without it is whole.
+    where it cannot be exported or disagrees: a bundle without it is whole. OSError and MemoryError are passed on.
     """
     try:
         write_graph(halve(inspector), path, golden[:2])
         worst = _disagreement(run_graph(open_session(path), np.ascontiguousarray(golden.numpy())), expected)
         if not worst <= ADMITTED_FP16:
             raise ExportError(f"scores in FP16 are off by {worst:.2g} relative, at most {ADMITTED_FP16:g} is admitted")
-    except ExportError:
+    except (ExportError, OSError, MemoryError):
         path.unlink(missing_ok=True)
         raise
     except Exception as error:

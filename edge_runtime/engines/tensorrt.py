@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -127,15 +127,21 @@ def build_plan(engine: str, graph: bytes, options: BuildOptions) -> bytes:
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mb << 20)
     config.clear_flag(trt.BuilderFlag.TF32)  # FP32 has to agree within 1e-4; TF32 keeps three digits
     profile = builder.create_optimization_profile()
-    profile.set_shape(INPUT, options.input_shape, options.input_shape, options.input_shape)
+    shape = trt.Dims(list(options.input_shape))
+    profile.set_shape(INPUT, shape, shape, shape)
     config.add_optimization_profile(profile)
     if options.capability:
-        config.num_compute_capabilities = 1
-        config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{options.capability.replace('.', '')}"), 0)
-    plan = builder.build_serialized_network(network, config)
+        _aim(library(engine), config, options.capability)
+    plan: Any = builder.build_serialized_network(network, config)
     if plan is None:
         raise EngineError(f"{engine} {trt.__version__} cannot build the graph: {_last(errors)}")
     return bytes(plan)
+
+
+def _aim(rtx: ModuleType, config: Any, capability: str) -> None:
+    """Build for one kind of card. TensorRT-RTX alone has these names, which is why they are not type-checked."""
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(getattr(rtx.ComputeCapability, f"SM{capability.replace('.', '')}"), 0)
 
 
 def _parser_faults(parser: trt.OnnxParser) -> str:
@@ -221,7 +227,8 @@ class Session:
         pinned: dict[str, Pixels] = {}
         shapes: dict[str, tuple[int, ...]] = {}
         for name in (INPUT, *OUTPUTS):
-            shapes[name] = tuple(context.get_tensor_shape(name))
+            dims = context.get_tensor_shape(name)
+            shapes[name] = tuple(dims[index] for index in range(len(dims)))
             size = int(np.prod(shapes[name])) * (4 if name in (SCORE, MAP) else 1)
             if size <= 0:
                 raise EngineError(f"{self.name}: tensor {name!r} has the shape {shapes[name]}")

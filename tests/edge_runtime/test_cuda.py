@@ -31,7 +31,7 @@ int cuDeviceGet(int *device, int ordinal) { *device = ordinal; return 0; }
 int cuDriverGetVersion(int *version) { *version = 12080; return 0; }
 int cuDeviceGetName(char *name, int length, int device) { strncpy(name, "NVIDIA RTX A2000", length); return 0; }
 int cuDeviceTotalMem_v2(unsigned long *bytes, int device) { *bytes = 8ul << 30; return 0; }
-int cuDeviceGetAttribute(int *value, int which, int device) { *value = which == 75 ? 8 : which == 76 ? 6 : -1; return 0; }
+int cuDeviceGetAttribute(int *value, int which, int device) { *value = which == 75 ? 8 : 6; return 0; }
 """
 
 

@@ -17,7 +17,11 @@ PIXELS = {"contract.dataset", "contract.images", "contract.preprocess", "contrac
 SIDES: dict[str, tuple[set[str], set[str], set[str]]] = {
     "": ({"contract"}, set(), {"cv2", "torch", "onnxruntime", "fastapi"}),
     "vision": ({"contract"}, set(), {"torch", "onnxruntime", "openvino", "fastapi"}),
-    "edge": ({"contract", "edge_runtime"}, {"edge", "inspect", "doctor", "demo"}, {"torch", "lightning", "fastapi"}),
+    "edge": (
+        {"contract", "edge_runtime"},
+        {"edge", "inspect", "acceptance", "doctor", "demo"},
+        {"torch", "lightning", "fastapi"},
+    ),
     "host": ({"contract", "plugin"}, {"host"}, {"torch", "cv2", "onnxruntime", "openvino", "nvidia", "tensorrt"}),
     "train": ({"contract", "training"}, {"train", "data"}, {"fastapi", "openvino"}),
     "calibrate": ({"contract", "edge_runtime", "calibration"}, {"calibrate", "inspect"}, {"torch", "fastapi"}),
