@@ -13,9 +13,9 @@ from rich.console import Console
 
 from contract.bundle import GRAPHS, open_bundle
 from contract.errors import ConfigError, DatasetError
-from flawline import main
 from edge_runtime.engines import open_engine
 from edge_runtime.engines.golden import check_golden
+from flawline import main
 from tests.bundles import draw_data
 from training.cli import app, make_settings, parse_tiles
 from training.report import Progress, Terminal, line
