@@ -118,6 +118,12 @@ def obtain(folder: Path, key: PlanKey, make: Callable[[Path], None], wait_s: flo
             ) from None
 
 
+def forget(folder: Path, key: PlanKey, wait_s: float = WAIT_S) -> None:
+    """Delete the plan of ``key``: it fits its key, and yet the library does not load it."""
+    with _locked(folder / f"{key.digest()}.lock", wait_s):
+        _remove(folder, key.digest())
+
+
 def _own(folder: Path) -> None:
     """Make the folder, and refuse one that somebody else could write to: a plan is code that will run."""
     try:

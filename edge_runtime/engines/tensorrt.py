@@ -197,18 +197,22 @@ class Session:
         self.input_shape = tuple(input_shape)
         # First, and with better words: without a driver the library's own runtime has been seen to crash.
         self.cuda: Cuda = open_cuda(adapter=adapter)
-        self._logger, errors = _logger(engine)
-        with self.cuda.active():
-            self._runtime = trt.Runtime(self._logger)
-            self._engine = self._runtime.deserialize_cuda_engine(plan)
-            if self._engine is None:
-                raise EngineError(f"{engine}: the plan cannot be loaded: {_last(errors)}")
-            names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
-            self.outputs = {name for name in names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.OUTPUT}
-            self._check(names)
-            self.slots = [self._slot() for _ in range(SLOTS)]
-            self.graphs: list[Graph | None] = [self._capture(slot) if graphs else None for slot in self.slots]
         self._next = 0
+        self._logger, errors = _logger(engine)
+        try:
+            with self.cuda.active():
+                self._runtime = trt.Runtime(self._logger)
+                self._engine = self._runtime.deserialize_cuda_engine(plan)
+                if self._engine is None:
+                    raise EngineError(f"{engine}: the plan cannot be loaded: {_last(errors)}")
+                names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
+                self.outputs = {name for name in names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.OUTPUT}
+                self._check(names)
+                self.slots = [self._slot() for _ in range(SLOTS)]
+                self.graphs: list[Graph | None] = [self._capture(slot) if graphs else None for slot in self.slots]
+        except BaseException:
+            self.cuda.close()
+            raise
 
     def _check(self, names: list[str]) -> None:
         """Names and types of the graph that the bundle promises; a plan of another one must not be run."""
@@ -329,11 +333,23 @@ class TensorRtEngine(Engine):
     def _load(self, graph: bytes) -> set[str]:
         on = usable_card(self.name)
         self._on = on
-        key = self._key(graph, on)
-        plan = plans.obtain(plans.cache_folder(), key, lambda target: self._build(graph, key, target))
-        self._session = Session(self.name, plan.data, self.spec.input_shape)
+        self._session = self._open(graph, self._key(graph, on))
         self._slot = 0
         return self._session.outputs
+
+    def _open(self, graph: bytes, key: plans.PlanKey) -> Session:
+        """A session from the cache; what does not load although it should is built once more."""
+        folder = plans.cache_folder()
+        plan = plans.obtain(folder, key, lambda target: self._build(graph, key, target))
+        try:
+            return Session(self.name, plan.data, self.spec.input_shape)
+        except EngineError as fault:
+            if plan.built:
+                raise
+            log.warning("%s: the plan from the cache does not load and is built once more: %s", self.name, fault)
+        plans.forget(folder, key)
+        plan = plans.obtain(folder, key, lambda target: self._build(graph, key, target))
+        return Session(self.name, plan.data, self.spec.input_shape)
 
     def _key(self, graph: bytes, on: Card) -> plans.PlanKey:
         return plans.PlanKey(

@@ -14,7 +14,7 @@ import edge_runtime.acceptance as acceptance
 from calibration.quality import bounds_from, see
 from contract.preprocess import prepare
 from contract.recipe import Recipe, Thresholds, Tiling, View
-from edge_runtime.acceptance import Asked, examine, read_trtexec, soak_faults, trtexec
+from edge_runtime.acceptance import SLOWER, Asked, examine, read_trtexec, soak_faults, trtexec
 from edge_runtime.engines import open_engine
 from flawline import main
 from tests.bundles import draw_part
@@ -30,6 +30,8 @@ RECIPE = Recipe(views=[View(tiling=Tiling(rows=1, columns=2, overlap_px=8))])
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(acceptance, "SPEED_S", 0.3)
+    # Tenths of a second on a machine that does other things as well; the limit itself has a test of its own below.
+    monkeypatch.setattr(acceptance, "SLOWER", 100.0)
 
 
 @pytest.fixture
@@ -69,12 +71,12 @@ def test_a_whole_acceptance(bundle: Path, tmp_path: Path, capsys: pytest.Capture
     assert 0.05 <= soak["minutes"] < 0.2 and len(soak["windows"]) == 10
     assert soak["parts"] == sum(window["parts"] for window in soak["windows"]) >= 10
     assert soak["verdicts_changed"] == 0 and soak["score_drift"] == 0.0
-    assert result["trtexec"] == {"ran": False, "why": "it measures NVIDIA's engines, onnxruntime is none"}
+    assert result["trtexec"] == {"ran": False, "why": "trtexec measures TensorRT, this is onnxruntime"}
     assert result["machine"]["processor"] and result["machine"]["packages"]["onnxruntime"]
     page = Text(out.read_text())
     assert page.loads == []
     for said in (result["engine"]["ran"], result["machine"]["processor"], "Signature", "Every limit is kept",
-                 "not compared: it measures NVIDIA's engines", result["bundle"]["id"]):  # fmt: skip
+                 "not compared: trtexec measures TensorRT", result["bundle"]["id"]):  # fmt: skip
         assert said in page.words
     assert f"accepted: {out}" in capsys.readouterr().out
 
@@ -151,13 +153,16 @@ def window(latency: float = 2.0, memory: float | None = 300.0, card: float | Non
         ({"interrupted": True, "minutes": 7.0}, window(), "interrupted after 7 of 60 minutes"),
     ],
 )
-def test_every_limit_of_the_soak(changes: dict[str, Any], last: dict[str, Any], said: str | None, bundle: Path) -> None:
+def test_every_limit_of_the_soak(
+    changes: dict[str, Any], last: dict[str, Any], said: str | None, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import re
 
     from contract.bundle import open_bundle
 
     opened = open_bundle(bundle)
     engine = open_engine("onnxruntime", opened)
+    monkeypatch.setattr(acceptance, "SLOWER", SLOWER)
     faults = soak_faults({**SOAK, **changes, "windows": [window(card=800.0), last]}, engine, opened)
     if said is None:
         assert faults == []
