@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import onnx
 import pytest
@@ -16,13 +16,14 @@ from edge_runtime.engines.base import GraphSpec
 from edge_runtime.engines.onnxruntime import OnnxRuntimeEngine
 from edge_runtime.engines.tensorrt import BuildOptions, build_plan
 from training.errors import ExportError
-from training.export import ADMITTED_FP16, LEAST_FP16, export, export_half
+from training.export import ADMITTED_FP16, LEAST_FP16, export, export_half, write_graph
 from training.graph import Inspector
 from training.half import halve
 from training.models import MODELS, model_class
 from training.models.base import Judgement
 from training.operators import faults
 
+Score = Literal["residual", "latent"]
 SIDE = 64
 BATCHES = (1, 6)  # one tile, and a part of 2 x 3 tiles
 
@@ -37,11 +38,13 @@ def tiles(count: int) -> Tensor:
     return torch.randint(0, 256, (count, SIDE, SIDE, 1), dtype=torch.uint8, generator=random)
 
 
-def inspector_of(name: str) -> Inspector:
+def inspector_of(name: str, *, other_score: bool = False, channels: int = 1) -> Inspector:
     torch.manual_seed(0)
     kind = model_class(name)
-    model = kind.build(size=SIDE, channels=1, width=8, latent=16).eval()
-    return Inspector(model.deployed(), SIDE, MODELS[name].preset.get("score", "residual"), kind.pooling)
+    model = kind.build(size=SIDE, channels=channels, width=8, latent=16).eval()
+    preset: Score = MODELS[name].preset.get("score", "residual")
+    other: Score = "latent" if preset == "residual" else "residual"
+    return Inspector(model.deployed(), SIDE, other if other_score else preset, kind.pooling)
 
 
 @pytest.fixture(scope="session", params=MODELS)
@@ -62,6 +65,15 @@ def test_tensorrt_rtx_parses_and_builds_every_graph(exported: Exported, precisio
     graph = exported.graphs[precision].read_bytes()
     plan = build_plan("tensorrt-rtx", graph, BuildOptions((batch, SIDE, SIDE, 1), 256, "8.6"))
     assert len(plan) > 100_000
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_tensorrt_rtx_builds_the_other_score_in_colour_as_well(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX's wheels are not installed")
+    path = tmp_path / "graph.onnx"
+    example = torch.zeros(2, SIDE, SIDE, 3, dtype=torch.uint8)
+    write_graph(inspector_of(name, other_score=True, channels=3), path, example)  # our own check is part of it
+    assert build_plan("tensorrt-rtx", path.read_bytes(), BuildOptions((1, SIDE, SIDE, 3), 256, "8.6"))
 
 
 @pytest.mark.parametrize("precision", GRAPHS)

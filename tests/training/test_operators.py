@@ -18,6 +18,7 @@ pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX's wheels are n
 
 SIDE = 64
 OPSETS = [helper.make_opsetid("", 18), helper.make_opsetid("com.example", 1)]
+REDUCTIONS = ("ReduceL1", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum")
 U8, F32, I64 = TensorProto.UINT8, TensorProto.FLOAT, TensorProto.INT64
 Array = np.ndarray[Any, Any]
 
@@ -86,8 +87,32 @@ TAKEN = {
     "mirrored edges": Example(node("Pad", "x pads", mode="reflect"), pads=np.array([0, 0, 2, 2, 0, 0, 2, 2], np.int64)),
     "max pool": Example(node("MaxPool", "x", kernel_shape=[2, 2], strides=[2, 2])),
     "average pool": Example(node("AveragePool", "x", kernel_shape=[2, 2], strides=[2, 2])),
-    "mean over constant axes": Example(node("ReduceMean", "x axes", keepdims=0), axes=np.array([2, 3], np.int64)),
-    "max over constant axes": Example(node("ReduceMax", "x axes", keepdims=0), axes=np.array([2, 3], np.int64)),
+    **{
+        f"{kind} over constant axes": Example(node(kind, "x axes", keepdims=0), axes=np.array([2, 3], np.int64))
+        for kind in REDUCTIONS
+    },
+    "activations": Example(
+        node("Sigmoid", "x", "a"), node("Elu", "a", "b"), node("PRelu", "b slope", "c"), node("HardSigmoid", "c", "d"),
+        node("HardSwish", "d", "e"), node("Erf", "e", "f"), node("Exp", "f", "g"), node("Log", "g", "h"),
+        node("Neg", "h", "i"), node("Max", "i x", "j"), node("Min", "j x", "k"), node("Floor", "k", "l"),
+        node("Ceil", "l", "m"), node("Reciprocal", "m", "n"), node("Softmax", "n", "o", axis=1),
+        node("Less", "o x", "p"), node("Where", "p o x"),
+        slope=np.full((1, 1, 1), 0.25, np.float32),
+    ),
+    "attention's pieces": Example(
+        node("Split", "x parts", "a b", axis=2),
+        node("MatMul", "a t", "c"),
+        node("LayerNormalization", "c scale", "d", axis=-1),
+        node("Gather", "d first", "e", axis=2),
+        node("Unsqueeze", "e axis", "f"),
+        node("Expand", "f wide", "g"),
+        node("GlobalAveragePool", "b", "h"),
+        node("Flatten", "h", "i"),
+        node("ReduceSum", "g all", "j"),
+        node("Add", "i j"),
+        parts=np.array([32, 32], np.int64), t=four(SIDE, 5), scale=four(5), first=np.array(0, np.int64),
+        axis=np.array([2], np.int64), wide=np.array([1, 1, 7, 5], np.int64), all=np.array([1, 2, 3], np.int64),
+    ),
     "where": Example(
         node("Greater", "x zero", "above", ), node("Where", "above x zero"), zero=np.array(0.0, np.float32)
     ),
@@ -155,7 +180,7 @@ REFUSED = {
             node("ReduceMin", "x", "least", keepdims=0), node("Cast", "least", "axis", to=I64),
             node("Reshape", "axis one", "axes"), node(kind, "x axes", keepdims=0), one=np.array([1], np.int64),
         )
-        for kind in ("ReduceMax", "ReduceMean")
+        for kind in REDUCTIONS
     },
     "operator that TensorRT does not know": Example(node("Det", "x")),
     "domain that TensorRT does not know": Example(helper.make_node("Magic", ["x"], ["out"], domain="com.example")),
