@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-com
 TORCH_FROM := $(if $(TORCH_INDEX),--index-url "$(TORCH_INDEX)")
 DEMO := $(if $(DATA),--data "$(DATA)") $(if $(VIDEO),--video "$(VIDEO)") $(if $(MINUTES),--minutes $(MINUTES))
 
-.PHONY: help install demo test test-long lint clean
+.PHONY: help install demo test test-long test-gpu check-tensorrt lint clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -38,6 +38,12 @@ test: $(DEV)  ## the tests
 
 test-long: $(DEV)  ## the tests that take long
 	$(BIN)/python -m pytest -m "long and not gpu" --timeout 3600
+
+test-gpu: $(DEV)  ## the tests that need a graphics card; each is skipped with its reason where there is none
+	$(BIN)/python -m pytest -m gpu
+
+check-tensorrt: $(DEV)  ## types against NVIDIA's own bindings of 10.3 and 11.4, which are downloaded
+	$(BIN)/python -m pytest -m long tests/edge_runtime/test_tensorrt_types.py
 
 lint: $(DEV)  ## style, types, imports
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports

@@ -24,6 +24,9 @@ COMMANDS = {
     "edge": Command("edge_runtime.cli:app", "edge", "run the edge beside the line; draw synthetic parts"),
     "host": Command("plugin.cli:app", "host", "run the host: store, line outputs, review pages"),
     "keys": Command("contract.keys_cli:app", "edge", "keys for the wire: make, authorise, revoke"),
+    "acceptance": Command(
+        "edge_runtime.acceptance:app", "edge", "prove a bundle and an engine on this box, with a page to sign"
+    ),
     "doctor": Command("edge_runtime.doctor:app", "edge", "check this machine and say the way out"),
 }
 

@@ -15,7 +15,7 @@ from calibration.holdout import HeldOut, hold_out, pattern_of
 from calibration.progress import steps
 from calibration.quality import Seen, bounds_from, see
 from calibration.report import calibration_page
-from contract.bundle import Bundle, Manifest, file_entry, open_bundle, write_atomic, write_manifest
+from contract.bundle import Bundle, Manifest, Precision, file_entry, open_bundle, write_atomic, write_manifest
 from contract.dataset import Sample, load_dataset
 from contract.images import Pixels, read_image
 from contract.preprocess import prepare
@@ -60,7 +60,14 @@ def threads() -> int:
     return min(MAX_THREADS, os.cpu_count() or 1)
 
 
-def calibrate(folder: Path, data: Path, rates: Rates, engine: str = "auto", pattern: str | None = None) -> Calibrated:
+def calibrate(
+    folder: Path,
+    data: Path,
+    rates: Rates,
+    engine: str = "auto",
+    pattern: str | None = None,
+    precision: Precision = "fp32",
+) -> Calibrated:
     """Measure with the engine and preprocessing of the line, then write thresholds and bounds into the bundle.
 
     Raises CalibrationError where the held-out parts are too few for the rates, and whatever its steps raise.
@@ -73,15 +80,15 @@ def calibrate(folder: Path, data: Path, rates: Rates, engine: str = "auto", patt
     bundle = open_bundle(folder)
     held = hold_out(bundle, load_dataset(data, pattern_of(bundle, pattern)))
     require(held.groups, rates.reject)
-    measured = measure_good(bundle, held, engine)
+    measured = measure_good(bundle, held, engine, precision)
     thresholds = thresholds_from(measured, rates)
     quality = bounds_from(measured.pictures)
     return Calibrated(thresholds, quality, measured, write(bundle, thresholds, quality, measured))
 
 
-def measure_good(bundle: Bundle, held: HeldOut, engine_name: str) -> Measured:
+def measure_good(bundle: Bundle, held: HeldOut, engine_name: str, precision: Precision = "fp32") -> Measured:
     """Score the unseen images and look at all; an image that cannot be read stops the calibration by its name."""
-    engine = open_engine(engine_name, bundle, threads())
+    engine = open_engine(engine_name, bundle, threads(), precision)
     check_golden(engine, bundle)
     inspector = Inspector(bundle, engine)
     scores, peaks, pictures = [], [], []

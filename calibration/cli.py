@@ -19,7 +19,10 @@ app = typer.Typer(
 
 BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="folder written by flawline train")]
 Data = Annotated[Path, typer.Option("--data", metavar="DIR", help="images in the MVTec AD layout")]
-EngineName = Annotated[str, typer.Option("--engine", help="auto, openvino or onnxruntime: the one of the line")]
+EngineName = Annotated[
+    str, typer.Option("--engine", help="auto, tensorrt, tensorrt-rtx, openvino or onnxruntime: the line's")
+]
+OfGraph = Annotated[str, typer.Option("--precision", help="fp32 or fp16: which of the bundle's graphs the line runs")]
 Pattern = Annotated[
     str | None, typer.Option("--group-pattern", metavar="RE", help="its first brackets name the part in a file name")
 ]
@@ -34,6 +37,7 @@ def thresholds(
         float | None, typer.Option(help="share of good parts flagged in all; above the false-reject rate")
     ] = None,
     engine: EngineName = "auto",
+    precision: OfGraph = "fp32",
     group_pattern: Pattern = None,
 ) -> None:
     """Choose the false-reject rate; thresholds and the bounds of a usable picture go into the bundle.
@@ -47,8 +51,11 @@ def thresholds(
     """
     from calibration.calibrate import Rates, calibrate
     from calibration.report import EXCHANGEABLE, summary
+    from contract.bundle import as_precision
 
-    result = calibrate(bundle, data, Rates(false_reject_rate, review_rate), engine, group_pattern)
+    result = calibrate(
+        bundle, data, Rates(false_reject_rate, review_rate), engine, group_pattern, as_precision(precision)
+    )
     _print(None, summary(result.thresholds))
     typer.echo(f"picture bounds from {result.quality.samples} good images; report: {result.report}")
     typer.echo(EXCHANGEABLE)
@@ -64,6 +71,7 @@ def evaluate(
         Path | None, typer.Option(metavar="FILE", help="CSV to which every look at test images is appended")
     ] = None,
     engine: EngineName = "auto",
+    precision: OfGraph = "fp32",
     group_pattern: Pattern = None,
 ) -> None:
     """Inspect test/good and test/<defect> as the line would; false rejects, escapes and the field's metrics.
@@ -77,8 +85,9 @@ def evaluate(
     from calibration.evaluate import evaluate as run
     from calibration.evaluate import log_look
     from calibration.report import CLASS_HEADER, class_rows, evaluation_page, evaluation_rows
+    from contract.bundle import as_precision
 
-    result = run(bundle, data, engine, group_pattern)
+    result = run(bundle, data, engine, group_pattern, as_precision(precision))
     _write(json, dumps(result.figures, indent=1, allow_nan=False) + "\n")
     if html is not None:
         _write(html, evaluation_page(result.figures, result.scores))

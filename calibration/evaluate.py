@@ -24,7 +24,7 @@ from calibration.errors import CalibrationError
 from calibration.holdout import pattern_of
 from calibration.metrics import DEFECTIVE_FROM, escapes_at, localization, ranking, resize_mask, scale_down
 from calibration.progress import steps
-from contract.bundle import Bundle, open_bundle
+from contract.bundle import Bundle, Precision, open_bundle
 from contract.dataset import Dataset, Sample, load_dataset
 from contract.decision import PartScore
 from contract.errors import FlawlineError, ImageError
@@ -72,13 +72,15 @@ class Evaluation(NamedTuple):
     scores: dict[str, list[float]]
 
 
-def evaluate(folder: Path, data: Path, engine_name: str = "auto", pattern: str | None = None) -> Evaluation:
+def evaluate(
+    folder: Path, data: Path, engine_name: str = "auto", pattern: str | None = None, precision: Precision = "fp32"
+) -> Evaluation:
     """Inspect every test image of ``data`` as the line would. Raises CalibrationError where there are none."""
     bundle = open_bundle(folder)
     dataset = load_dataset(data, pattern_of(bundle, pattern))
     if not dataset.test:
         raise CalibrationError(f"{data}: no test images; expected {data}/test/good and {data}/test/<defect>")
-    engine = open_engine(engine_name, bundle, threads())
+    engine = open_engine(engine_name, bundle, threads(), precision)
     check_golden(engine, bundle)
     inspector = Inspector(bundle, engine)
     seen = [look(inspector, sample) for sample in steps(dataset.test, "inspecting test images")]

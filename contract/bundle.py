@@ -21,9 +21,20 @@ MANIFEST = "bundle.json"
 MAX_MANIFEST_BYTES = 16 << 20
 MAX_FILE_BYTES = 4 << 30
 ROLE_GRAPH = "graph.fp32"
+ROLE_GRAPH_FP16 = "graph.fp16"
 ROLE_DATA = "data"
 
+Precision = Literal["fp32", "fp16"]
+GRAPHS: dict[Precision, str] = {"fp32": ROLE_GRAPH, "fp16": ROLE_GRAPH_FP16}  # precision -> role
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+def as_precision(text: str) -> Precision:
+    """A precision by its name; raises ConfigError naming those that there are."""
+    for name in GRAPHS:
+        if name == text:
+            return name
+    raise ConfigError(f"--precision {text!r}: no such precision; there are: {', '.join(GRAPHS)}")
 
 
 class FileEntry(Strict):
@@ -53,7 +64,8 @@ class Golden(Strict):
     role: str
     scores: list[float]
     map_means: list[float]
-    tolerance: float = Field(1e-4, gt=0, description="relative")
+    tolerance: float = Field(1e-4, gt=0, description="relative, for the FP32 graph")
+    tolerance_fp16: float | None = Field(None, gt=0, le=0.1, description="for the FP16 graph, where there is one")
 
 
 class DataFingerprint(Strict):

@@ -18,7 +18,7 @@ app = typer.Typer(
 EXAMPLE = """\
 edge_id = "line-1"
 bundle = "bundle"              # folder written by `flawline train` and `flawline calibrate`
-engine = "auto"                # openvino on x86, else onnxruntime
+engine = "auto"                # tensorrt on a card, openvino on x86, else onnxruntime
 
 [host]
 endpoint = "tcp://127.0.0.1:5701"

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 from contract.errors import FlawlineError
+from edge_runtime.errors import EngineError
 
 if TYPE_CHECKING:
-    from contract.bundle import Bundle
+    from contract.bundle import Bundle, Precision
     from edge_runtime.settings import EdgeSettings
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -39,7 +40,6 @@ DISK_FAIL_GIB = 1.0
 DISK_WARN_GIB = 10.0
 SHM_WARN_GIB = 0.25
 SHM = Path("/dev/shm")  # noqa: S108 - looked at, never written
-NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 TIMESYNC = Path("/run/systemd/timesync/synchronized")
 EARLIEST_UNIX_S = 1_700_000_000  # a clock before November 2023 was never set
 
@@ -86,12 +86,19 @@ def check_extras(_: Subject) -> Iterator[Finding]:
 
 def check_engines(_: Subject) -> Iterator[Finding]:
     """Every engine of the table runs a tiny graph; at least one has to."""
-    from edge_runtime.engines import AUTO_ORDER, ENGINES, choose, installed
+    from edge_runtime.engines import AUTO_ORDER, ENGINES, ON_A_CARD, PACKAGES, choose, installed, obstacle
 
     working = 0
     for name in ENGINES:
         if not installed(name):
-            yield Finding(f"engine {name}", Status.WARN, "not installed", "pip install 'flawline[edge]'")
+            # Most machines have no graphics card, and nothing is amiss there.
+            status = Status.OK if name in ON_A_CARD else Status.WARN
+            yield Finding(f"engine {name}", status, "not installed", f"pip install 'flawline[{PACKAGES[name][1]}]'")
+            continue
+        why = obstacle(name)
+        if why is not None:
+            found, way_out = why.partition("; ")[::2]
+            yield Finding(f"engine {name}", Status.WARN, f"installed, but {found}", way_out)
             continue
         finding = _try_engine(name)
         working += finding.status is Status.OK
@@ -168,11 +175,22 @@ def check_ports(_: Subject) -> Iterator[Finding]:
 
 
 def check_gpu(_: Subject) -> Iterator[Finding]:
-    """Graphics card and TensorRT; this version's engines compute on the CPU, so that none is needed."""
-    driver = NVIDIA_DRIVER.is_file() or shutil.which("nvidia-smi") is not None
-    yield Finding("NVIDIA driver", Status.OK, "found" if driver else "not found (no engine here needs it)")
-    runtimes = [name for name in ("tensorrt", "tensorrt_rtx") if importlib.util.find_spec(name) is not None]
-    yield Finding("TensorRT", Status.OK, ", ".join(runtimes) or "not found (no engine here needs it)")
+    """Graphics card, and how TensorRT would reach it; the other engines need none."""
+    from edge_runtime.engines.cuda import card, serving_adapter
+
+    try:
+        on = card()
+    except EngineError as error:
+        found, way_out = str(error).partition("; ")[::2]
+        yield Finding("graphics card", Status.OK, f"{found} (only TensorRT needs it)", way_out)
+        return
+    found = f"{on.name}, {on.memory_mb} MB, compute capability {on.compute}, driver {on.driver}, CUDA {on.cuda}"
+    yield Finding("graphics card", Status.OK, found)
+    try:
+        yield Finding("CUDA from Python", Status.OK, serving_adapter())
+    except EngineError as error:
+        found, way_out = str(error).partition(": ")[::2]
+        yield Finding("CUDA from Python", Status.WARN, found, way_out)
 
 
 def check_config(subject: Subject) -> Iterator[Finding]:
@@ -232,15 +250,15 @@ def check_bundle(subject: Subject) -> Iterator[Finding]:
     way_out = "" if calibrated else f"flawline calibrate thresholds {folder} --data DIR"
     state = f"calibration {calibrated}" if calibrated else "not calibrated: every part would be NOT_INSPECTED"
     yield Finding("calibration", Status.OK if calibrated else Status.FAIL, state, way_out)
-    yield _try_golden(bundle, settings.engine if settings else "auto")
+    yield _try_golden(bundle, settings.engine if settings else "auto", settings.precision if settings else "fp32")
 
 
-def _try_golden(bundle: Bundle, engine_name: str) -> Finding:
+def _try_golden(bundle: Bundle, engine_name: str, precision: Precision) -> Finding:
     from edge_runtime.engines import open_engine
     from edge_runtime.engines.golden import check_golden
 
     try:
-        engine = open_engine(engine_name, bundle)
+        engine = open_engine(engine_name, bundle, precision=precision)
         deviation = check_golden(engine, bundle)
     except FlawlineError as error:
         return Finding("golden images", Status.FAIL, str(error), "try another engine, or train the bundle again")

@@ -32,7 +32,7 @@ def inspect(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="folder written by flawline train")],
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="image files or folders of them")],
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="folder for the pictures; default: here")] = None,
-    engine: Annotated[str, typer.Option(help="auto, openvino or onnxruntime")] = "auto",
+    engine: Annotated[str, typer.Option(help="auto, tensorrt, tensorrt-rtx, openvino or onnxruntime")] = "auto",
     pictures: Annotated[bool, typer.Option(help="write a picture for each image")] = True,
 ) -> None:
     """Open bundle and engine, then go through the images."""

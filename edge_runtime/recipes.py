@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any
 
@@ -18,6 +19,7 @@ from edge_runtime.inspector import Inspector
 from edge_runtime.settings import EdgeSettings
 
 FILE = "recipe.json"
+log = logging.getLogger(__name__)
 
 
 class Judge:
@@ -57,8 +59,9 @@ def load_judge(settings: EdgeSettings, number: int) -> Judge:
         raise ConfigError(f"no recipe {number}; there are: {', '.join(map(str, sorted(bundles)))}")
     bundle = open_bundle(bundles[number])
     refuse_unfit(bundle, settings)
-    engine = open_engine(settings.engine, bundle, settings.threads)
+    engine = open_engine(settings.engine, bundle, settings.threads, settings.precision)
     check_golden(engine, bundle)
+    _warn_of_precision(bundle, settings)
     return Judge(number, bundle, engine, settings)
 
 
@@ -77,6 +80,19 @@ def refuse_unfit(bundle: Bundle, settings: EdgeSettings) -> None:
         raise ConfigError(f"the recipe's views need camera(s) {elsewhere}, which the configuration does not have")
     if len({view.camera for view in manifest.recipe.views}) > 1:
         raise ConfigError("the recipe's views come from several cameras; this version joins views of one camera only")
+
+
+def _warn_of_precision(bundle: Bundle, settings: EdgeSettings) -> None:
+    measured = bundle.manifest.thresholds.engine if bundle.manifest.thresholds else ""
+    if f" {settings.precision} " not in f" {measured} ":
+        log.warning(
+            "the limits were measured with %s, the line runs in %s: better measure them again, flawline calibrate "
+            "thresholds %s --data DIR --precision %s",
+            measured,
+            settings.precision,
+            bundle.root,
+            settings.precision,
+        )
 
 
 def read_choice(settings: EdgeSettings) -> Choice:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from contract.bundle import Precision
 from contract.config import Strict, load_toml
 from contract.keys import SECRET, leaves_machine
 
@@ -90,7 +91,8 @@ class EdgeSettings(Strict):
     edge_id: Identifier
     bundle: Path
     state_dir: Path = Path("state")
-    engine: Literal["auto", "openvino", "onnxruntime"] = "auto"
+    engine: Literal["auto", "tensorrt", "tensorrt-rtx", "openvino", "onnxruntime"] = "auto"
+    precision: Precision = Field("fp32", description="which of the bundle's graphs; fp16 for TensorRT")
     threads: int = Field(1, ge=1, le=64, description="engine threads")
     deadline_ms: int = Field(1000, ge=10, description="capture to verdict; later is NOT_INSPECTED")
     heartbeat_ms: int = Field(200, ge=100, description="the host's heartbeat to the line rests on it")

@@ -169,7 +169,9 @@ class Station:
             try:
                 choice = Choice(number=number, inspecting=inspecting)
                 write_choice(self._settings, choice)
-                self._choice, self._judge = choice, judge or self._judge
+                before, self._choice, self._judge = self._judge, choice, judge or self._judge
+                if judge is not None:
+                    before.engine.close()
                 log.info("recipe %d, inspection is %s", number, "on" if inspecting else "stopped by request")
             except OSError as error:
                 problem = f"it cannot be written to {self._settings.state_dir} ({error.strerror})"

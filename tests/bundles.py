@@ -59,5 +59,6 @@ def train_small_bundle(out: Path, data: Path, **settings: Any) -> Path:
         "learning_rate": 1e-3,
         "device": "cpu",
         "threads": 1,
+        "fp16": False,  # another export takes longer than the training
     }
     return train(TrainSettings(data=data, out=out, **{**small, **settings}))

@@ -22,6 +22,7 @@ from contract.bundle import (
     MANIFEST,
     ROLE_DATA,
     ROLE_GRAPH,
+    ROLE_GRAPH_FP16,
     DataFingerprint,
     Golden,
     Manifest,
@@ -38,8 +39,8 @@ from training.augment import Augmentation, learn_augmentation
 from training.checkpoint import FOLDER, checkpoint_path, load_checkpoint
 from training.data import Split, fingerprint, groups_in, load_tiles, make_recipe, split_by_group
 from training.data_check import summary
-from training.errors import TrainingError
-from training.export import export
+from training.errors import ExportError, TrainingError
+from training.export import export, export_half
 from training.fit import Fitted, Tiles, fit, new_model
 from training.graph import Inspection, Inspector
 from training.heldout import set_exam
@@ -59,6 +60,7 @@ FILES = {
     ROLE_GOLDEN: "golden.npy",
     ROLE_PAGE: "training.html",
 }
+FILE_FP16 = "model.fp16.onnx"
 UNTOLD = {"data", "out", "resume", "overwrite", "tensorboard", "few_shot"}  # settings of the machine and the moment
 GOLDEN_TILES, GOLDEN_DEFECTS, GOLDEN_SEED = 4, 4, 20_232
 TYPICAL_TILES = 2000
@@ -76,6 +78,7 @@ class Learnt(NamedTuple):
     inspector: Inspector
     golden: Tensor
     expected: Inspection
+    tolerance_fp16: float | None
     page: str
 
 
@@ -151,13 +154,32 @@ def _write(
     work = settings.out / FOLDER
     work.mkdir(parents=True, exist_ok=True)
     expected = export(inspector, work / FILES[ROLE_GRAPH], golden)
+    tolerance_fp16 = _export_half(settings, inspector, work / FILE_FP16, golden, expected, reporter)
     files = [row["file"] for row in document["validation"] for _ in range(recipe.tiles)]
     page = report(settings, recipe.name, split, tiles.augmentation, fitted, inspector, tiles.validation, files)
-    learnt = Learnt(recipe, split, document, tiles.augmentation, fitted, inspector, golden, expected, page)
+    learnt = Learnt(
+        recipe, split, document, tiles.augmentation, fitted, inspector, golden, expected, tolerance_fp16, page
+    )
     write_bundle(settings, learnt, work)
     reporter.say(f"report: {settings.out / FILES[ROLE_PAGE]}")
     reporter.say(f"bundle written and verified: {settings.out}; next: flawline calibrate thresholds {settings.out}")
     return settings.out
+
+
+def _export_half(
+    settings: TrainSettings, inspector: Inspector, path: Path, golden: Tensor, expected: Inspection, reporter: Reporter
+) -> float | None:
+    """Tolerance of the FP16 graph, or None where the bundle goes without one."""
+    path.unlink(missing_ok=True)
+    if not settings.fp16:
+        return None
+    try:
+        tolerance = export_half(inspector, path, golden, expected)
+    except ExportError as error:
+        reporter.say(f"the bundle has no FP16 graph, and loses nothing else: {error}")
+        return None
+    reporter.say(f"FP16 graph exported as well; engines have to agree with FP32 within {tolerance:.1e} relative")
+    return tolerance
 
 
 def claim_folder(settings: TrainSettings) -> None:
@@ -224,18 +246,27 @@ def write_bundle(settings: TrainSettings, learnt: Learnt, work: Path) -> None:
     out = settings.out
     (out / MANIFEST).unlink(missing_ok=True)  # from here to the new manifest the folder is no bundle
     (work / FILES[ROLE_GRAPH]).replace(out / FILES[ROLE_GRAPH])
+    if learnt.tolerance_fp16 is None:
+        (out / FILE_FP16).unlink(missing_ok=True)
+    else:
+        (work / FILE_FP16).replace(out / FILE_FP16)
     state = {name: value.contiguous() for name, value in learnt.inspector.state_dict().items()}
     save_file(state, out / FILES[ROLE_WEIGHTS])
     write_atomic(out / FILES[ROLE_DATA], (json.dumps(learnt.document, indent=1) + "\n").encode())
     write_atomic(out / FILES[ROLE_PAGE], learnt.page.encode())
     np.save(out / FILES[ROLE_GOLDEN], learnt.golden.numpy(), allow_pickle=False)
-    for name in FILES.values():
+    for name in _files(learnt).values():
         _sync(out / name)
     write_manifest(out, manifest_of(settings, learnt))
     open_bundle(out)
     checkpoint_path(out).unlink(missing_ok=True)
     if not any(work.iterdir()):
         shutil.rmtree(work)
+
+
+def _files(learnt: Learnt) -> dict[str, str]:
+    """Role -> file name of what this bundle holds."""
+    return FILES if learnt.tolerance_fp16 is None else {**FILES, ROLE_GRAPH_FP16: FILE_FP16}
 
 
 def _sync(path: Path) -> None:
@@ -259,12 +290,13 @@ def manifest_of(settings: TrainSettings, learnt: Learnt) -> Manifest:
             settings={"size": settings.size, "width": settings.width, "latent": settings.latent},
         ),
         recipe=recipe,
-        files={role: file_entry(settings.out, name) for role, name in FILES.items()},
+        files={role: file_entry(settings.out, name) for role, name in _files(learnt).items()},
         golden=Golden(
             role=ROLE_GOLDEN,
             scores=[float(value) for value in learnt.expected.score],
             map_means=[float(value) for value in learnt.expected.map.mean(dim=(1, 2))],
             tolerance=1e-4,
+            tolerance_fp16=learnt.tolerance_fp16,
         ),
         data=DataFingerprint(name=recipe.name, grouping=learnt.split.grouping, **fingerprint(learnt.document)),
         training={

@@ -23,12 +23,18 @@ from torch import Tensor
 
 from training.errors import ExportError
 from training.graph import Inspection, Inspector
+from training.half import halve
+from training.operators import refuse_unsupported
 
 OPSET = 18
 TOLERANCE = 1e-4  # relative; FP32 against FP32 differs by rounding alone
 FLOOR = 0.1  # a score under this share of the largest is compared absolutely: on a good tile it is all but zero
 OUTPUTS = ("score", "map", "reconstruction")
 EXTREME_TILES = 3
+# FP16 against FP32. A card adds up otherwise than ONNX Runtime on a CPU does, so that engines are given more room than
+# was used here, but not much more.
+ADMITTED_FP16 = 0.01
+ROOM_FP16, LEAST_FP16 = 4.0, 4e-3
 
 
 class Outputs(NamedTuple):
@@ -54,6 +60,40 @@ def export(inspector: Inspector, path: Path, golden: Tensor) -> Inspection:
         path.unlink(missing_ok=True)
         raise
     return expected
+
+
+def export_half(inspector: Inspector, path: Path, golden: Tensor, expected: Inspection) -> float:
+    """Write the same graph with its networks in FP16; returns the tolerance within which engines have to agree.
+
+    Run by ONNX Runtime on ``golden``, against the FP32 that PyTorch gives. Raises ExportError, and leaves no file,
+    where it cannot be exported or disagrees: a bundle without it is whole. OSError and MemoryError are passed on.
+    """
+    try:
+        write_graph(halve(inspector), path, golden[:2])
+        worst = _disagreement(run_graph(open_session(path), np.ascontiguousarray(golden.numpy())), expected)
+        if not worst <= ADMITTED_FP16:
+            raise ExportError(f"scores in FP16 are off by {worst:.2g} relative, at most {ADMITTED_FP16:g} is admitted")
+    except (ExportError, OSError, MemoryError):
+        path.unlink(missing_ok=True)
+        raise
+    except Exception as error:
+        path.unlink(missing_ok=True)
+        raise ExportError(f"the FP16 graph cannot be made ({(str(error).splitlines() or [''])[0][:200]})") from error
+    return max(LEAST_FP16, ROOM_FP16 * worst)
+
+
+def _disagreement(found: Outputs, expected: Inspection) -> float:
+    """The largest relative deviation of a score or of a map's mean; infinite where a value is no number."""
+    worst = 0.0
+    for ours, theirs in (
+        (found.score.astype(np.float64), expected.score.double().numpy()),
+        (found.map.mean(axis=(1, 2), dtype=np.float64), expected.map.double().mean(dim=(1, 2)).numpy()),
+    ):
+        if not np.isfinite(ours).all():
+            return float("inf")
+        floor = max(FLOOR * float(np.abs(theirs).max()), 1e-6)
+        worst = max(worst, float((np.abs(ours - theirs) / np.maximum(np.abs(theirs), floor)).max()))
+    return worst
 
 
 def refuse_training_mode(inspector: Inspector) -> None:
@@ -85,6 +125,7 @@ def write_graph(inspector: Inspector, path: Path, example: Tensor) -> None:
     model = program.model_proto
     _forget_sources(model)
     onnx.checker.check_model(model, full_check=True)
+    refuse_unsupported(model)
     onnx.save_model(model, str(path))
 
 

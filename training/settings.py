@@ -14,7 +14,7 @@ DEFAULT_MINUTES = 40.0
 DEFAULT_MODEL = "ganomaly_d"
 # What may differ between a run and the one that resumes it: where, how long and on which hardware, not what is learnt.
 FREE_ON_RESUME = frozenset(
-    {"data", "out", "minutes", "steps", "resume", "overwrite", "threads", "device", "tensorboard", "few_shot"}
+    {"data", "out", "minutes", "steps", "resume", "overwrite", "threads", "device", "fp16", "tensorboard", "few_shot"}
 )
 
 
@@ -46,6 +46,7 @@ class TrainSettings(Strict):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
     threads: int | None = Field(None, ge=1, le=256)
+    fp16: bool = Field(True, description="export an FP16 graph beside the FP32 one")
     tensorboard: bool = False
     few_shot: bool = False
 

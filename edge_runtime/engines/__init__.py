@@ -4,54 +4,111 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
 import platform
 from typing import TYPE_CHECKING
 
 from edge_runtime.errors import EngineError
 
 if TYPE_CHECKING:
-    from contract.bundle import Bundle
+    from contract.bundle import Bundle, Precision
     from edge_runtime.engines.base import Engine
 
 ENGINES = {
+    "tensorrt": "edge_runtime.engines.tensorrt:TensorRtEngine",
+    "tensorrt-rtx": "edge_runtime.engines.tensorrt:TensorRtRtxEngine",
     "openvino": "edge_runtime.engines.openvino:OpenVinoEngine",
     "onnxruntime": "edge_runtime.engines.onnxruntime:OnnxRuntimeEngine",
 }
-AUTO_ORDER = ("openvino", "onnxruntime")
+# name -> names of the package behind it, and the extra that brings it
+PACKAGES = {
+    "tensorrt": (("tensorrt", "tensorrt_bindings"), "tensorrt"),
+    "tensorrt-rtx": (("tensorrt_rtx", "tensorrt_rtx_bindings"), "tensorrt-rtx"),
+    "openvino": (("openvino",), "edge"),
+    "onnxruntime": (("onnxruntime",), "edge"),
+}
+AUTO_ORDER = ("tensorrt", "tensorrt-rtx", "openvino", "onnxruntime")
+ON_A_CARD = frozenset({"tensorrt", "tensorrt-rtx"})
 X86 = frozenset({"x86_64", "AMD64"})
+
+log = logging.getLogger(__name__)
 
 
 def installed(name: str) -> bool:
     """Whether the package behind an engine can be found; does not import it."""
-    return importlib.util.find_spec(name) is not None
+    return any(importlib.util.find_spec(package) is not None for package in PACKAGES[name][0])
+
+
+def obstacle(name: str) -> str | None:
+    """Why an installed engine cannot serve on this machine (no driver, no card, no way to it), or None.
+
+    Asks the driver, and imports none of the engines' packages.
+    """
+    if name not in ON_A_CARD:
+        return None
+    from edge_runtime.engines.cuda import serving_adapter
+    from edge_runtime.engines.tensorrt import usable_card
+
+    try:
+        usable_card(name)
+        serving_adapter()
+    except EngineError as error:
+        return str(error)
+    return None
 
 
 def choose(name: str) -> str:
     """The engine that ``auto`` stands for on this machine, any other name unchanged.
 
-    OpenVINO's CPU code is written for x86-64, where it is the faster one; elsewhere ONNX Runtime serves.
-    Raises EngineError for an unknown name or a missing package.
+    TensorRT where it and a card that works are; TensorRT-RTX on RTX cards; else OpenVINO on x86-64, which its CPU code
+    is written for; else ONNX Runtime. Raises EngineError for an unknown name or a missing package.
     """
     if name == "auto":
         usable = [option for option in AUTO_ORDER if option != "openvino" or platform.machine() in X86]
-        found = next((option for option in usable if installed(option)), None)
+        found = next((option for option in usable if installed(option) and _serves(option)), None)
         if found is None:
             raise EngineError(f"no engine is installed ({' or '.join(usable)}): pip install 'flawline[edge]'")
         return found
     if name not in ENGINES:
         raise EngineError(f"no engine {name!r}; there are: auto, {', '.join(ENGINES)}")
     if not installed(name):
-        raise EngineError(f"engine {name!r}: its package is not installed: pip install 'flawline[edge]', or use 'auto'")
+        raise EngineError(
+            f"engine {name!r}: its package is not installed: pip install 'flawline[{PACKAGES[name][1]}]', or use 'auto'"
+        )
     return name
 
 
-def open_engine(name: str, bundle: Bundle, threads: int = 1) -> Engine:
-    """Load, compile and warm up the bundle's graph; ``name`` is a key of ENGINES or ``auto``. Raises EngineError."""
+def _serves(name: str) -> bool:
+    """Whether an installed engine can serve here; the log says why not."""
+    why = obstacle(name)
+    if why is not None:
+        log.info("engine %r is installed and passed over: %s", name, why)
+    return why is None
+
+
+def open_engine(name: str, bundle: Bundle, threads: int = 1, precision: Precision = "fp32") -> Engine:
+    """Load, compile and warm up the bundle's graph of ``precision``; ``name`` is a key of ENGINES or ``auto``.
+
+    Raises EngineError, and BundleError where the bundle has no graph of that precision.
+    """
     from edge_runtime.engines.base import graph_spec, read_graph
 
-    engine = _kind(choose(name))(read_graph(bundle), graph_spec(bundle), threads)
+    chosen = choose(name)
+    kind = _kind(chosen)
+    if precision not in kind.precisions:
+        able = [other for other in ENGINES if precision in _precisions(other)]
+        raise EngineError(
+            f"engine {chosen!r} computes in {' or '.join(kind.precisions)}, precision = {precision!r} is asked for; "
+            f"use one of {', '.join(able)}, or precision = 'fp32'"
+        )
+    engine = kind(read_graph(bundle, precision), graph_spec(bundle, precision), threads)
     engine.warm_up()
     return engine
+
+
+def _precisions(name: str) -> tuple[Precision, ...]:
+    """Precisions of an engine; none where it is not installed."""
+    return _kind(name).precisions if installed(name) else ()
 
 
 def probe(name: str) -> str:
@@ -62,7 +119,10 @@ def probe(name: str) -> str:
     from edge_runtime.engines.tiny import GRAPH, SIDE
 
     engine = _kind(choose(name))(GRAPH, GraphSpec(1, (SIDE, SIDE), 1, (SIDE, SIDE)), 1)
-    score = float(engine.infer(np.full((1, SIDE, SIDE, 1), 7, np.uint8)).scores[0])
+    try:
+        score = float(engine.infer(np.full((1, SIDE, SIDE, 1), 7, np.uint8)).scores[0])
+    finally:
+        engine.close()
     if score != 7.0:
         raise EngineError(f"engine {name!r} computes wrongly: {score} where 7 is right")
     return engine.describe()
@@ -76,6 +136,6 @@ def _kind(name: str) -> type[Engine]:
     except ImportError as error:
         raise EngineError(
             f"engine {name!r} is installed but cannot be imported ({error}); reinstall it: "
-            "pip install -U 'flawline[edge]'"
+            f"pip install -U 'flawline[{PACKAGES[name][1]}]'"
         ) from error
     return kind

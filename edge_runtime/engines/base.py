@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
 from typing import ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from contract.bundle import ROLE_GRAPH, Bundle
+from contract.bundle import GRAPHS, Bundle, Precision
 from contract.errors import BundleError
 from contract.images import Pixels
 from edge_runtime.errors import EngineError
@@ -29,6 +30,7 @@ class GraphSpec(NamedTuple):
     tile_hw: tuple[int, int]
     channels: int
     map_hw: tuple[int, int] | None
+    precision: Precision = "fp32"
 
     @property
     def input_shape(self) -> tuple[int, int, int, int]:
@@ -43,24 +45,30 @@ class EngineOutput(NamedTuple):
     maps: NDArray[np.float32]
 
 
-def graph_spec(bundle: Bundle) -> GraphSpec:
+def graph_spec(bundle: Bundle, precision: Precision = "fp32") -> GraphSpec:
     """The shapes that the bundle's recipe and model promise."""
     recipe = bundle.manifest.recipe
-    return GraphSpec(recipe.tiles, recipe.tile_hw, recipe.channels, bundle.manifest.model.map_hw)
+    return GraphSpec(recipe.tiles, recipe.tile_hw, recipe.channels, bundle.manifest.model.map_hw, precision)
 
 
-def read_graph(bundle: Bundle) -> bytes:
-    """The graph's bytes, held against the manifest once more.
+def read_graph(bundle: Bundle, precision: Precision = "fp32") -> bytes:
+    """The bytes of the graph of ``precision``, held against the manifest once more. Raises BundleError.
 
     Engines are given these bytes and never a path: the file cannot change between check and use, and a graph
     cannot pull in weights from outside the bundle.
     """
-    path = bundle.path(ROLE_GRAPH)
+    role = GRAPHS[precision]
+    if precision != "fp32" and role not in bundle.manifest.files:
+        raise BundleError(
+            f"{bundle.root}: the bundle has no {precision} graph: it was trained without one, or {precision} did not "
+            "agree with FP32 (its training said so); use precision = 'fp32'"
+        )
+    path = bundle.path(role)
     try:
         data = path.read_bytes()
     except OSError as error:
         raise BundleError(f"{path}: the graph cannot be read ({error.strerror or error})") from error
-    if hashlib.sha256(data).hexdigest() != bundle.model_sha256:
+    if hashlib.sha256(data).hexdigest() != bundle.manifest.files[role].sha256:
         raise BundleError(f"{path}: the graph changed after the bundle was opened; copy the bundle again")
     return data
 
@@ -72,6 +80,7 @@ class Engine(ABC):
     """
 
     name: ClassVar[str]
+    precisions: ClassVar[tuple[Precision, ...]] = ("fp32",)
 
     def __init__(self, graph: bytes, spec: GraphSpec, threads: int = 1) -> None:
         self.spec = spec
@@ -141,16 +150,35 @@ class Engine(ABC):
         self._fresh, self.failing = False, True
         if self.distrusted is not None:
             raise EngineError(f"{self.name} computes wrongly: {self.distrusted}")
+        admitted = self._admit(tiles)
+        try:
+            scores, maps = self._run(admitted)
+        except Exception as error:
+            raise EngineError(f"{self.name}: inference failed: {_short(error)}") from error
+        output = self._checked(scores, maps)
+        self._fresh, self.failing = True, False
+        return output
+
+    def infer_many(self, batches: Iterable[Pixels]) -> Iterator[EngineOutput]:
+        """Score many parts in order, where nobody waits for each: an engine that can overlaps them."""
+        for tiles in batches:
+            yield self.infer(tiles)
+
+    def close(self) -> None:
+        """Give back what the process would otherwise keep until it ends; the engine is of no use afterwards."""
+        self._fresh = False
+
+    def _admit(self, tiles: Pixels) -> Pixels:
+        """The tiles in one piece of memory; raises EngineError where shape or type are not the graph's."""
         if tiles.dtype != np.uint8 or tiles.shape != self.spec.input_shape:
             raise EngineError(
                 f"{self.name}: tiles of shape {tiles.shape}, {tiles.dtype}; expected uint8 {self.spec.input_shape}"
             )
-        try:
-            scores, maps = self._run(np.ascontiguousarray(tiles))
-        except Exception as error:
-            raise EngineError(f"{self.name}: inference failed: {_short(error)}") from error
+        return np.ascontiguousarray(tiles)
+
+    def _checked(self, scores: NDArray[np.float32], maps: NDArray[np.float32]) -> EngineOutput:
+        """The caller's own copies of what passes the checks."""
         self._check(scores, maps)
-        self._fresh, self.failing = True, False
         return EngineOutput(scores.copy(), maps.copy())
 
     def _check(self, scores: NDArray[np.float32], maps: NDArray[np.float32]) -> None:

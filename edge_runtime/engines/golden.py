@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from contract.bundle import Bundle
+from contract.bundle import Bundle, Golden
+from contract.decision import decide
 from contract.errors import BundleError
 from contract.images import Pixels
 from edge_runtime.engines.base import Engine
@@ -38,22 +39,50 @@ def golden_tiles(bundle: Bundle) -> Pixels:
 def check_golden(engine: Engine, bundle: Bundle) -> float:
     """Largest relative deviation of the engine from training over the golden images.
 
-    Raises ParityError naming image, found and expected where it exceeds the bundle's tolerance.
+    Raises ParityError naming image, found and expected where it exceeds the bundle's tolerance for the engine's
+    precision. Below FP32 no image may change its verdict either, however near to a limit it lies.
     """
     tiles = golden_tiles(bundle)
     golden = bundle.manifest.golden
+    tolerance = _tolerance(engine, golden)
     scores, means = _run(engine, tiles)
     worst = 0.0
     for what, found, expected in (("score", scores, golden.scores), ("map mean", means, golden.map_means)):
         for index, deviation in enumerate(deviations(found, expected)):
-            if not deviation <= golden.tolerance:  # a NaN is not within any tolerance
+            if not deviation <= tolerance:  # a NaN is not within any tolerance
                 raise ParityError(
                     f"{engine.describe()} disagrees with training on golden image {index}: {what} {found[index]:.7g}, "
-                    f"expected {expected[index]:.7g} within {golden.tolerance:g} relative; "
-                    "try engine = 'onnxruntime', or train the bundle again"
+                    f"expected {expected[index]:.7g} within {tolerance:g} relative; "
+                    f"try {_way_out(engine)}, or train the bundle again"
                 )
             worst = max(worst, deviation)
+    if engine.spec.precision != "fp32":
+        _refuse_other_verdicts(engine, bundle, scores)
     return worst
+
+
+def _tolerance(engine: Engine, golden: Golden) -> float:
+    if engine.spec.precision == "fp32":
+        return golden.tolerance
+    if golden.tolerance_fp16 is None:
+        raise BundleError("the bundle says nothing of how well its FP16 graph agrees; use precision = 'fp32'")
+    return golden.tolerance_fp16
+
+
+def _way_out(engine: Engine) -> str:
+    return "engine = 'onnxruntime'" if engine.spec.precision == "fp32" else "precision = 'fp32'"
+
+
+def _refuse_other_verdicts(engine: Engine, bundle: Bundle, scores: Sequence[float]) -> None:
+    """Raise ParityError where a golden image's own verdict is not that of training's score."""
+    thresholds = bundle.manifest.thresholds
+    for index, (found, expected) in enumerate(zip(scores, bundle.manifest.golden.scores, strict=True)):
+        ours, theirs = decide(found, thresholds)[0], decide(expected, thresholds)[0]
+        if ours is not theirs:
+            raise ParityError(
+                f"{engine.describe()} decides otherwise than training on golden image {index}: {ours.value} with score "
+                f"{found:.7g}, {theirs.value} with {expected:.7g}; use precision = 'fp32'"
+            )
 
 
 def deviations(found: Sequence[float], expected: Sequence[float]) -> list[float]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from contract.bundle import Precision
 from contract.images import Pixels
 from edge_runtime.engines.base import INPUT, MAP, OUTPUTS, RECONSTRUCTION, SCORE, Engine
 
@@ -16,6 +19,7 @@ class OnnxRuntimeEngine(Engine):
     """One sequential session with a bounded number of threads that sleep when there is nothing to do."""
 
     name = "onnxruntime"
+    precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "fp16")  # FP16 is slower here; it checks the graph
 
     def _load(self, graph: bytes) -> set[str]:
         options = onnxruntime.SessionOptions()
@@ -41,4 +45,4 @@ class OnnxRuntimeEngine(Engine):
 
     def describe(self) -> str:
         """As in the base class."""
-        return f"onnxruntime-{'.'.join(onnxruntime.__version__.split('.')[:2])} fp32 cpu"
+        return f"onnxruntime-{'.'.join(onnxruntime.__version__.split('.')[:2])} {self.spec.precision} cpu"

@@ -44,4 +44,4 @@ class OpenVinoEngine(Engine):
 
     def describe(self) -> str:
         """As in the base class."""
-        return f"openvino-{'.'.join(openvino.__version__.split('.')[:2])} fp32 cpu"
+        return f"openvino-{'.'.join(openvino.__version__.split('.')[:2])} {self.spec.precision} cpu"

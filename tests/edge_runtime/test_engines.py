@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 
 import edge_runtime.engines as engines
-from contract.bundle import Bundle, open_bundle, write_manifest
-from contract.errors import BundleError
+from contract.bundle import ROLE_GRAPH_FP16, Bundle, as_precision, file_entry, open_bundle, write_manifest
+from contract.errors import BundleError, ConfigError
 from contract.preprocess import prepare
-from contract.recipe import Recipe, Tiling, View
-from edge_runtime.engines import AUTO_ORDER, ENGINES, choose, open_engine, probe
+from contract.recipe import Recipe, Thresholds, Tiling, View
+from edge_runtime.doctor import Status, Subject, check_engines
+from edge_runtime.engines import (
+    AUTO_ORDER,
+    ENGINES,
+    ON_A_CARD,
+    PACKAGES,
+    choose,
+    installed,
+    obstacle,
+    open_engine,
+    probe,
+)
 from edge_runtime.engines.base import Engine, GraphSpec
+from edge_runtime.engines.cuda import Card
 from edge_runtime.engines.golden import check_golden, deviations, golden_tiles
+from edge_runtime.engines.tensorrt import LIBRARIES
 from edge_runtime.errors import EngineError, ParityError
+from edge_runtime.settings import EdgeSettings
 from tests.bundles import draw_part
 from tests.graphs import make_graph, reference, write_bundle
 
@@ -26,12 +43,28 @@ RECIPES = {
 }
 
 
+@pytest.fixture(params=ENGINES)
+def name(request: pytest.FixtureRequest) -> str:
+    """Each engine that can serve here; any other has to say why it cannot, and is skipped with its own words."""
+    name = str(request.param)
+    if not installed(name):
+        with pytest.raises(EngineError, match=r"its package is not installed: pip install 'flawline\[") as said:
+            probe(name)
+        pytest.skip(f"{name}: not installed")
+    why = obstacle(name)
+    if why is not None:
+        with pytest.raises(EngineError) as said:
+            probe(name)
+        assert str(said.value) == why
+        pytest.skip(why.partition("; ")[0])
+    return name
+
+
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return write_bundle(tmp_path_factory.mktemp("bundle"), GOOD)
 
 
-@pytest.mark.parametrize("name", ENGINES)
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 def test_engine_agrees_with_numpy(name: str, recipe: Recipe, tmp_path: Path) -> None:
     opened = write_bundle(tmp_path, GOOD, recipe)
@@ -45,10 +78,10 @@ def test_engine_agrees_with_numpy(name: str, recipe: Recipe, tmp_path: Path) -> 
     np.testing.assert_allclose(maps, expected_maps, rtol=1e-4, atol=1e-5)
     assert np.abs(engine.reconstruction().astype(float) - mean).max() <= 1.0
     assert engine.describe().startswith(f"{name}-")
-    assert engine.describe().endswith(" fp32 cpu")
+    assert " fp32 " in engine.describe()
+    assert name in ON_A_CARD or engine.describe().endswith(" fp32 cpu")
 
 
-@pytest.mark.parametrize("name", ENGINES)
 def test_outputs_belong_to_the_caller(name: str, bundle: Bundle) -> None:
     engine = open_engine(name, bundle)
     first = engine.infer(prepare(GOOD[0], bundle.manifest.recipe).tiles)
@@ -61,7 +94,6 @@ def test_outputs_belong_to_the_caller(name: str, bundle: Bundle) -> None:
     assert engine.reconstruction().any()
 
 
-@pytest.mark.parametrize("name", ENGINES)
 def test_wrong_tiles_are_refused(name: str, bundle: Bundle) -> None:
     engine = open_engine(name, bundle)
     for tiles in (
@@ -74,7 +106,6 @@ def test_wrong_tiles_are_refused(name: str, bundle: Bundle) -> None:
             engine.infer(tiles)
 
 
-@pytest.mark.parametrize("name", ENGINES)
 def test_tiles_may_be_a_strided_view(name: str, bundle: Bundle) -> None:
     engine = open_engine(name, bundle)
     wide = np.repeat(prepare(GOOD[3], bundle.manifest.recipe).tiles, 2, axis=2)
@@ -83,7 +114,6 @@ def test_tiles_may_be_a_strided_view(name: str, bundle: Bundle) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ENGINES)
 def test_reconstruction_needs_an_inference(name: str, bundle: Bundle) -> None:
     engine = open_engine(name, bundle)
     with pytest.raises(EngineError, match="nothing was inferred"):
@@ -95,7 +125,6 @@ def test_reconstruction_needs_an_inference(name: str, bundle: Bundle) -> None:
         engine.reconstruction()
 
 
-@pytest.mark.parametrize("name", ENGINES)
 def test_values_that_are_not_finite_are_no_result(name: str, tmp_path: Path) -> None:
     tiles = np.zeros((2, 64, 64, 1), np.uint8)
     graph = make_graph(tiles.mean(0), np.zeros((64, 64, 1), np.float32))  # 1 / 0 = inf
@@ -104,13 +133,11 @@ def test_values_that_are_not_finite_are_no_result(name: str, tmp_path: Path) -> 
         engine.infer(np.full((1, 64, 64, 1), 9, np.uint8))
 
 
-@pytest.mark.parametrize("name", ENGINES)
 def test_garbage_is_no_graph(name: str) -> None:
     with pytest.raises(EngineError, match="cannot be loaded"):
         _kind(name)(b"not onnx at all" * 100, GraphSpec(1, (64, 64), 1, None))
 
 
-@pytest.mark.parametrize("name", ENGINES)
 def test_map_of_another_size_is_refused(name: str) -> None:
     graph = make_graph(np.zeros((64, 64, 1)), np.ones((64, 64, 1)))
     engine = _kind(name)(graph, GraphSpec(1, (64, 64), 1, (64, 64)))
@@ -118,12 +145,10 @@ def test_map_of_another_size_is_refused(name: str) -> None:
         engine.infer(np.zeros((1, 64, 64, 1), np.uint8))
 
 
-@pytest.mark.parametrize("name", ENGINES)
 def test_probe_runs_the_engine(name: str) -> None:
     assert probe(name).startswith(f"{name}-")
 
 
-@pytest.mark.parametrize("name", ENGINES)
 def test_golden_images_agree(name: str, bundle: Bundle) -> None:
     assert check_golden(open_engine(name, bundle), bundle) < 1e-5
 
@@ -170,6 +195,7 @@ def test_graph_swapped_after_opening_is_refused(tmp_path: Path) -> None:
 
 
 def test_auto_is_openvino_on_x86_and_onnxruntime_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "obstacle", lambda name: "no driver" if name in ON_A_CARD else None)
     monkeypatch.setattr(engines.platform, "machine", lambda: "x86_64")
     assert choose("auto") == "openvino"
     monkeypatch.setattr(engines.platform, "machine", lambda: "aarch64")
@@ -179,17 +205,120 @@ def test_auto_is_openvino_on_x86_and_onnxruntime_elsewhere(monkeypatch: pytest.M
     assert choose("auto") == "onnxruntime"
 
 
+CAPABILITIES = {"RTX A2000": (8, 6), "RTX 5090": (12, 0), "Orin": (8, 7), "H200": (9, 0)}
+
+
+@pytest.mark.parametrize("card_name", CAPABILITIES)
+@pytest.mark.parametrize("packages", [{"tensorrt"}, {"tensorrt-rtx"}, {"tensorrt", "tensorrt-rtx"}])
+def test_auto_is_tensorrt_where_it_and_a_card_are(
+    card_name: str, packages: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on = Card(card_name, CAPABILITIES[card_name], 8192, "570.1", "12.8")
+    monkeypatch.setattr("edge_runtime.engines.tensorrt.card", lambda: on)
+    monkeypatch.setattr(engines, "installed", lambda name: name in packages | {"openvino", "onnxruntime"})
+    monkeypatch.setattr(engines.platform, "machine", lambda: "x86_64")
+    rtx = "tensorrt-rtx" if on.name.startswith("RTX") else "openvino"
+    assert choose("auto") == ("tensorrt" if "tensorrt" in packages else rtx)
+
+
+def test_wheels_without_a_driver_are_passed_over_by_auto_and_doctor_says_why(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("edge_runtime.engines.cuda.DRIVER_LIBRARY", "libcuda-that-is-not-there.so.1")
+    monkeypatch.setattr(engines, "installed", lambda name: True)
+    with caplog.at_level("INFO"):
+        assert choose("auto") in ("openvino", "onnxruntime")
+    assert "'tensorrt-rtx' is installed and passed over: no NVIDIA driver" in caplog.text
+    found = {finding.name: finding for finding in check_engines(Subject(None, None))}
+    for name in ON_A_CARD:
+        assert found[f"engine {name}"].status is Status.WARN
+        assert found[f"engine {name}"].found.startswith("installed, but no NVIDIA driver: libcuda-that-is-not-there")
+        assert found[f"engine {name}"].way_out.startswith("install the driver")
+    assert found["engine auto"].status is Status.OK
+
+
 def test_missing_engines_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engines, "installed", lambda name: False)
-    for name in ("auto", *ENGINES):
-        with pytest.raises(EngineError, match=r"pip install 'flawline\[edge\]'"):
+    for name in ENGINES:
+        with pytest.raises(EngineError, match=rf"pip install 'flawline\[{PACKAGES[name][1]}\]'"):
             choose(name)
-    with pytest.raises(EngineError, match="there are: auto, openvino"):
+    with pytest.raises(EngineError, match=r"no engine is installed .* pip install 'flawline\[edge\]'"):
+        choose("auto")
+    with pytest.raises(EngineError, match="there are: auto, tensorrt, tensorrt-rtx, openvino"):
         choose("tensorflow")
 
 
-def test_every_engine_has_a_place_in_auto() -> None:
-    assert set(AUTO_ORDER) == set(ENGINES)
+def test_every_engine_has_a_place_in_auto_a_package_and_a_place_in_the_settings() -> None:
+    assert set(AUTO_ORDER) == set(ENGINES) == set(PACKAGES)
+    (literal,) = [field for name, field in EdgeSettings.model_fields.items() if name == "engine"]
+    assert set(get_args(literal.annotation)) == {"auto", *ENGINES}
+    assert {name: PACKAGES[name][0] for name in ON_A_CARD} == LIBRARIES
+
+
+def test_choosing_imports_none_of_the_engines() -> None:
+    heavy = ("tensorrt_rtx_bindings", "openvino", "onnxruntime", "cuda.bindings.driver")
+    script = (
+        "import sys; from edge_runtime.engines import choose; choose('auto');"
+        f"print([name for name in {heavy!r} if name in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_a_bundle_s_fp16_graph_is_another_file_with_a_tolerance_of_its_own(tmp_path: Path) -> None:
+    bundle = _with_half(tmp_path, 1e-2)
+    engine = open_engine("onnxruntime", bundle, precision="fp16")
+    assert " fp16 cpu" in engine.describe()
+    assert 1e-5 < check_golden(engine, bundle) < 1e-2
+    with pytest.raises(ParityError, match=r"within 1e-05 relative; try precision = 'fp32'"):
+        check_golden(engine, _with_half(tmp_path / "strict", 1e-5))
+
+
+def test_fp16_may_not_change_the_verdict_of_a_golden_image(tmp_path: Path) -> None:
+    bundle = _with_half(tmp_path, 1e-2)
+    engine = open_engine("onnxruntime", bundle, precision="fp16")
+    found = engine.infer(golden_tiles(bundle)[:1]).scores[0]
+    expected = bundle.manifest.golden.scores[0]
+    assert found != expected
+    between = (float(found) + expected) / 2
+    limits = Thresholds(
+        reject=between, map=1, method="test", false_reject_rate=0.1, groups=1, images=1, engine="onnxruntime fp32"
+    )
+    bundle.manifest.thresholds = limits
+    with pytest.raises(
+        ParityError, match=r"decides otherwise than training on golden image 0: .* use precision = 'fp32'"
+    ):
+        check_golden(engine, bundle)
+    bundle.manifest.thresholds = limits.model_copy(update={"reject": 2 * max(bundle.manifest.golden.scores)})
+    assert check_golden(engine, bundle) < 1e-2
+
+
+def test_a_precision_that_is_not_there_says_so(bundle: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"the bundle has no fp16 graph: .* use precision = 'fp32'"):
+        open_engine("onnxruntime", bundle, precision="fp16")
+    with pytest.raises(EngineError, match="engine 'openvino' computes in fp32, precision = 'fp16' is asked for"):
+        open_engine("openvino", _with_half(tmp_path, 1e-2), precision="fp16")
+    with pytest.raises(ConfigError, match="no such precision; there are: fp32, fp16"):
+        as_precision("int8")
+
+
+def test_many_parts_come_back_in_order(bundle: Bundle) -> None:
+    engine = open_engine("onnxruntime", bundle)
+    parts = [prepare(part, bundle.manifest.recipe).tiles for part in GOOD[:5]]
+    found = [float(output.scores[0]) for output in engine.infer_many(parts)]
+    assert found == [float(engine.infer(part).scores[0]) for part in parts]
+
+
+def _with_half(folder: Path, tolerance: float) -> Bundle:
+    """The bundle of ``tests.graphs`` with a second graph, its mean image rounded to FP16, as its FP16 graph."""
+    tiles = np.concatenate([prepare(part, Recipe()).tiles for part in GOOD])
+    bundle = write_bundle(folder, GOOD)
+    mean = tiles.mean(0).astype(np.float16).astype(np.float32)
+    (folder / "model.fp16.onnx").write_bytes(make_graph(mean, tiles.astype(np.float32).std(0) + 8.0))
+    manifest = bundle.manifest
+    files = {**manifest.files, ROLE_GRAPH_FP16: file_entry(folder, "model.fp16.onnx")}
+    golden = manifest.golden.model_copy(update={"tolerance_fp16": tolerance})
+    write_manifest(folder, manifest.model_copy(update={"files": files, "golden": golden}))
+    return open_bundle(folder)
 
 
 def _kind(name: str) -> type[Engine]:

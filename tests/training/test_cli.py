@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from contract.bundle import open_bundle
+from contract.bundle import GRAPHS, open_bundle
 from contract.errors import ConfigError, DatasetError
+from edge_runtime.engines import open_engine
+from edge_runtime.engines.golden import check_golden
 from flawline import main
 from tests.bundles import draw_data
 from training.cli import app, make_settings, parse_tiles
@@ -111,7 +113,12 @@ def test_the_command_trains_and_says_where_it_is(
     assert "100%  step 30" in said
     assert "validation 0." in said
     assert "bundle written and verified" in said
-    assert open_bundle(tmp_path / "b").manifest.name == "plate"
+    assert "FP16 graph exported as well; engines have to agree with FP32 within" in said
+    bundle = open_bundle(tmp_path / "b")
+    assert bundle.manifest.name == "plate"
+    assert set(GRAPHS.values()) <= set(bundle.manifest.files)
+    engine = open_engine("onnxruntime", bundle, precision="fp16")
+    assert 0.0 < check_golden(engine, bundle) <= (bundle.manifest.golden.tolerance_fp16 or 0.0) <= 0.04
 
 
 def test_ending_up_with_three_images_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

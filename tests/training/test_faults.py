@@ -62,7 +62,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _train(data: Path, out: Path, limit: tuple[str, int, str] = ("", 0, ""), **changes: Any) -> str:
     settings = {
         "data": str(data), "out": str(out), "model": "ganomaly", "steps": 10, "size": 64, "width": 4, "latent": 8,
-        "batch": 4, "device": "cpu", "learning_rate": 1e-2, "holdout": 0.1, "precision": "32-true", **changes,
+        "batch": 4, "device": "cpu", "learning_rate": 1e-2, "holdout": 0.1, "precision": "32-true", "fp16": False,
+        **changes,
     }  # fmt: skip
     # -B: a module compiled under the limit would stay behind, cut off, in the environment of every later run.
     words = [sys.executable, "-B", "-c", CHILD, limit[0], str(limit[1]), limit[2], json.dumps(settings)]

@@ -57,7 +57,7 @@ def test_the_command_trains_in_two_processes_and_only_one_writes_and_speaks(tmp_
         "--data": data, "--out": tmp_path / "bundle", "--model": "ganomaly", "--steps": 30, "--size": 64,
         "--width": 4, "--latent": 16, "--batch": 8, "--learning-rate": 0.004, "--device": "cpu", "--holdout": 0.2,
     }  # fmt: skip
-    done = _launch("-m", "flawline", "train", *(str(word) for option in words.items() for word in option))
+    done = _launch("-m", "flawline", "train", "--no-fp16", *(str(word) for option in words.items() for word in option))
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("in 2 processes") == 1
     assert done.stdout.count("bundle written and verified") == 1
