@@ -8,9 +8,11 @@ from pathlib import Path
 
 from contract.keys import authorise, new_pair, revoke
 from edge_runtime.demo import fetch
+from plugin.connectors.registers import RECIPE_STATES, WORDS, WRITTEN
 from plugin.service import Service
 from plugin.settings import load_settings
-from tests.processes import TOUCHING, Line, until
+from tests.plugin.controller import Master
+from tests.processes import TOUCHING, Line, free_port, until
 
 LINK = 'key = "edge-keys/edge-1.key_secret"\nserver_key = "keys/host.key"'
 
@@ -48,7 +50,7 @@ def test_an_edge_authorised_while_the_line_runs_loses_nothing_though_the_host_is
         line.close()
 
 
-def test_a_host_selects_a_recipe_of_an_edge_of_its_own_process_over_keys(tmp_path: Path, bundle: Path) -> None:
+def test_a_line_controller_selects_a_recipe_of_an_edge_over_keys(tmp_path: Path, bundle: Path) -> None:
     new_pair(tmp_path / "keys", "host")
     new_pair(tmp_path / "edge-keys", "edge-1")
     authorise(tmp_path / "keys", tmp_path / "edge-keys" / "edge-1.key")
@@ -56,6 +58,7 @@ def test_a_host_selects_a_recipe_of_an_edge_of_its_own_process_over_keys(tmp_pat
     config.write_text(
         'state_dir = "service"\nkeys = "keys"\n[events]\nbind = "tcp://127.0.0.1:*"\n'
         '[control]\nbind = "tcp://127.0.0.1:*"\n[http]\nport = 0\n'
+        f'[[connectors]]\nurl = "modbus://127.0.0.1:{(port := free_port())}?ack=0"\n'
     )
     service = Service(load_settings(config), tmp_path)
     service.start()
@@ -75,11 +78,17 @@ def test_a_host_selects_a_recipe_of_an_edge_of_its_own_process_over_keys(tmp_pat
         edge = line.start_edge()
         until(lambda: control.edges_of("line-1") == ["edge-1"], "the edge says hello")
         until(lambda: line.results() >= 2, "recipe 1 judges")
-        reply = control.ask_line("line-1", "recipe", 2, timeout_s=60)["edge-1"].result(60)
-        assert (reply.outcome, reply.reason) == ("ok", None)
-        known = control.known("edge-1")
-        assert known is not None
-        assert known.status.recipe_number == 2
+        plc = Master(("127.0.0.1", port))
+        until(lambda: plc.read(WORDS["recipe"], 1) == [1], "the controller reads what judges")
+        plc.write_one(WRITTEN["recipe_request"], 9)
+        until(lambda: plc.read(WORDS["recipe_state"], 1) == [RECIPE_STATES["refused"]], "there is no recipe 9")
+        plc.write_one(WRITTEN["recipe_request"], 2)
+        until(lambda: plc.read(WORDS["recipe_state"], 1) == [RECIPE_STATES["active"]], "recipe 2 is active", 60)
+        assert plc.read(WORDS["recipe"], 2)[0] == 2
+        plc.close()
+        reply = control.ask_line("line-1", "status", timeout_s=60)["edge-1"].result(60)
+        assert reply.status is not None
+        assert reply.status.recipe_number == 2
         until(lambda: _read_back(line) == 2, "the heartbeat reads it back")
         before = line.results()
         until(lambda: line.results() >= before + 3, "recipe 2 judges")
