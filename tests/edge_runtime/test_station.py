@@ -141,7 +141,8 @@ def test_an_engine_that_fails_gives_no_verdict_but_never_pass(
     assert len(run.results) == 6
     later = run.results[1:]
     assert {result.verdict for result in later} == {Verdict.NOT_INSPECTED}
-    assert all(reason in (result.reason or "") for result in later)
+    # Between two parts the station may have found out by itself; then that is the reason.
+    assert all(reason in (result.reason or "") or "computes wrongly" in (result.reason or "") for result in later)
 
 
 def test_what_is_later_than_its_deadline_is_not_inspected(start: Callable[..., Run], opened: Bundle) -> None:
@@ -176,7 +177,8 @@ def test_a_killed_camera_process_is_replaced_and_its_blindness_declared(start: C
     assert {gap.camera_id for gap in gaps} == {"top"}
     ends = Counter(header.part_id for header in headers if isinstance(header, Result | Missed))
     begun = Counter(header.part_id for header in headers if isinstance(header, Trigger))
-    assert ends == begun
+    missed = {header.part_id for header in headers if isinstance(header, Missed)}
+    assert set(begun) <= set(ends) <= set(begun) | missed, "a part that is lost at once is told in one message"
     assert set(ends.values()) == {1}
     assert len(ends) >= 10
 
