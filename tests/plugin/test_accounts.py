@@ -350,7 +350,8 @@ def test_the_command_asks_for_a_password_without_showing_it(tmp_path: Path) -> N
     )  # fmt: skip
     os.close(inside)
     shown = b""
-    for question in (b"Password of ada:", b"Repeat for confirmation:"):
+    # The space is written when typing is not shown any more; what was typed before that is thrown away.
+    for question in (b"Password of ada: ", b"Repeat for confirmation: "):
         while question not in shown:
             shown += os.read(terminal, 1000)
         os.write(terminal, PASSWORD.encode() + b"\n")
