@@ -15,6 +15,7 @@ import re
 import stat
 import string
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -149,6 +150,8 @@ def read_authorised(folder: Path) -> Authorised:
             claims.setdefault(load_public(path), []).append(path.stem)
         except KeyFileError as error:
             problems.append(str(error))
+    for public in claims.keys() & _revoked(folder):
+        problems.append(f"{edges}: the key of {claims.pop(public)} was revoked and is not taken again")
     for names in claims.values():
         if len(names) > 1:
             problems.append(f"{edges}: one key is claimed by {names}; it authorises nobody until one file is left")
@@ -182,6 +185,8 @@ def revoke(folder: Path, name: str) -> str:
         known = ", ".join(sorted(path.stem for path in (folder / EDGES).glob(f"*{PUBLIC}"))) or "nobody"
         raise KeyFileError(f"{folder}: no edge {name!r:.80} is authorised; authorised are: {known}")
     public = load_public(source, carried=True)
+    check_folder(folder)
+    check_folder(folder / EDGES)  # a host that does not trust the folder would go on with what it knew
     make_folder(folder / REVOKED)
     _replace(folder / REVOKED / f"{name}-{fingerprint(public).replace(' ', '')}{PUBLIC}", _public_text(name, public))
     source.unlink()
@@ -191,6 +196,15 @@ def revoke(folder: Path, name: str) -> str:
     finally:
         os.close(handle)
     return public
+
+
+def _revoked(folder: Path) -> set[str]:
+    """Keys that must never speak again."""
+    found = set()
+    for path in (folder / REVOKED).glob(f"*{PUBLIC}"):
+        with suppress(KeyFileError):
+            found.add(load_public(path, carried=True))
+    return found
 
 
 def make_folder(folder: Path) -> None:

@@ -119,7 +119,7 @@ def examine(bundle: Bundle, asked: Asked, say: Say) -> dict[str, Any]:
         "speed": None,
         "trtexec": None,
         "soak": None,
-        "faults": [] if manifest.thresholds else ["the bundle is not calibrated: every part would be NOT_INSPECTED"],
+        "faults": _unfit(bundle, asked),
     }
     try:
         _measure(bundle, asked, result, say)
@@ -127,6 +127,16 @@ def examine(bundle: Bundle, asked: Asked, say: Say) -> dict[str, Any]:
         result["faults"].append(str(error))
     result["accepted"] = not result["faults"]
     return result
+
+
+def _unfit(bundle: Bundle, asked: Asked) -> list[str]:
+    """Why no part could be judged with these limits on this engine, whatever it measures."""
+    from edge_runtime.recipes import precision_fault
+
+    if bundle.manifest.thresholds is None:
+        return ["the bundle is not calibrated: every part would be NOT_INSPECTED"]
+    fault = precision_fault(bundle, asked.precision)
+    return [] if fault is None else [fault]
 
 
 def _measure(bundle: Bundle, asked: Asked, result: dict[str, Any], say: Say) -> None:
@@ -143,7 +153,13 @@ def _measure(bundle: Bundle, asked: Asked, result: dict[str, Any], say: Say) -> 
         result["engine"] = {"name": name, "ran": engine.describe(), "opened_s": opened_s, "input_shape": shape}
         say(f"{engine.describe()}: agreement on the golden images")
         parts = list(islice(_batches(golden_tiles(bundle), engine.spec.batch), 64))
-        result["parity"] = parity(engine, bundle, parts)
+        agreement = result["parity"] = parity(engine, bundle, parts)
+        for what in ("score", "map"):
+            off = agreement[f"{what}_to_reference"]
+            if not off <= agreement["tolerance"]:
+                result["faults"].append(
+                    f"the {what} is off by {off:.2g} from {agreement['reference']}, at most {agreement['tolerance']:g}"
+                )
         say(f"speed, {SPEED_S:.0f} s each")
         result["speed"] = speed(engine, parts, SPEED_S)
         result["trtexec"] = trtexec(engine, bundle, asked, result["speed"])

@@ -220,6 +220,8 @@ class Control:
         try:
             self._orders.put_nowait(order)
         except queue.Full:
+            if order.judge is not None:
+                order.judge.engine.close()
             self._conclude(order.request, "too many requests wait")
 
     def _reply_to_finished(self, connection: Link) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from typing import Any
 
 from pydantic import Field, ValidationError
 
-from contract.bundle import Bundle, open_bundle, write_atomic
+from contract.bundle import GRAPHS, Bundle, Precision, open_bundle, write_atomic
 from contract.config import Strict
 from contract.errors import BundleError, ConfigError
 from edge_runtime.cameras import is_live
@@ -19,7 +18,6 @@ from edge_runtime.inspector import Inspector
 from edge_runtime.settings import EdgeSettings
 
 FILE = "recipe.json"
-log = logging.getLogger(__name__)
 
 
 class Judge:
@@ -40,7 +38,7 @@ class Judge:
             "recipe": self.bundle.manifest.recipe.name,
             "recipe_number": self.number,
             "bundle_id": self.bundle.manifest.id,
-            "model_sha256": self.bundle.model_sha256,
+            "model_sha256": self.bundle.manifest.files[GRAPHS[self.engine.spec.precision]].sha256,
             "engine": self.engine_name,
         }
 
@@ -48,8 +46,11 @@ class Judge:
 class Choice(Strict):
     """What a host asked for last. It outlives a restart: an edge that came back with another recipe judges wrongly."""
 
-    number: int = Field(1, ge=1, le=65535)
-    inspecting: bool = True
+    number: int = Field(ge=1, le=65535)
+    inspecting: bool
+
+
+NEVER_ASKED = Choice(number=1, inspecting=True)
 
 
 def load_judge(settings: EdgeSettings, number: int) -> Judge:
@@ -60,9 +61,23 @@ def load_judge(settings: EdgeSettings, number: int) -> Judge:
     bundle = open_bundle(bundles[number])
     refuse_unfit(bundle, settings)
     engine = open_engine(settings.engine, bundle, settings.threads, settings.precision)
-    check_golden(engine, bundle)
-    _warn_of_precision(bundle, settings)
-    return Judge(number, bundle, engine, settings)
+    try:
+        check_golden(engine, bundle)
+        return Judge(number, bundle, engine, settings)
+    except BaseException:
+        engine.close()
+        raise
+
+
+def precision_fault(bundle: Bundle, precision: Precision) -> str | None:
+    """Why limits that were measured in one precision must not judge scores of another; None where they are alike."""
+    thresholds = bundle.manifest.thresholds
+    if thresholds is None or precision in thresholds.engine.split():
+        return None
+    return (
+        f"{bundle.root}: the limits were measured with {thresholds.engine!r} and the line would run in {precision}, "
+        f"whose scores differ: flawline calibrate thresholds {bundle.root} --data DIR --precision {precision}"
+    )
 
 
 def refuse_unfit(bundle: Bundle, settings: EdgeSettings) -> None:
@@ -73,6 +88,8 @@ def refuse_unfit(bundle: Bundle, settings: EdgeSettings) -> None:
             f"{bundle.root}: the bundle is not calibrated, so no part could pass; "
             f"run: flawline calibrate thresholds {bundle.root} --data DIR"
         )
+    if (fault := precision_fault(bundle, settings.precision)) is not None:
+        raise BundleError(fault)
     elsewhere = sorted(
         {view.camera for view in manifest.recipe.views if view.camera} - {c.id for c in settings.cameras}
     )
@@ -82,26 +99,13 @@ def refuse_unfit(bundle: Bundle, settings: EdgeSettings) -> None:
         raise ConfigError("the recipe's views come from several cameras; this version joins views of one camera only")
 
 
-def _warn_of_precision(bundle: Bundle, settings: EdgeSettings) -> None:
-    measured = bundle.manifest.thresholds.engine if bundle.manifest.thresholds else ""
-    if f" {settings.precision} " not in f" {measured} ":
-        log.warning(
-            "the limits were measured with %s, the line runs in %s: better measure them again, flawline calibrate "
-            "thresholds %s --data DIR --precision %s",
-            measured,
-            settings.precision,
-            bundle.root,
-            settings.precision,
-        )
-
-
 def read_choice(settings: EdgeSettings) -> Choice:
     """What was asked for last; recipe 1 where nothing was. Raises ConfigError where it cannot be known or served."""
     path = settings.state_dir / FILE
     try:
         choice = Choice.model_validate_json(path.read_bytes())
     except FileNotFoundError:
-        return Choice()
+        return NEVER_ASKED
     except (OSError, ValidationError) as error:
         raise ConfigError(
             f"{path}: which recipe was selected cannot be read ({str(error).splitlines()[0]}); "

@@ -37,10 +37,10 @@ def run_edge(config: Path, quiet: bool = False) -> int:
     keys = load_keys(settings.host)
     for camera in settings.cameras:
         make_camera(camera.url, camera.id, settings.state_dir, camera.stall_s)  # raises for what can never work
-    choice = read_choice(settings)
-    judge = load_judge(settings, choice.number)
     settings.state_dir.mkdir(parents=True, exist_ok=True)
     with _only_one(settings.state_dir), zmq.Context() as context:
+        choice = read_choice(settings)  # only now: an edge that is still stopping may be asked for another one
+        judge = load_judge(settings, choice.number)
         spool = Spool(settings.state_dir / "spool.sqlite", int(settings.spool.max_mb * 1e6), settings.spool.sync_ms)
         emitter = Emitter(spool, settings.host, context, keys)
         control = None

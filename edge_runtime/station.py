@@ -39,7 +39,7 @@ from edge_runtime.emitter import Emitter
 from edge_runtime.engines.base import Engine
 from edge_runtime.errors import SpoolError
 from edge_runtime.inspector import Inspector, Outcome
-from edge_runtime.recipes import Choice, Judge, write_choice
+from edge_runtime.recipes import NEVER_ASKED, Choice, Judge, write_choice
 from edge_runtime.settings import EdgeSettings
 from edge_runtime.spool import ANOTHER_BOOT_MS, Draft, Outage, Spool
 
@@ -81,7 +81,7 @@ class Station:
         choice: Choice | None = None,
     ) -> None:
         self._settings = settings
-        self._choice = choice or Choice()
+        self._choice = choice or NEVER_ASKED
         self._judge = Judge(self._choice.number, bundle, engine, settings)
         self._control = control
         self._parts = self._not_inspected = 0
@@ -158,7 +158,7 @@ class Station:
     def _obey(self, order: Order) -> None:
         """Do what the host asked, unless its deadline has passed meanwhile; a choice is on the disk before it holds."""
         request, judge = order.request, order.judge
-        problem = None
+        problem, idle = None, judge
         if order.late:
             problem = "its deadline passed before it could be done"
         elif self._state == "stopping":
@@ -169,15 +169,16 @@ class Station:
             try:
                 choice = Choice(number=number, inspecting=inspecting)
                 write_choice(self._settings, choice)
-                before, self._choice, self._judge = self._judge, choice, judge or self._judge
-                if judge is not None:
-                    before.engine.close()
+                idle = None if judge is None else self._judge
+                self._choice, self._judge = choice, judge or self._judge
                 log.info("recipe %d, inspection is %s", number, "on" if inspecting else "stopped by request")
             except OSError as error:
                 problem = f"it cannot be written to {self._settings.state_dir} ({error.strerror})"
         self._send_state()
         if self._control is not None:
             self._control.finish(order, problem)
+        if idle is not None:
+            _close(idle)
 
     def _prove_engine(self) -> None:
         """Between parts the engine is tried now and then: the line's heartbeat must not outlive inference."""
@@ -465,6 +466,14 @@ class Station:
             self._declare_skipped(camera.settings.id, watch)
         if self._spool.outage is not None and all(camera.status().state == "ended" for camera in self._cameras):
             self._declare_outage(self._spool.outage)
+
+
+def _close(judge: Judge) -> None:
+    """Give a recipe's engine back; what goes wrong with one that is not used any more must not end the station."""
+    try:
+        judge.engine.close()
+    except Exception:
+        log.exception("the engine of recipe %d could not be closed", judge.number)
 
 
 class _CameraWatch:

@@ -117,7 +117,7 @@ class ControlServer:
                 self.close()
                 raise
             self._monitor.happenings()  # of the proof itself
-            gate.when_revoked(self._cut.set)
+            gate.when_revoked(lambda _gone: self._cut.set())
 
     def select_recipe(
         self, edge_id: str, number: int, timeout_s: float = 30.0, idempotency_key: str | None = None

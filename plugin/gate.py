@@ -52,7 +52,7 @@ class Gate:
         self.trouble: str | None = None
         self._folder = folder
         self._pair = load_pair(folder / f"{HOST}{SECRET}")
-        self._on_revoked: list[Callable[[], None]] = []
+        self._on_revoked: list[Callable[[frozenset[str]], None]] = []
         self._stopping = threading.Event()
         self._early_looks = 0
         self._log = LimitedLog(log)
@@ -84,7 +84,7 @@ class Gate:
         """The edge that a message's ``User-Id`` (its proven public key) stands for now; None: not authorised."""
         return None if user_id is None else self._names.get(user_id)
 
-    def when_revoked(self, action: Callable[[], None]) -> None:
+    def when_revoked(self, action: Callable[[frozenset[str]], None]) -> None:
         """Call ``action`` on the gate's thread after a key lost its authorisation. Call before ``run``."""
         self._on_revoked.append(action)
 
@@ -192,22 +192,30 @@ class Gate:
         try:
             found = read_authorised(self._folder)
         except (KeyFileError, OSError) as error:
-            self.trouble = f"authorised keys are not read anew, those of before hold: {error}"
+            self.trouble = f"authorised keys are not read anew, no new one is taken: {error}"
             self._log.warning("folder", self.trouble)
             self._signature = None  # read again until it can be trusted
+            # Whoever can write there may take keys away, never bring any.
+            edges = self._folder / EDGES
+            left = {public: name for public, name in self._names.items() if (edges / f"{name}{PUBLIC}").is_file()}
+            self._take_over(left)
             return
         self._signature = signature
-        before, self._names = self._names, found.names
         self._tell_problems(found)
-        for public, name in found.names.items():
+        self._take_over(found.names)
+
+    def _take_over(self, names: dict[str, str]) -> None:
+        """These may speak from now on; the connections of those that no longer may are cut."""
+        before, self._names = self._names, names
+        for public, name in names.items():
             if before.get(public) != name:
                 log.info("edge %s is authorised, key %s", name, fingerprint(public))
-        gone = {public: name for public, name in before.items() if found.names.get(public) != name}
+        gone = {public: name for public, name in before.items() if names.get(public) != name}
         for public, name in gone.items():
             log.warning("edge %s is no longer authorised, key %s: its connections are cut", name, fingerprint(public))
         if gone:
             for action in self._on_revoked:
-                action()
+                action(frozenset(gone.values()))
 
     def _tell_problems(self, found: Authorised) -> None:
         for problem in found.problems:

@@ -78,7 +78,17 @@ class Liveness:
         edges = self.edges_of(line_id)
         if not edges:
             return "no edge has been heard of"
-        return next((trouble for edge in edges if (trouble := self._trouble_of_edge(line, edge))), None)
+        trouble = next((trouble for edge in edges if (trouble := self._trouble_of_edge(line, edge))), None)
+        numbers = {None if (state := self.state_of(edge)) is None else state.recipe_number for edge in edges}
+        if trouble is None and len(numbers) > 1:
+            return f"its edges judge by different recipes: {', '.join(map(str, sorted(numbers, key=str)))}"
+        return trouble
+
+    def forget(self, edges: frozenset[str]) -> None:
+        """These are no longer authorised: where no line names them, nobody waits for them any more."""
+        with self._lock:
+            for edge_id in edges:
+                self._heard.pop(edge_id, None)
 
     def _trouble_of_edge(self, line: LineSettings, edge_id: str) -> str | None:
         with self._lock:

@@ -110,7 +110,7 @@ class Receiver:
                 self.flush()
                 raise
             self._monitor.happenings()  # of the proof itself
-            gate.when_revoked(self._cut.set)
+            gate.when_revoked(lambda _gone: self._cut.set())
 
     def run(self) -> None:
         """Receive and answer until stopped."""

@@ -6,7 +6,6 @@ import fcntl
 import json
 import logging
 import os
-import queue
 import signal
 import socket
 import threading
@@ -43,6 +42,9 @@ from plugin.transit import Arrival
 from plugin.writer import Writer
 
 STOP_S = 2.0
+RECIPE_S = 600.0
+"""How long an edge may take to load a recipe; building an engine for a graphics card takes minutes."""
+
 log = logging.getLogger(__name__)
 
 
@@ -86,6 +88,8 @@ class Service:
         self._writer = Writer(Store(state_dir), self.ledger.has, settings.events.backlog_mb << 20)
         self.liveness = Liveness(settings.lines, settings.line_of)
         self._gate = None if settings.keys is None else Gate(self._context, settings.keys)
+        if self._gate is not None:
+            self._gate.when_revoked(self.liveness.forget)
         self._receiver = Receiver(self._context, settings.events.bind, self._tell, self._writer.offer, self._gate)
         self.control: ControlServer | None = None
         if settings.control is not None:
@@ -192,17 +196,19 @@ class Service:
         if self.control is None or not edges:
             done("the host has no [control]" if self.control is None else "no edge has been heard of")
             return
-        replies: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        heard: list[str | None] = []
+        lock = threading.Lock()
 
         def hear(edge: str, future: Future[Reply]) -> None:
             reply = future.result()
-            replies.put(None if reply.outcome == "ok" else f"{edge}: {reply.reason or reply.outcome}")
-            if replies.qsize() == len(edges):  # callbacks run on the control socket's thread, one after another
-                refusals = [refusal for _ in edges if (refusal := replies.get()) is not None]
-                done(refusals[0] if refusals else None)
+            with lock:  # one that was answered at once is heard on this thread, others on the control socket's
+                heard.append(None if reply.outcome == "ok" else f"{edge}: {reply.reason or reply.outcome}")
+                last = len(heard) == len(edges)
+            if last:
+                done(next((refusal for refusal in heard if refusal is not None), None))
 
         for edge in edges:
-            self.control.select_recipe(edge, number).add_done_callback(partial(hear, edge))
+            self.control.select_recipe(edge, number, RECIPE_S).add_done_callback(partial(hear, edge))
 
     def _fail(self, connector: str, output: LineOutput, detail: str) -> None:
         self.ledger.record(Sent(output.line, output.number, connector, "refused", detail, time.time_ns()))

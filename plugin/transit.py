@@ -12,7 +12,8 @@ from typing import NamedTuple
 from contract.event import Envelope, Message
 
 BUCKET_NS = 60 * 10**9
-MAX_CLOCKS = 1024
+MAX_EDGES = 1024
+MAX_CLOCKS = 4  # of one edge: one a boot of its box, so that an edge that invents clocks pushes out its own alone
 
 
 class Arrival(NamedTuple):
@@ -35,25 +36,29 @@ class Transit:
     """
 
     def __init__(self) -> None:
-        self._clocks: OrderedDict[tuple[str, str], _Clock] = OrderedDict()
+        self._edges: OrderedDict[str, OrderedDict[str, _Clock]] = OrderedDict()
 
     def note(self, edge_id: str, envelope: Envelope, arrived_ns: int) -> None:
         """Learn from any message of an edge, heartbeats too."""
         if envelope.t_sent_ns == 0:
             return
-        key = (edge_id, envelope.clock_id)
-        clock = self._clocks.get(key)
+        clocks = self._edges.setdefault(edge_id, OrderedDict())
+        self._edges.move_to_end(edge_id)
+        if len(self._edges) > MAX_EDGES:
+            self._edges.popitem(last=False)  # the one that was silent longest
+        clock = clocks.get(envelope.clock_id)
         if clock is None:
-            self._clocks[key] = _Clock(envelope.t_sent_ns, arrived_ns)
-            if len(self._clocks) > MAX_CLOCKS:
-                self._clocks.popitem(last=False)  # the one that was silent longest
+            clocks[envelope.clock_id] = _Clock(envelope.t_sent_ns, arrived_ns)
+            if len(clocks) > MAX_CLOCKS:
+                clocks.popitem(last=False)
         else:
             clock.note(envelope.t_sent_ns, arrived_ns)
-            self._clocks.move_to_end(key)
+            clocks.move_to_end(envelope.clock_id)
 
     def waited_ns(self, edge_id: str, envelope: Envelope, arrived_ns: int) -> int:
         """How much longer than the fastest of late; 0 where its clock is not known."""
-        clock = self._clocks.get((edge_id, envelope.clock_id))
+        clocks = self._edges.get(edge_id)
+        clock = None if clocks is None else clocks.get(envelope.clock_id)
         if clock is None or envelope.t_sent_ns == 0:
             return 0
         return max(0, arrived_ns - envelope.t_sent_ns - clock.fastest_ns())

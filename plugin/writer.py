@@ -54,6 +54,7 @@ class Writer:
         self._jobs: collections.deque[tuple[Callable[[Store], Any], Future[Any]]] = collections.deque()
         self._bytes = 0
         self._of_edge: collections.Counter[str] = collections.Counter()
+        self._count_of_edge: collections.Counter[str] = collections.Counter()
         self._changed = threading.Condition()
         self._stopping = False
         self._log = LimitedLog(log)
@@ -71,9 +72,12 @@ class Writer:
                 edge_id = item.identity[0]
                 if self._of_edge[edge_id] and self._of_edge[edge_id] + size > EDGE_SHARE * self._backlog_bytes:
                     continue
+                if self._count_of_edge[edge_id] >= EDGE_SHARE * MAX_WAITING:
+                    continue
                 self._items.append(item)
                 self._bytes += size
                 self._of_edge[edge_id] += size
+                self._count_of_edge[edge_id] += 1
                 taken += 1
             self._changed.notify()
         return taken
@@ -125,7 +129,9 @@ class Writer:
             for item in batch:
                 self._bytes -= _size(item)
                 self._of_edge[item.identity[0]] -= _size(item)
+                self._count_of_edge[item.identity[0]] -= 1
             if not self._items:
+                self._count_of_edge.clear()
                 self._of_edge.clear()  # without keys anybody may invent edges
             jobs = list(self._jobs)
             self._jobs.clear()

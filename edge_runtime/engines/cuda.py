@@ -173,6 +173,9 @@ class Cuda(ABC):
         """Give back stream, memory and context; twice is no fault."""
 
 
+_CONTEXTS: dict[int, Any] = {}
+
+
 class PyCuda(Cuda):
     """pycuda, compiled on the box. It has no graphs: those go to the driver through ctypes, on the same stream."""
 
@@ -186,7 +189,10 @@ class PyCuda(Cuda):
         pycuda.init()
         self._pycuda = pycuda
         # Never pycuda.autoinit: a context of its own beside the primary one, current in one thread for ever.
-        self._context = pycuda.Device(ordinal).retain_primary_context()
+        # Kept until the process ends: pycuda's own way of dropping it detaches what was never attached.
+        if ordinal not in _CONTEXTS:
+            _CONTEXTS[ordinal] = pycuda.Device(ordinal).retain_primary_context()
+        self._context = _CONTEXTS[ordinal]
         self._driver = _driver_library()
         self._kept: list[object] = []
         self._graphs: list[ctypes.c_void_p] = []
@@ -387,18 +393,20 @@ class CudaPython(Cuda):
         if self._context is None:
             return
         with self.active():
-            self._do("cuStreamSynchronize", self._stream)
             for function, handles in (
+                ("cuStreamSynchronize", [self._stream]),
                 ("cuGraphExecDestroy", self._graphs),
                 ("cuEventDestroy", self._events),
                 ("cuMemFreeHost", self._pinned),
                 ("cuMemFree", self._memory),
+                ("cuStreamDestroy", [self._stream]),
             ):
                 for handle in handles:
-                    self._do(function, handle)
+                    # After an error of the card every call reports it again; the rest must be given back all the same.
+                    with contextlib.suppress(EngineError):
+                        self._do(function, handle)
                 handles.clear()
-            self._do("cuStreamDestroy", self._stream)
-        self._do("cuDevicePrimaryCtxRelease", self._device)
+        # The primary context stays until the process ends: whatever of TensorRT outlives this needs it to be destroyed.
         self._context = None
 
 

@@ -6,6 +6,7 @@ are imported only when an engine is opened. Building and trying a plan happen in
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import importlib.util
@@ -158,6 +159,10 @@ def _last(errors: list[str]) -> str:
     return " ".join(errors[-1].split())[:500] if errors else "it gives no reason"
 
 
+class PlanError(EngineError):
+    """The plan itself is at fault, and not the card at this moment."""
+
+
 class Slot(NamedTuple):
     """One of two sets of buffers, each with a context of its own, since a graph belongs to the context it was made of.
 
@@ -197,6 +202,7 @@ class Session:
         self.input_shape = tuple(input_shape)
         # First, and with better words: without a driver the library's own runtime has been seen to crash.
         self.cuda: Cuda = open_cuda(adapter=adapter)
+        self._closed = False
         self._next = 0
         self._logger, errors = _logger(engine)
         try:
@@ -204,13 +210,14 @@ class Session:
                 self._runtime = trt.Runtime(self._logger)
                 self._engine = self._runtime.deserialize_cuda_engine(plan)
                 if self._engine is None:
-                    raise EngineError(f"{engine}: the plan cannot be loaded: {_last(errors)}")
+                    raise PlanError(f"{engine}: the plan cannot be loaded: {_last(errors)}")
                 names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
                 self.outputs = {name for name in names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.OUTPUT}
                 self._check(names)
                 self.slots = [self._slot() for _ in range(SLOTS)]
                 self.graphs: list[Graph | None] = [self._capture(slot) if graphs else None for slot in self.slots]
         except BaseException:
+            self.slots, self._engine, self._runtime = [], None, None  # before the memory that they use
             self.cuda.close()
             raise
 
@@ -219,7 +226,7 @@ class Session:
         found = {name: self._engine.get_tensor_dtype(name).name for name in names}
         expected = {INPUT: UINT8, SCORE: FLOAT32, MAP: FLOAT32, RECONSTRUCTION: UINT8}
         if found != expected:
-            raise EngineError(f"{self.name}: the plan has the tensors {found}; expected {expected}")
+            raise PlanError(f"{self.name}: the plan has the tensors {found}; expected {expected}")
 
     def _slot(self) -> Slot:
         context = self._engine.create_execution_context()
@@ -316,11 +323,14 @@ class Session:
 
     def close(self) -> None:
         """Give everything back to the card, contexts before the engine, the engine before the memory."""
-        with self.cuda.active():
-            self.cuda.synchronize()
-            self.slots.clear()
-            self.graphs.clear()
-            del self._engine, self._runtime
+        if self._closed:
+            return
+        self._closed = True
+        with contextlib.suppress(EngineError), self.cuda.active():
+            self.cuda.synchronize()  # fails after an error of the card, and everything must go all the same
+        self.slots.clear()
+        self.graphs.clear()
+        self._engine = self._runtime = None
         self.cuda.close()
 
 
@@ -343,7 +353,7 @@ class TensorRtEngine(Engine):
         plan = plans.obtain(folder, key, lambda target: self._build(graph, key, target))
         try:
             return Session(self.name, plan.data, self.spec.input_shape)
-        except EngineError as fault:
+        except PlanError as fault:
             if plan.built:
                 raise
             log.warning("%s: the plan from the cache does not load and is built once more: %s", self.name, fault)
@@ -407,6 +417,7 @@ class TensorRtEngine(Engine):
 
     def close(self) -> None:
         """As in the base class."""
+        super().close()
         self._session.close()
 
     def describe(self) -> str:

@@ -29,6 +29,9 @@ SIZE = 210
 JUMP = 16
 """A part counter that goes on by more at once was set anew; so many parts cannot have passed."""
 
+ASK_AGAIN_S = 5.0
+"""A controller that goes on writing a recipe that was refused is taken to ask again: the reason may have passed."""
+
 CLEAR = 1
 """The command that clears the bits overrun and missed, and the warning."""
 
@@ -87,7 +90,7 @@ STATUS = {
     "error": 6,
     "recipe_mismatch": 7,
 }
-ERRORS = {"none": 0, "not_inspecting": 1}
+ERRORS = {"none": 0, "not_inspecting": 1, "another_recipe": 2}
 WARNINGS = {"none": 0, "acknowledged_what_was_not_sent": 1, "counter_jumped": 2, "unknown_command": 3}
 RECIPE_STATES = {"none": 0, "asked": 1, "active": 2, "refused": 3}
 COUNTERS = {
@@ -134,6 +137,7 @@ class Registers:
         self._held: list[Held | None] = [None] * SLOTS
         self._unread: list[LineOutput] = []
         self._last_command = 0
+        self._refused_at = 0.0
         self._head = self._acked = last_number
         self._counter: int | None = None
         self._counts = dict.fromkeys(("results", "missed", "overruns", *COUNTERS.values()), 0)
@@ -184,14 +188,17 @@ class Registers:
     def beat(self, trouble: str | None, recipe: RecipeState) -> None:
         """Ten times a second: the heartbeat goes on only where the line is inspected."""
         with self._room:
-            if trouble is None:
+            requested = self._words[WORDS["recipe_requested"]]
+            error = "none" if trouble is None else "not_inspecting"
+            if trouble is None and requested not in (0, recipe.number):
+                error = "another_recipe"  # the parts that come are not those that the recipe judges
+            if error == "none":
                 self._set("heartbeat", self._words[WORDS["heartbeat"]] + 1 & 0xFFFF)
-            self._flag("ready", trouble is None)
-            self._flag("error", trouble is not None)
-            self._set("error", ERRORS["none" if trouble is None else "not_inspecting"])
+            self._flag("ready", error == "none")
+            self._flag("error", error != "none")
+            self._set("error", ERRORS[error])
             self._set("recipe", recipe.number & 0xFFFF)
             self._set("model", recipe.model)
-            requested = self._words[WORDS["recipe_requested"]]
             if requested and requested == recipe.number:
                 self._set("recipe_state", RECIPE_STATES["active"])
             self._flag("recipe_mismatch", requested not in (0, recipe.number))
@@ -201,6 +208,7 @@ class Registers:
         with self._room:
             if self._words[WORDS["recipe_requested"]] == number:
                 self._set("recipe_state", RECIPE_STATES["refused"])
+                self._refused_at = time.monotonic()
 
     def read(self, first: int = 0, count: int = SIZE) -> list[int]:
         """Words as they stand, none half written; ages are of this moment, and a result past its time is no PASS."""
@@ -276,8 +284,10 @@ class Registers:
             self._warn("unknown_command")
 
     def _request(self, number: int) -> bool:
-        """Whether a recipe is asked for that was not asked for before."""
-        if number == self._words[WORDS["recipe_requested"]]:
+        """Whether a recipe is asked for that was not asked for before, or was refused some seconds ago."""
+        refused = self._words[WORDS["recipe_state"]] == RECIPE_STATES["refused"]
+        again = refused and time.monotonic() - self._refused_at > ASK_AGAIN_S
+        if number == self._words[WORDS["recipe_requested"]] and not again:
             return False
         self._set("recipe_requested", number)
         self._set("recipe_state", RECIPE_STATES["asked" if number else "none"])

@@ -72,6 +72,8 @@ def refusal(method: str, headers: Headers, names: Collection[str] = ()) -> tuple
         return 403, "A verdict must come from these pages themselves.\n"
     if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
         return 403, "A verdict must come from these pages themselves.\n"
+    if "transfer-encoding" in headers:  # which wins over a length that is stated beside it
+        return 413, "A request whose length is stated is expected, not one in chunks.\n"
     length = headers.get("content-length", "")
     if not length.isdecimal() or int(length[:12]) > MAX_BODY_BYTES:
         return 413, f"A request of at most {MAX_BODY_BYTES} bytes with its length stated is expected.\n"

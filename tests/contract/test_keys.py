@@ -189,3 +189,28 @@ def test_a_file_that_is_not_trusted_authorises_nobody_and_keeps_no_other_out(fol
 )
 def test_what_another_machine_can_reach(endpoint: str, leaves: bool) -> None:
     assert leaves_machine(endpoint) is leaves
+
+
+def test_a_revoked_key_that_is_put_back_speaks_no_more(tmp_path: Path) -> None:
+    folder = tmp_path / "keys"
+    new_pair(folder, "host")
+    new_pair(tmp_path / "edge", "edge-1")
+    authorise(folder, tmp_path / "edge" / "edge-1.key")
+    backup = (folder / "edges" / "edge-1.key").read_text()
+    revoke(folder, "edge-1")
+    back = folder / "edges" / "edge-9.key"
+    back.write_text(backup)
+    back.chmod(0o644)
+    found = read_authorised(folder)
+    assert found.names == {}
+    assert "was revoked" in " ".join(found.problems)
+
+
+def test_revoking_in_a_folder_that_others_can_write_fails_aloud(tmp_path: Path) -> None:
+    folder = tmp_path / "keys"
+    new_pair(folder, "host")
+    new_pair(tmp_path / "edge", "edge-1")
+    authorise(folder, tmp_path / "edge" / "edge-1.key")
+    (folder / "edges").chmod(0o775)
+    with pytest.raises(KeyFileError, match="chmod 700"):
+        revoke(folder, "edge-1")

@@ -21,7 +21,7 @@ from contract.errors import ConfigError
 from contract.event import HEADER, Header, Result, Trigger, Verdict
 from edge_runtime.control import Control
 from edge_runtime.emitter import Emitter
-from edge_runtime.recipes import Choice, Judge, load_judge, read_choice, write_choice
+from edge_runtime.recipes import NEVER_ASKED, Choice, Judge, load_judge, read_choice, write_choice
 from edge_runtime.settings import CameraSettings, EdgeSettings, HostLink, PresenceSettings, RecipeSettings
 from edge_runtime.spool import Spool
 from edge_runtime.station import STOPPED, Station
@@ -185,7 +185,7 @@ def test_a_recipe_is_loaded_beside_the_old_one_and_takes_over_between_two_parts(
     assert all(result.verdict is not Verdict.NOT_INSPECTED for result in results)
     triggers = {header.part_id for header in headers if isinstance(header, Trigger)}
     assert sorted(triggers) == sorted(result.part_id for result in results), "no part is lost or judged twice"
-    assert read_choice(edge.settings) == Choice(number=2)
+    assert read_choice(edge.settings) == Choice(number=2, inspecting=True)
 
 
 def test_a_recipe_that_is_ready_after_the_deadline_is_not_used(host: Host, start: Callable[..., Edge]) -> None:
@@ -208,7 +208,7 @@ def test_a_recipe_that_is_ready_after_the_deadline_is_not_used(host: Host, start
     until(lambda: there(host).loading is None, "the recipe is given up", LONG_S)
     before = edge.wait_results(2)
     assert {result.recipe_number for result in edge.results[before:]} == {1}
-    assert read_choice(edge.settings) == Choice()
+    assert read_choice(edge.settings) == NEVER_ASKED
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ def test_a_recipe_that_cannot_be_used_is_refused_with_the_reason_and_the_old_one
     assert reply.status.recipe_number == 1
     before = edge.wait_results(2)
     assert {result.recipe_number for result in edge.results[before:]} == {1}
-    assert read_choice(edge.settings) == Choice()
+    assert read_choice(edge.settings) == NEVER_ASKED
 
 
 def test_while_stopped_every_part_is_not_inspected_and_none_is_unseen(host: Host, start: Callable[..., Edge]) -> None:
@@ -265,7 +265,7 @@ def test_a_choice_that_cannot_be_served_stops_the_start_with_the_way_out(opened:
     settings = EdgeSettings(
         edge_id="e", bundle=opened.root, state_dir=tmp_path, cameras=[CameraSettings(id="top", url="synthetic://line")]
     )
-    assert read_choice(settings) == Choice()
+    assert read_choice(settings) == NEVER_ASKED
     write_choice(settings, Choice(number=7, inspecting=False))
     with pytest.raises(ConfigError, match=r"recipe 7 was selected last .* \[\[recipes\]\]"):
         read_choice(settings)

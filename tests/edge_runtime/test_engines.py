@@ -167,7 +167,7 @@ def test_golden_disagreement_names_image_found_and_expected(field: str, tmp_path
     values[2] *= 1.001
     write_manifest(tmp_path, manifest.model_copy(update={"golden": manifest.golden.model_copy(update={field: values})}))
     bundle = open_bundle(tmp_path)
-    with pytest.raises(ParityError, match=r"golden image 2: .* expected .* within 0\.0001"):
+    with pytest.raises(ParityError, match=r"golden image 2, .* expected .* within 0\.0001"):
         check_golden(open_engine("onnxruntime", bundle), bundle)
 
 
@@ -358,3 +358,41 @@ def test_an_engine_that_fails_says_so_until_it_works(bundle: Bundle, monkeypatch
     monkeypatch.setattr(engine, "_run", run)
     engine.prove()
     assert not engine.failing
+
+
+class Forgetful(Engine):
+    """A back-end that computes the first tiles of a batch alone."""
+
+    name = "forgetful"
+
+    def _load(self, graph: bytes) -> set[str]:
+        self._real = engines._kind("onnxruntime")(graph, self.spec)
+        return {"score", "map", "reconstruction"}
+
+    def _run(self, tiles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        output = self._real.infer(tiles)
+        output.scores[1:] = 0.0
+        output.maps[1:] = 0.0
+        return output.scores, output.maps
+
+    def _reconstruction(self) -> np.ndarray:
+        return self._real.reconstruction()
+
+    def describe(self) -> str:
+        return "forgetful fp32 cpu"
+
+
+def test_every_place_of_the_batch_is_proven_on_the_golden_images(tmp_path: Path) -> None:
+    opened = write_bundle(tmp_path, GOOD, RECIPES["two tiles"])
+    engine = Forgetful(engines.base.read_graph(opened), engines.base.graph_spec(opened))
+    with pytest.raises(ParityError, match="place 1 of the batch"):
+        check_golden(engine, opened)
+
+
+def test_limits_of_one_precision_judge_no_other(bundle: Bundle) -> None:
+    from edge_runtime.recipes import precision_fault
+
+    assert precision_fault(bundle, "fp32") is None or bundle.manifest.thresholds is None
+    thresholds = bundle.manifest.thresholds
+    if thresholds is not None:
+        assert "the line would run in fp16" in (precision_fault(bundle, "fp16") or "")

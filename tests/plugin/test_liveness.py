@@ -69,6 +69,16 @@ def test_the_recipe_is_known_where_all_edges_say_the_same(liveness: Liveness) ->
     assert liveness.recipe_of("line-1") == (3, 0xC0FFEE01)
     heard(liveness, s.state(edge_id="edge-2", recipe_number=4, model_sha256="ab" * 32))
     assert liveness.recipe_of("line-1") == (0, 0)
+    assert liveness.trouble_of("line-1") == "its edges judge by different recipes: 3, 4"
+
+
+def test_an_edge_that_is_revoked_is_not_waited_for_unless_its_line_names_it(liveness: Liveness) -> None:
+    heard(liveness, s.state(edge_id="old"), ago_ms=5000.0)
+    heard(liveness, s.state(edge_id="new"))
+    assert "old: silent" in (liveness.trouble_of("line-2") or "")
+    liveness.forget(frozenset({"old", "edge-1"}))
+    assert liveness.trouble_of("line-2") is None
+    assert liveness.trouble_of("line-1") == "edge-1: not heard of"
 
 
 def test_silence_stops_the_line_and_a_word_starts_it_again(liveness: Liveness) -> None:

@@ -237,8 +237,14 @@ def test_a_recipe_is_asked_for_once_and_read_back() -> None:
     registers.beat(None, RecipeState(2, 5))
     words = registers.read()
     assert (value(words, "recipe_state"), bit(words, "recipe_mismatch")) == (r.RECIPE_STATES["asked"], True)
+    assert (value(words, "heartbeat"), bit(words, "ready")) == (0, False), "these parts are not that recipe's"
+    assert value(words, "error") == r.ERRORS["another_recipe"]
     registers.refuse_recipe(7)
     assert value(registers.read(), "recipe_state") == r.RECIPE_STATES["refused"]
+    assert registers.write(at, [7]).recipe is None
+    registers._refused_at -= r.ASK_AGAIN_S + 1
+    assert registers.write(at, [7]).recipe == 7, "the reason may have passed"
+    registers.refuse_recipe(7)
     assert registers.write(at, [2]).recipe == 2
     registers.refuse_recipe(7)  # an answer to a question of before
     registers.beat(None, RecipeState(2, 5))

@@ -94,7 +94,8 @@ def test_many_clocks_are_bounded_and_the_one_that_speaks_is_kept() -> None:
     for n in range(3 * MAX_CLOCKS):
         line.waited_ns((9_000 + n) * SECOND)
         line.waited_ns(SECOND, clock_id=f"c{n}")
-    assert len(line.transit._clocks) == MAX_CLOCKS
+    (clocks,) = line.transit._edges.values()
+    assert len(clocks) == MAX_CLOCKS
     assert line.waited_ns(20_000 * SECOND, WAY_NS + SECOND) == SECOND
 
 
@@ -127,3 +128,14 @@ def test_a_pass_that_waited_for_a_frozen_host_is_never_published(
     assert [(each["part_id"], each["code"]) for each in host.published()] == [("after", 1)]
     ages = {part["part_id"]: part["timing"]["age_ms"] for part in host.get("/api/parts")}
     assert ages["frozen"] == 5.0  # the store keeps what the edge said
+
+
+def test_an_edge_that_invents_clocks_touches_no_other() -> None:
+    transit = Transit()
+    honest = Envelope(age_ms=0.0, t_sent_ns=10**9, clock_id="boot")
+    transit.note("edge-b", honest, 5 * 10**9)
+    for number in range(3000):
+        transit.note("edge-a", Envelope(age_ms=0.0, t_sent_ns=1, clock_id=f"invented-{number}"), 10**9)
+    late = honest.model_copy(update={"t_sent_ns": 2 * 10**9})
+    transit.note("edge-b", late, 16 * 10**9)
+    assert transit.waited_ns("edge-b", late, 16 * 10**9) == 10 * 10**9

@@ -6,11 +6,13 @@ import hashlib
 import json
 import os
 import resource
+import socket
 import sqlite3
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import sqlalchemy as sa
@@ -380,3 +382,15 @@ def test_a_real_full_disk_stops_acknowledgements_until_there_is_room(
         host.folder / "state" / "blobs" / hashlib.sha256(picture).hexdigest()[:2] / hashlib.sha256(picture).hexdigest()
     )
     assert blob.read_bytes() == picture
+
+
+def test_a_body_in_chunks_is_refused_before_it_is_read(shared_host: HostProcess) -> None:
+    """Chunks win over a length that is stated beside them, so a stated length alone proves nothing."""
+    parts = urlsplit(shared_host.url)
+    with socket.create_connection((parts.hostname or "", parts.port or 0), 5) as raw:
+        raw.sendall(
+            b"POST /api/parts/1/verdict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+            b"Content-Length: 10\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
+        raw.settimeout(5)
+        assert b" 413 " in raw.recv(200)
