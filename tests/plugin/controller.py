@@ -84,9 +84,20 @@ class Master:
 
     def __init__(self, address: Sequence[object], timeout_s: float = 2.0) -> None:
         self._lib = library()
-        self._context = self._lib.modbus_new_tcp(str(address[0]).encode(), int(str(address[1])))
+        self._open: int | None = self._lib.modbus_new_tcp(str(address[0]).encode(), int(str(address[1])))
         self._lib.modbus_set_response_timeout(self._context, int(timeout_s), int(timeout_s % 1 * 1e6))
-        self._check(self._lib.modbus_connect(self._context))
+        try:
+            self._check(self._lib.modbus_connect(self._context))
+        except ModbusError:
+            self.close()
+            raise
+
+    @property
+    def _context(self) -> int:
+        """libmodbus' own; never one that was given back to it."""
+        if self._open is None:
+            raise ModbusError(0, "the connection is closed")
+        return self._open
 
     def read(self, address: int, count: int, inputs: bool = False) -> list[int]:
         words = (ctypes.c_uint16 * count)()
@@ -105,8 +116,10 @@ class Master:
         self._check(self._lib.modbus_write_bit(self._context, address, value))
 
     def close(self) -> None:
-        self._lib.modbus_close(self._context)
-        self._lib.modbus_free(self._context)
+        if self._open is not None:
+            self._lib.modbus_close(self._open)
+            self._lib.modbus_free(self._open)
+            self._open = None
 
     def _check(self, result: int) -> None:
         if result < 0:
