@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import openvino
 from numpy.typing import NDArray
@@ -18,13 +20,24 @@ OPTIONS = {
 }
 
 
+@cache
+def _core() -> openvino.Core:
+    """The one core of the process, which lasts as long as the process does.
+
+    Where the CPU has AMX, the plugin behind a core gives the thread that loads it a signal stack of its own, and frees
+    that when the last engine of the core is given back: on another thread, whoever loaded it is left with a signal
+    stack that is no longer there, and the next signal, SIGTERM among them, kills the process.
+    """
+    return openvino.Core()
+
+
 class OpenVinoEngine(Engine):
     """The graph compiled for one fixed batch, one stream, float32."""
 
     name = "openvino"
 
     def _load(self, graph: bytes) -> set[str]:
-        core = openvino.Core()
+        core = _core()
         model = core.read_model(graph)
         model.reshape({INPUT: list(self.spec.input_shape)})
         compiled = core.compile_model(model, "CPU", {**OPTIONS, "INFERENCE_NUM_THREADS": str(self.threads)})

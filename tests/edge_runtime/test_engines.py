@@ -149,6 +149,37 @@ def test_probe_runs_the_engine(name: str) -> None:
     assert probe(name).startswith(f"{name}-")
 
 
+STOPPED_AFTER_A_SWAP = """
+import os, signal, sys, threading
+from pathlib import Path
+from contract.bundle import open_bundle
+from edge_runtime.engines import open_engine
+
+bundle = open_bundle(Path(sys.argv[2]))
+held = [open_engine(sys.argv[1], bundle)]
+swap = threading.Thread(target=lambda: (held.append(open_engine(sys.argv[1], bundle)), held.pop(0).close()))
+swap.start()
+swap.join()
+signal.signal(signal.SIGTERM, lambda *told: (print("stops in order", flush=True), sys.exit(0)))
+os.kill(os.getpid(), signal.SIGTERM)
+signal.pause()
+"""
+
+
+def test_a_signal_after_an_engine_gave_way_to_another_on_another_thread_stops_in_order(
+    name: str, bundle: Bundle
+) -> None:
+    """OpenVINO's CPU plugin swaps the thread's signal stack, and takes it away on whatever thread it ends."""
+    ended = subprocess.run(
+        [sys.executable, "-c", STOPPED_AFTER_A_SWAP, name, str(bundle.root)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout) == (0, "stops in order\n"), ended.stderr
+
+
 def test_golden_images_agree(name: str, bundle: Bundle) -> None:
     assert check_golden(open_engine(name, bundle), bundle) < 1e-5
 
