@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 import subprocess
 import sys
+import tomllib
 import zipfile
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import pytest
@@ -84,16 +88,38 @@ def test_the_wheel_s_top_level_is_ours_alone(wheel: Path) -> None:
     assert data <= set(names), "pages that the wheel forgot"
 
 
+# Each takes in the one before it, so that one environment grows: each extra is looked at before the next is installed.
+CHAINS = [["", "vision", "edge", "calibrate"], ["host", "modbus"], ["train"]]
+
+
+def test_every_extra_of_a_chain_takes_in_the_one_before_it() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert sorted(extra for chain in CHAINS for extra in chain) == sorted(SIDES)
+    for smaller, larger in (pair for chain in CHAINS for pair in itertools.pairwise(chain) if pair[0]):
+        assert f"flawline[{smaller}]" in extras[larger]
+
+
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("extra", SIDES)
-def test_each_extra_carries_its_side(extra: str, wheel: Path, tmp_path: Path) -> None:
-    packages, commands, absent = SIDES[extra]
+@pytest.mark.parametrize("chain", CHAINS, ids="+".join)
+def test_each_extra_carries_its_side(chain: list[str], wheel: Path, tmp_path: Path) -> None:
     python = tmp_path / "venv" / "bin" / "python"
-    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True)
+    for extra in chain:
+        install(extra, python, wheel)
+        check_side(extra, python)
+
+
+def install(extra: str, python: Path, wheel: Path) -> None:
+    # Compiled when first imported: most of what is installed never is.
+    words = ("--python", str(python), "install", "--quiet", "--no-compile")
     if extra == "train":
-        pip(python, "install", "--quiet", next(line for line in constraints() if line.startswith("torch==")))
+        pip(sys.executable, *words, next(line for line in constraints() if line.startswith("torch==")))
     target = f"flawline[{extra}] @ {wheel.as_uri()}" if extra else str(wheel)
-    pip(python, "install", "--quiet", "-c", str(ROOT / "constraints.txt"), target)
+    pip(sys.executable, *words, "-c", str(ROOT / "constraints.txt"), target)
+
+
+def check_side(extra: str, python: Path) -> None:
+    packages, commands, absent = SIDES[extra]
     skipped = PIXELS if extra in ("", "host", "modbus") else {""}
     if extra == "host":
         skipped = skipped | CONNECTORS
@@ -109,11 +135,13 @@ def test_each_extra_carries_its_side(extra: str, wheel: Path, tmp_path: Path) ->
 SUB_COMMANDS = """
 import importlib, sys
 import flawline, typer
+from typer.testing import CliRunner
 for name in sys.argv[1].split(","):
     module, _, attribute = flawline.COMMANDS[name].target.partition(":")
     app = getattr(importlib.import_module(module), attribute)
     for sub in getattr(typer.main.get_command(app), "commands", {}):
-        print(name, sub)
+        done = CliRunner().invoke(app, [sub, "--help"])
+        assert done.exit_code == 0, (name, sub, done.output)
 """
 
 
@@ -121,15 +149,16 @@ def check_commands(python: Path, commands: set[str]) -> None:
     """Commands of this side and all below them help; every other one is listed, and says what to install."""
     everything = run(python, "-c", "import flawline; print(*flawline.COMMANDS)").split()
     assert commands <= set(everything)
-    below = run(python, "-c", SUB_COMMANDS, ",".join(commands)).splitlines() if commands else []
-    for words in [[name] for name in everything] + [line.split() for line in below]:
+    for name in everything:
         done = subprocess.run(
-            [str(python.with_name("flawline")), *words, "--help"], capture_output=True, text=True, check=False
+            [str(python.with_name("flawline")), name, "--help"], capture_output=True, text=True, check=False
         )
-        if words[0] in commands:
-            assert done.returncode == 0, (words, done.stderr[-500:])
+        if name in commands:
+            assert done.returncode == 0, (name, done.stderr[-500:])
         else:
-            assert done.returncode == 0 or "pip install 'flawline[" in done.stderr, (words, done.stderr[-500:])
+            assert done.returncode == 0 or "pip install 'flawline[" in done.stderr, (name, done.stderr[-500:])
+    if commands:
+        run(python, "-c", SUB_COMMANDS, ",".join(commands))
 
 
 def constraints() -> list[str]:
@@ -143,9 +172,6 @@ def run(python: Path, *words: str) -> str:
 
 
 def test_every_dependency_is_pinned() -> None:
-    import tomllib
-    from importlib.metadata import PackageNotFoundError, distribution
-
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     pinned = {line.partition("==")[0].lower().replace("_", "-") for line in constraints() if "==" in line}
     wanted = [*project["dependencies"], *(r for extra in project["optional-dependencies"].values() for r in extra)]
@@ -162,8 +188,6 @@ def test_every_dependency_is_pinned() -> None:
 
 
 def requirement_name(requirement: str) -> str:
-    import re
-
     match = re.match(r"[A-Za-z0-9_.-]+", requirement)
     assert match is not None, requirement
     return match[0].lower().replace("_", "-").replace(".", "-")

@@ -22,6 +22,7 @@ from training.half import halve
 from training.models import MODELS, model_class
 from training.models.base import Judgement
 from training.operators import faults
+from training.settings import DEFAULT_MODEL
 
 Score = Literal["residual", "latent"]
 SIDE = 64
@@ -67,7 +68,9 @@ def test_tensorrt_rtx_parses_and_builds_every_graph(exported: Exported, precisio
     assert len(plan) > 100_000
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == DEFAULT_MODEL else pytest.mark.long) for name in MODELS]
+)
 def test_tensorrt_rtx_builds_the_other_score_in_colour_as_well(name: str, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX's wheels are not installed")
     path = tmp_path / "graph.onnx"
