@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from contract.event import Header, LineCode, Missed, Result, Trigger, Verdict
+from plugin.checkpoint import Checkpointer, without_checkpoints
 from plugin.connectors.base import LINE_CONTROLLER, LineOutput
 from plugin.dispatch import Sent
 from plugin.errors import ConfigError
@@ -35,6 +36,9 @@ MAX_WAITING = 65536
 BURST = 512
 RETRY_S = 0.25
 IDLE_S = 60.0
+PATIENCE_S = 0.01
+"""What nobody waits for, announcements and outcomes, is committed together with what comes so soon after it."""
+
 GRACE_NS = 10**9
 """A deadline that ran out longer ago than this, or than the line's deadline where that is longer, is not published."""
 
@@ -176,6 +180,7 @@ class Ledger:
         self._rows: dict[str, Row] = {}
         self._flooded: dict[str, int] = {}
         self._connection = _open_file(path)
+        self._checkpointer = Checkpointer(path)
         unknown = self._connection.execute(
             "UPDATE outputs SET outcome = 'unknown' WHERE outcome = 'committed'"
         ).rowcount
@@ -247,25 +252,44 @@ class Ledger:
 
     def run(self) -> None:
         """Decide, commit, publish until stopped; then close the file."""
+        self._checkpointer.start()
         try:
             while True:
                 closing = self._closing  # read first: all of the turn that follows is then without deadlines
                 if not self._settle(self._gather()):
                     return
+                if self._checkpointer.is_long and self._inbox.empty():
+                    self._finish_checkpoint()
                 if closing and self._inbox.empty():
                     self._idle.set()
                 if self._stopping and self._inbox.empty():
                     return
         finally:
+            self._checkpointer.stop()
             self._connection.close()
 
+    def _finish_checkpoint(self) -> None:
+        try:
+            self._checkpointer.finish(self._connection)
+        except sqlite3.Error as error:  # what was committed stays in the log; the next commit says what is wrong
+            self._log.warning("checkpoint", f"{self.path}: no checkpoint ({error}); the log grows until there is")
+
     def _gather(self) -> list[Told | Counted | Sent]:
+        """What waits, at once where a judgement is among it: a verdict waits for no commit that could wait for it."""
         try:
             batch = list(self._inbox.get(timeout=self._time_left_s()))
         except queue.Empty:
             return []
-        while len(batch) < BURST and not self._inbox.empty():  # this thread alone takes from the inbox
-            batch += self._inbox.get()
+        urgent = _is_urgent(batch)
+        patient_until = time.monotonic() + PATIENCE_S
+        while len(batch) < BURST:
+            wait_s = 0.0 if urgent else min(patient_until - time.monotonic(), self._time_left_s())
+            try:
+                items = self._inbox.get(timeout=max(0.0, wait_s))
+            except queue.Empty:
+                break
+            urgent = urgent or _is_urgent(items)
+            batch += items
         return batch
 
     def _time_left_s(self) -> float:
@@ -552,11 +576,17 @@ class LedgerReader:
             return [dict(row) for row in connection.execute(sql, values)]
 
 
+def _is_urgent(items: Sequence[Told | Counted | Sent]) -> bool:
+    """Whether a judgement is among them, or nothing at all: whoever stops or drains wants the turn."""
+    return not items or any(isinstance(item, Told) and not isinstance(item.header, Trigger) for item in items)
+
+
 def _open_file(path: Path) -> sqlite3.Connection:
     try:
         connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=10)
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=NORMAL")  # a killed process loses nothing; no output waits for the disk
+        without_checkpoints(connection)
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         if version not in (0, 1, SCHEMA_VERSION):
             raise ConfigError(f"{path}: ledger version {version}, this program reads {SCHEMA_VERSION}")

@@ -23,6 +23,9 @@ MAX_WAITING = 16384
 EDGE_SHARE = 0.75
 """Of the backlog that one edge may fill: whatever it sends, there is room for the others."""
 
+PATIENCE_S = 0.02
+"""Fewer commits leave the processor and the disk to the line's ledger; acknowledgements have this much time."""
+
 RETRY_S = 0.5
 LEDGER_WAIT_S = 1.0
 log = logging.getLogger(__name__)
@@ -79,7 +82,8 @@ class Writer:
                 self._of_edge[edge_id] += size
                 self._count_of_edge[edge_id] += 1
                 taken += 1
-            self._changed.notify()
+            if len(self._items) == taken or len(self._items) >= MAX_BATCH:
+                self._changed.notify()
         return taken
 
     def call(self, job: Callable[[Store], Value], timeout_s: float = 5.0) -> Value:
@@ -125,6 +129,7 @@ class Writer:
         with self._changed:
             while not (self._items or self._jobs or self._stopping):
                 self._changed.wait()
+            self._changed.wait_for(lambda: self._jobs or self._stopping or len(self._items) >= MAX_BATCH, PATIENCE_S)
             batch = [self._items.popleft() for _ in range(min(MAX_BATCH, len(self._items)))]
             for item in batch:
                 self._bytes -= _size(item)

@@ -445,3 +445,31 @@ def test_a_ledger_of_the_first_version_is_read_and_goes_on(tmp_path: Path) -> No
     rig.tell(s.result(1, "p"))
     assert [row["counter"] for row in rig.rows()] == [None]
     rig.stop()
+
+
+def test_what_nobody_waits_for_is_committed_with_the_next_judgement(
+    make: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each commit of its own would be in the way of a verdict that comes during it."""
+    monkeypatch.setattr("plugin.ledger.PATIENCE_S", 600.0)
+    rig = make()
+    for number in range(3):
+        announced = rig.ledger.tell(
+            [Arrival(from_frames(s.frames(s.trigger(2 * number + 1, f"p{number}"))), time.monotonic_ns())]
+        )
+        rig.ledger.record(Sent("line-1", number, "test", "published", None, 0))
+        assert not rig.ledger.has(announced, 0.05)
+        rig.tell(s.result(2 * number + 2, f"p{number}"))
+        assert rig.ledger.has(announced, 0.0)
+    rig.ledger.tell([Arrival(from_frames(s.frames(s.trigger(100, "p100"))), time.monotonic_ns())])
+    assert rig.ledger.drain(5.0)
+    assert rig.reader.counts()["open"] == 1
+
+
+def test_a_deadline_is_not_kept_waiting_by_patience(make: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = make(deadline_ms=150)
+    rig.tell(s.trigger(1, "p"))
+    monkeypatch.setattr("plugin.ledger.PATIENCE_S", 600.0)
+    rig.ledger.record(Sent("line-1", 99, "test", "published", None, 0))
+    s.until(lambda: rig.outputs)
+    assert rig.outputs[0].code == LineCode.NOT_INSPECTED
