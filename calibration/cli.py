@@ -98,6 +98,76 @@ def evaluate(
         _print(CLASS_HEADER, class_rows(result.figures))
 
 
+@app.command()
+def capability(
+    bundle: BundleFolder,
+    data: Data,
+    html: Annotated[Path, typer.Option("--html", metavar="FILE", help="the page, to be read and signed")],
+    json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="the figures, for machines")] = None,
+    implant: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KIND", help="spot or scratch, drawn into good pictures; may be given again"),
+    ] = None,
+    implants: Annotated[int, typer.Option(min=1, help="defects implanted of each kind")] = 200,
+    contrast: Annotated[float, typer.Option(min=1, max=255, help="grey levels that implants are off")] = 40.0,
+    sizes: Annotated[str, typer.Option(metavar="LOW:HIGH", help="extents of implants, pixels of the picture")] = "2:32",
+    region: Annotated[
+        str, typer.Option(metavar="X,Y,W,H", help="where implants have their middle, as fractions of the picture")
+    ] = "0.15,0.15,0.7,0.7",
+    seed: Annotated[int, typer.Option(min=0, help="of the implants")] = 1,
+    looks: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="CSV to which every look at test images is appended")
+    ] = None,
+    engine: EngineName = "auto",
+    precision: OfGraph = "fp32",
+    group_pattern: Pattern = None,
+) -> None:
+    """How small a defect is found: detection rate by size with a90/95, agreement of repeats, errors with intervals.
+
+    From the defects of test/<defect> that have a mask, and from defects drawn into good pictures. A defect is
+    detected where its part is rejected or sent to review.
+
+    \b
+    Examples:
+      flawline calibrate capability bundle --data parts --html capability.html
+      flawline calibrate capability bundle --data parts --html c.html --implant spot --implant scratch --sizes 2:24
+    """
+    from json import dumps
+
+    from calibration.capability import Implants, measure
+    from calibration.capability_page import DETECTION_HEADER, capability_page, detection_rows, error_rows
+    from calibration.evaluate import log_look
+    from contract.bundle import as_precision
+
+    asked = None
+    if implant:
+        low, high = _numbers("--sizes", sizes, ":", 2)
+        x, y, w, h = _numbers("--region", region, ",", 4)
+        asked = Implants(tuple(implant), implants, contrast, (low, high), (x, y, w, h), seed)
+    result = measure(bundle, data, engine, group_pattern, as_precision(precision), asked)
+    _write(html, capability_page(result))
+    if json is not None:
+        _write(json, dumps(result.document(), indent=1, allow_nan=False) + "\n")
+    if looks is not None and result.evaluation is not None:
+        log_look(looks, result.evaluation.figures)
+    _print(None, error_rows(result))
+    _print(DETECTION_HEADER, detection_rows(result))
+    typer.echo(f"page: {html}")
+
+
+def _numbers(option: str, text: str, between: str, count: int) -> list[float]:
+    """``count`` numbers of an option; raises CalibrationError."""
+    from calibration.errors import CalibrationError
+
+    try:
+        found = [float(each) for each in text.split(between)]
+    except ValueError:
+        found = []
+    if len(found) != count:
+        raise CalibrationError(f"{option} {text!r}: expected {count} numbers with {between!r} between them")
+    return found
+
+
 def _write(path: Path, text: str) -> None:
     from contract.bundle import write_atomic
     from contract.errors import ConfigError

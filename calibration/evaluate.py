@@ -22,14 +22,14 @@ from numpy.typing import NDArray
 from calibration.calibrate import threads
 from calibration.errors import CalibrationError
 from calibration.holdout import pattern_of
+from calibration.implant import extent_px
 from calibration.metrics import DEFECTIVE_FROM, escapes_at, localization, ranking, resize_mask, scale_down
 from calibration.progress import steps
 from contract.bundle import Bundle, Precision, open_bundle
 from contract.dataset import Dataset, Sample, load_dataset
-from contract.decision import PartScore
 from contract.errors import FlawlineError, ImageError
 from contract.event import Verdict
-from contract.images import read_image
+from contract.images import Pixels, read_image
 from contract.stats import Rate, rate, rate_fields
 from edge_runtime.engines import open_engine
 from edge_runtime.engines.golden import check_golden
@@ -55,14 +55,22 @@ LOOKS = (
 
 
 class Seen(NamedTuple):
-    """One test image: verdict, raw score (None: not readable or failed), and map and mask of equal size if wanted."""
+    """One test image: verdict, raw score (None: not readable or failed), and map and mask of equal size if wanted.
 
-    label: str
+    ``extent_px``: the longest extent of its defect in pixels of the image, 0 without a mask.
+    """
+
+    sample: Sample
     verdict: Verdict
-    score: float | None
-    map: NDArray[np.float32] | None
-    mask: NDArray[np.bool_] | None
-    took_ms: float
+    score: float | None = None
+    map: NDArray[np.float32] | None = None
+    mask: NDArray[np.bool_] | None = None
+    extent_px: float = 0.0
+    took_ms: float = 0.0
+
+    @property
+    def label(self) -> str:
+        return self.sample.label
 
 
 class Evaluation(NamedTuple):
@@ -80,12 +88,22 @@ def evaluate(
     dataset = load_dataset(data, pattern_of(bundle, pattern))
     if not dataset.test:
         raise CalibrationError(f"{data}: no test images; expected {data}/test/good and {data}/test/<defect>")
+    inspector = open_inspector(bundle, engine_name, precision)
+    seen = [look(inspector, sample) for sample in steps(dataset.test, "inspecting test images")]
+    return evaluated(inspector, dataset, seen)
+
+
+def open_inspector(bundle: Bundle, engine_name: str, precision: Precision) -> Inspector:
+    """The line's own inspection at the engineer's desk, proven on the golden images."""
     engine = open_engine(engine_name, bundle, threads(), precision)
     check_golden(engine, bundle)
-    inspector = Inspector(bundle, engine)
-    seen = [look(inspector, sample) for sample in steps(dataset.test, "inspecting test images")]
+    return Inspector(bundle, engine)
+
+
+def evaluated(inspector: Inspector, dataset: Dataset, seen: list[Seen]) -> Evaluation:
+    """The figures of what was seen of every test image."""
     scores = {label: [s.score for s in seen if s.label == label and s.score is not None] for label in _labels(seen)}
-    return Evaluation(_document(bundle, dataset, engine.describe(), seen), scores)
+    return Evaluation(_document(inspector.bundle, dataset, inspector.engine.describe(), seen), scores)
 
 
 def look(inspector: Inspector, sample: Sample) -> Seen:
@@ -93,41 +111,40 @@ def look(inspector: Inspector, sample: Sample) -> Seen:
     try:
         part = read_image(sample.path, inspector.bundle.manifest.recipe.channels)
     except ImageError:
-        return Seen(sample.label, Verdict.NOT_INSPECTED, None, None, None, 0.0)
+        return Seen(sample, Verdict.NOT_INSPECTED)
     start = time.perf_counter()
     outcome = inspector.inspect(part)
     took_ms = 1e3 * (time.perf_counter() - start)
     try:
         scored = outcome.part or inspector.score(part)[0]
     except FlawlineError:
-        return Seen(sample.label, outcome.verdict, None, None, None, took_ms)
+        return Seen(sample, outcome.verdict, took_ms=took_ms)
     part_hw = (part.shape[0], part.shape[1])
-    deviation, mask = _pixels(scored, sample, part_hw)
-    return Seen(sample.label, outcome.verdict, scored.score, deviation, mask, took_ms)
-
-
-def _pixels(
-    scored: PartScore, sample: Sample, part_hw: tuple[int, int]
-) -> tuple[NDArray[np.float32] | None, NDArray[np.bool_] | None]:
-    """Map and mask at the size where they meet; None for a defective image without a mask, or with an empty one."""
+    truth = _truth(sample, part_hw)
+    if truth is None:
+        return Seen(sample, outcome.verdict, scored.score, took_ms=took_ms)
     size = scale_down(part_hw)
+    deviation, mask = join_maps(scored.maps, part_hw, size), resize_mask(truth, size)
+    return Seen(sample, outcome.verdict, scored.score, deviation, mask, extent_px(truth >= DEFECTIVE_FROM), took_ms)
+
+
+def _truth(sample: Sample, part_hw: tuple[int, int]) -> Pixels | None:
+    """The mask at the picture's own size, empty for a good image; None for a defective one without, or with none."""
     if sample.label == GOOD:
-        mask = np.zeros(size, np.bool_)
-    elif sample.mask is None:
-        return None, None
-    else:
-        whole = read_image(sample.mask, 1)
-        if not whole.any():
-            return None, None
-        if whole.max() < DEFECTIVE_FROM:
-            raise CalibrationError(
-                f"{sample.mask}: its highest value is {whole.max()}, so every pixel would count as good; expected 0 "
-                f"and 255 (defective from {DEFECTIVE_FROM}). Save the masks so; flawline data check lists them all"
-            )
-        if whole.shape != part_hw:
-            whole = np.asarray(cv2.resize(whole, part_hw[::-1], interpolation=cv2.INTER_NEAREST), np.uint8)
-        mask = resize_mask(whole, size)
-    return join_maps(scored.maps, part_hw, size), mask
+        return np.zeros(part_hw, np.uint8)
+    if sample.mask is None:
+        return None
+    whole = read_image(sample.mask, 1)
+    if not whole.any():
+        return None
+    if whole.max() < DEFECTIVE_FROM:
+        raise CalibrationError(
+            f"{sample.mask}: its highest value is {whole.max()}, so every pixel would count as good; expected 0 "
+            f"and 255 (defective from {DEFECTIVE_FROM}). Save the masks so; flawline data check lists them all"
+        )
+    if whole.shape != part_hw:
+        whole = np.asarray(cv2.resize(whole, part_hw[::-1], interpolation=cv2.INTER_NEAREST), np.uint8)
+    return whole
 
 
 def _labels(seen: list[Seen]) -> list[str]:

@@ -1,0 +1,180 @@
+"""The page of ``flawline calibrate capability``: what an auditor reads and signs (at the engineer's desk)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from html import escape
+
+from calibration.capability import REPEATS, Capability, Detection
+from calibration.pod import RATE, Pod
+from calibration.report import (
+    CLASS_HEADER,
+    COLOURS,
+    EXCHANGEABLE,
+    MARK_COLOUR,
+    class_rows,
+    evaluation_rows,
+    page,
+    summary,
+    table,
+)
+from contract.stats import Rate
+
+WIDTH, HEIGHT, LEFT, RIM = 720, 260, 44, 30
+POINTS = 120
+DETECTION_HEADER = ("defects", "detected, of those inspected", "not inspected", "a50", "a90", "a90/95", "")
+SIGNED = (("measured by", "", "", ""), ("approved by", "", "", ""))
+METHOD = (
+    "Detection rate by size: MIL-HDBK-1823A, with a link that may come to 100 % more slowly than the logit "
+    "(Aranda-Ordaz). a90 is the size that is detected in 90 % of cases; a90/95 is the size of which that can be said "
+    "with 95 % confidence (likelihood ratio). A dash stands where the sizes tested do not allow to say. The points are "
+    "the rates found, with 95 % Wilson intervals; where they do not follow the curve, do not use it. A curve of all "
+    "kinds together hides a kind that is never found: read the classes."
+)
+
+
+def capability_page(found: Capability) -> str:
+    """The whole page, in one file that loads nothing."""
+    manifest = found.bundle.manifest
+    thresholds = manifest.thresholds
+    assert thresholds is not None  # noqa: S101 - measure() refuses a bundle without
+    engine = thresholds.engine if found.evaluation is None else found.evaluation.figures["engine"]
+    body = (
+        f'<p class="quiet">Bundle {escape(manifest.id)}, model {escape(manifest.model.name)}, sha256 '
+        f"{escape(found.bundle.model_sha256[:16])}…, calibration {escape(str(manifest.calibration_id()))}, measured "
+        f"with {escape(engine)}</p>"
+        f'<p class="note">{EXCHANGEABLE}</p>'
+        f"{_errors(found)}"
+        f"<h2>Defects of the test images, by size</h2>{_detections(found.real, found.unit)}"
+        f"<h2>Implanted defects, by size</h2>{_implanted(found)}"
+        f'<p class="quiet">{METHOD}</p>'
+        f"<h2>Repeats</h2>{_repeats(found)}"
+        f"<h2>Limits in use</h2>{table(('', ''), summary(thresholds))}"
+        f"<h2>Signed</h2>{table(('', 'name', 'date', 'signature'), SIGNED)}"
+    )
+    return page(f"Capability of {manifest.name}", body)
+
+
+def error_rows(found: Capability) -> list[tuple[str, str]]:
+    """Errors on the test images and agreement of repeats, for the terminal."""
+    rows = [] if found.evaluation is None else evaluation_rows(found.evaluation.figures)
+    if found.agreement is not None:
+        rows.append(("parts whose pictures all get one verdict", found.agreement.parts.text()))
+    return rows
+
+
+def detection_rows(found: Capability) -> list[tuple[str, ...]]:
+    """One row for each kind of defect, real ones first."""
+    return [_row(each, found.unit) for each in (*found.real, *found.implanted)]
+
+
+def _row(each: Detection, unit: str) -> tuple[str, ...]:
+    pod = each.pod
+    sizes = (None, None, None) if pod is None else (pod.a50, pod.a90, pod.a90_95)
+    counts = (each.name, each.detected.text(), str(each.not_inspected))
+    return (*counts, *(_size(size, unit) for size in sizes), each.why or "")
+
+
+def _size(size: float | None, unit: str) -> str:
+    return "—" if size is None else f"{size:.3g} {unit}"
+
+
+def _errors(found: Capability) -> str:
+    if found.evaluation is None:
+        return "<h2>Errors</h2><p>There are no test images.</p>"
+    figures = found.evaluation.figures
+    return (
+        f"<h2>Errors on the test images</h2>{table(('', ''), evaluation_rows(figures))}"
+        f"<p>Intervals are 95 % Wilson intervals over images; several images of one part make them narrower than they "
+        f"should be. Parts: {figures['counts']['parts']} ({escape(figures['grouping'])}).</p>"
+        f"{table(CLASS_HEADER, class_rows(figures))}"
+    )
+
+
+def _implanted(found: Capability) -> str:
+    asked = found.implants
+    if asked is None:
+        return "<p>None were asked for (<code>--implant</code>).</p>"
+    low, high = asked.sizes_px
+    return (
+        f"<p>{asked.defects} of each kind, {low:g} to {high:g} px, {asked.contrast:g} grey levels darker or lighter, "
+        f"drawn into {found.bases} good picture(s) that pass without them. They say how small a defect "
+        f"<em>of this kind and contrast</em> is found; real ones differ.</p>{_detections(found.implanted, found.unit)}"
+    )
+
+
+def _detections(detections: Sequence[Detection], unit: str) -> str:
+    if not detections:
+        return "<p>No defective test image has a mask, so no size is known.</p>"
+    curves = "".join(
+        f"<h3>{escape(each.name)}</h3>{curve(each.pod, unit, COLOURS[index % len(COLOURS)])}"
+        for index, each in enumerate(detections)
+        if each.pod is not None
+    )
+    return table(DETECTION_HEADER, [_row(each, unit) for each in detections]) + curves
+
+
+def _repeats(found: Capability) -> str:
+    agreement = found.agreement
+    if agreement is None:
+        return (
+            "<p>No part has several test pictures, so agreement was not measured. Take ten pictures of each of some "
+            "parts, name the part in the file names, and give <code>--group-pattern</code>.</p>"
+        )
+    rows = [
+        ("parts whose pictures all get one verdict", agreement.parts.text()),
+        ("pairs of pictures of one part with one verdict", agreement.pairs.text()),
+        ("pictures", f"{agreement.pictures}, at least {agreement.least} of a part"),
+    ]
+    few = f'<p class="note">Ten repeats are usual; some parts have fewer than {REPEATS}.</p>'
+    return table(("", ""), rows) + (few if agreement.least < REPEATS else "")
+
+
+def curve(pod: Pod, unit: str, colour: str) -> str:
+    """SVG of detection rate against size, logarithmic, with the rates found and their intervals."""
+    low, high = pod.bins[0].low, pod.bins[-1].high
+
+    def x(size: float) -> float:
+        return LEFT + (WIDTH - LEFT - 10) * math.log(size / low) / math.log(high / low)
+
+    def y(share: float) -> float:
+        return RIM / 2 + (HEIGHT - 1.5 * RIM) * (1 - share)
+
+    sizes = [low * (high / low) ** (step / POINTS) for step in range(POINTS + 1)]
+    path = " ".join(f"{x(size):.1f},{y(pod.at(size)):.1f}" for size in sizes)
+    marks = [(name, size) for name, size in (("a90", pod.a90), ("a90/95", pod.a90_95)) if size is not None]
+    return (
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="detection rate by size">'
+        + "".join(_level(share, y(share)) for share in (0.0, 0.5, RATE, 1.0))
+        + "".join(_point(x(math.sqrt(each.low * each.high)), y, each.detected, colour) for each in pod.bins)
+        + f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>'
+        + "".join(_mark(f"{name} {size:.3g} {unit}", x(size), row) for row, (name, size) in enumerate(marks))
+        + f'<text x="{LEFT}" y="{HEIGHT - 8}">{low:.3g}</text>'
+        + f'<text x="{WIDTH - 10}" y="{HEIGHT - 8}" text-anchor="end">{high:.3g} {unit}</text></svg>'
+    )
+
+
+def _level(share: float, y: float) -> str:
+    return (
+        f'<line x1="{LEFT}" y1="{y:.1f}" x2="{WIDTH - 10}" y2="{y:.1f}" stroke="#d9dee3"/>'
+        f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{100 * share:.0f} %</text>'
+    )
+
+
+def _point(x: float, y: Callable[[float], float], found: Rate, colour: str) -> str:
+    if found.rate is None or found.low is None or found.high is None:
+        return ""
+    return (
+        f'<line x1="{x:.1f}" y1="{y(found.low):.1f}" x2="{x:.1f}" y2="{y(found.high):.1f}" stroke="{colour}" '
+        f'stroke-opacity="0.5"/><circle cx="{x:.1f}" cy="{y(found.rate):.1f}" r="3.5" fill="{colour}"/>'
+    )
+
+
+def _mark(name: str, x: float, row: int) -> str:
+    anchor, away = ("start", 5) if x < 0.7 * WIDTH else ("end", -5)
+    return (
+        f'<line x1="{x:.1f}" y1="{RIM / 2}" x2="{x:.1f}" y2="{HEIGHT - RIM}" stroke="{MARK_COLOUR}" '
+        f'stroke-dasharray="5 3"/><text x="{x + away:.1f}" y="{HEIGHT - RIM - 8 - 16 * row:.1f}" '
+        f'text-anchor="{anchor}" style="fill:{MARK_COLOUR}">{escape(name)}</text>'
+    )

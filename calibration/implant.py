@@ -1,0 +1,103 @@
+"""Draws defects of known size into pictures of good parts, for what no plant has enough of (beside hop 5).
+
+A drawn defect is no real one: what is measured with it is said of it alone, with its kind and contrast.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from calibration.errors import CalibrationError
+from contract.images import Pixels
+
+_FINE = 4  # drawn at four times the size, so that half a pixel of width is half a pixel
+SCRATCH_PX = 2.0
+Float = NDArray[np.float32]
+Region = tuple[float, float, float, float]
+
+
+class Implanted(NamedTuple):
+    """A picture with one defect: uint8 as the good one, and the defect's mask, bool [H, W]."""
+
+    picture: Pixels
+    mask: NDArray[np.bool_]
+
+
+def implant(
+    picture: Pixels, kind: str, size_px: float, contrast: float, random: np.random.Generator, region: Region
+) -> Implanted:
+    """Draw one defect whose longest extent is ``size_px`` pixels, ``contrast`` grey levels off, darker or lighter.
+
+    Its middle lies anywhere in ``region`` (x, y, width, height as fractions of the picture). Raises CalibrationError
+    where the kind is unknown or the defect does not fit.
+    """
+    draw = KINDS.get(kind)
+    if draw is None:
+        raise CalibrationError(f"no defect {kind!r} can be implanted; there are: {', '.join(KINDS)}")
+    height, width = picture.shape[:2]
+    if not 0 < size_px <= min(height, width) / 2:
+        raise CalibrationError(
+            f"a defect of {size_px:g} px cannot be implanted in a picture of {width} x {height} px; at most half of "
+            "its shorter side"
+        )
+    x = _inside((region[0] + region[2] * random.random()) * width, size_px / 2, width)
+    y = _inside((region[1] + region[3] * random.random()) * height, size_px / 2, height)
+    cover = _shrunk(draw, (height, width), (x, y), size_px, random)
+    sign = 1.0 if random.random() < 0.5 else -1.0
+    layer = cover if picture.ndim == 2 else cover[..., np.newaxis]
+    drawn = np.clip(np.rint(picture + sign * contrast * layer), 0, 255).astype(np.uint8)
+    return Implanted(drawn, cover > 0.5)
+
+
+def _inside(at: float, half: float, side: int) -> float:
+    """So that the whole defect lies in the picture: one that is cut off would be smaller than it is said to be."""
+    return min(max(at, half), side - half)
+
+
+def _shrunk(
+    draw: Callable[[Pixels, tuple[float, float], float, np.random.Generator], None],
+    size_hw: tuple[int, int],
+    at: tuple[float, float],
+    size_px: float,
+    random: np.random.Generator,
+) -> Float:
+    """Share of each pixel that the defect covers, float32 [H, W]: drawn large, then averaged."""
+    fine = np.zeros((size_hw[0] * _FINE, size_hw[1] * _FINE), np.uint8)
+    draw(fine, (at[0] * _FINE, at[1] * _FINE), size_px * _FINE, random)
+    shrunk = cv2.resize(fine, size_hw[::-1], interpolation=cv2.INTER_AREA)
+    return np.asarray(shrunk, np.float32) / np.float32(255)
+
+
+def _spot(fine: Pixels, at: tuple[float, float], size: float, random: np.random.Generator) -> None:
+    """An ellipse; its shorter axis is 70 to 100 % of the longer one."""
+    axes = (size / 2, size / 2 * random.uniform(0.7, 1.0))
+    cv2.ellipse(fine, ((at[0], at[1]), (2 * axes[0], 2 * axes[1]), random.uniform(0, 180)), 255, -1)
+
+
+def _scratch(fine: Pixels, at: tuple[float, float], size: float, random: np.random.Generator) -> None:
+    """A straight line, SCRATCH_PX wide, with square ends: round ones would make it longer."""
+    turned = (at, (size, SCRATCH_PX * _FINE), math.degrees(random.uniform(0, math.pi)))
+    cv2.fillConvexPoly(fine, np.rint(cv2.boxPoints(turned)).astype(np.int32), 255)
+
+
+KINDS: dict[str, Callable[[Pixels, tuple[float, float], float, np.random.Generator], None]] = {
+    "spot": _spot,
+    "scratch": _scratch,
+}
+
+
+def extent_px(mask: NDArray[np.bool_]) -> float:
+    """Longest extent of the largest connected area of a mask, in pixels: the longer side of the least rectangle."""
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    if count < 2:
+        return 0.0
+    largest = 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))
+    points = np.argwhere(labels == largest)[:, ::-1].astype(np.float32)
+    (_, _), sides, _ = cv2.minAreaRect(points)
+    return max(float(sides[0]), float(sides[1])) + 1.0  # from centre to centre of pixels, and half of one at each end
