@@ -134,9 +134,9 @@ class Door(socket.socket):
             visitor.close()
 
     def close(self) -> None:
-        """Let nobody in any more; who has not said anything has nothing to wait for."""
+        """Let nobody in any more; only those to whom an answer is owed stay for it."""
         if self.fileno() != -1:
-            for each in [each for each in self._inside.values() if each.awaited == "first"]:
+            for each in [each for each in self._inside.values() if each.awaited is not None]:
                 each.send_away()
         super().close()
 
@@ -197,10 +197,10 @@ class Conversation(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """From here on the connection ends with its transport, which has more to put away than a socket."""
         super().connection_made(transport)
-        # The peer is asked to read every piece of an answer before the next: a pause says that it does not.
-        transport.set_write_buffer_limits(high=1, low=0)
         self._visitor = self.door.visitor(transport)
         self._visitor.abort = transport.abort
+        # The peer is asked to read every piece of an answer before the next: a pause says that it does not.
+        transport.set_write_buffer_limits(high=1, low=0)
         if self._visitor.leaving:
             self.loop.call_soon(transport.abort)  # not now: asyncio is still setting it up
 
@@ -262,7 +262,7 @@ def _within_file_limit(wanted: int) -> int:
     way_out = "raise it: LimitNOFILE= of a systemd unit, ulimit -n, nofile of a container"
     if most < FEWEST:
         raise ConfigError(
-            f"this process may open {limit} files; expected {RESERVED_FILES + 2 * (FEWEST + LEAVING)} or more; {way_out}"
+            f"this process may open {limit} files; expected {RESERVED_FILES + 2 * (FEWEST + LEAVING)}; {way_out}"
         )
     if most < wanted:
         log.warning(

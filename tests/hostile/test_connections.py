@@ -1,0 +1,287 @@
+"""Peers that connect to a real host and say nothing, little or slowly: whoever works beside them gets pages."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import select
+import socket
+import ssl
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from contract.event import Verdict
+from plugin.review.door import LEAVING, Conversation
+from plugin.settings import HttpSettings
+from tests.plugin.people import Site, Stuck, certificate
+from tests.plugin.synthetic import Dealer, HostProcess, flagged, until
+
+FLOOD = 320
+PROMPT_S = 1.0
+LONG = "patience_s = 60"
+HEAD = b"GET /healthz HTTP/1.1\r\nhost: 127.0.0.1\r\n"
+REQUEST = HEAD + b"\r\n"
+POST = b"POST /api/parts/1/verdict HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: 60000\r\n\r\n"
+PICTURES = b"GET /api/attachments/2 HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n" * 60
+
+
+class Crowd:
+    """Connections that mean no good."""
+
+    def __init__(self, url: str, trust: ssl.SSLContext | None) -> None:
+        parts = httpx.URL(url)
+        self._address, self._trust = (parts.host, parts.port or 0), trust
+        self.sockets: list[socket.socket] = []
+
+    def join(self, count: int, first: bytes = b"", source: str = "127.0.0.1") -> None:
+        """``count`` more, each saying ``first``; where that is empty not even TLS is begun."""
+        for _ in range(count):
+            peer = socket.socket()
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            peer.bind((source, 0))
+            peer.settimeout(10)
+            peer.connect(self._address)
+            with suppress(OSError):  # a host may close at once
+                if first and self._trust is not None:
+                    peer = self._trust.wrap_socket(peer, server_hostname="127.0.0.1")
+                if first:
+                    peer.send(first)
+                if first == REQUEST:
+                    assert peer.recv(4096).startswith(b"HTTP/1.1 200")
+                peer.setblocking(False)
+            self.sockets.append(peer)
+
+    def say(self, data: bytes) -> None:
+        """A little more from everybody who is still there."""
+        for each in self.sockets:
+            with suppress(OSError):
+                each.send(data)
+
+    def left(self) -> int:
+        """How many the host has not ended."""
+        poll = select.poll()
+        for each in self.sockets:
+            poll.register(each, select.POLLRDHUP)
+        return len(self.sockets) - len(poll.poll(0))
+
+    def close(self) -> None:
+        for each in self.sockets:
+            each.close()
+
+
+class Victim:
+    """A real host over http or https, and its visitors."""
+
+    def __init__(self, scheme: str, folder: Path, http: str, **options: Any) -> None:
+        self.trust: ssl.SSLContext | None = None
+        if scheme == "https":
+            *_, self.trust = certificate(folder, "127.0.0.1")
+            http += '\ncertificate = "host.pem"\nkey = "host.key"'
+        self.host = HostProcess(folder, deadline_ms=60_000, http=http, **options)
+        self.host.start()
+        assert self.host.url.startswith(f"{scheme}:")
+        self.crowd = Crowd(self.host.url, self.trust)
+
+    def browser(self, address: str = "127.0.0.1") -> httpx.Client:
+        transport = httpx.HTTPTransport(local_address=address, verify=self.trust or False)
+        return httpx.Client(base_url=self.host.url, transport=transport, timeout=10)
+
+    def serves(self, *addresses: str) -> None:
+        """A browser at each address gets pages, each within a second."""
+        for address in addresses:
+            with self.browser(address) as browser:
+                for path in ("/queue", "/static/review.css", "/api/waiting"):
+                    start = time.monotonic()
+                    assert browser.get(path).status_code == 200
+                    assert time.monotonic() - start < PROMPT_S, (address, path)
+
+    def pages(self) -> dict[str, int]:
+        with self.browser() as browser:
+            found: dict[str, int] = browser.get("/healthz").json()["pages"]
+        return found
+
+    def files(self) -> int:
+        assert self.host.process is not None
+        return len(os.listdir(f"/proc/{self.host.process.pid}/fd"))
+
+    def log(self) -> str:
+        return self.host.log.read_text()
+
+
+def add_part(host: HostProcess, seq: int = 1) -> None:
+    dealer = Dealer(host.endpoint)
+    for message in flagged(seq, f"part-{seq}", Verdict.REJECT, 4.0, seed=seq):
+        dealer.send(message)
+    dealer.wait_acked(seq, seq + 1, seq + 2)
+    dealer.close()
+
+
+@pytest.fixture
+def victim(tmp_path: Path) -> Iterator[Callable[..., Victim]]:
+    made: list[Victim] = []
+
+    def make(scheme: str = "http", http: str = LONG, **options: Any) -> Victim:
+        made.append(Victim(scheme, tmp_path, http, **options))
+        return made[-1]
+
+    yield make
+    for each in made:
+        code = each.host.end()
+        each.crowd.close()
+        assert code == 0
+        assert "Traceback" not in each.log()
+        assert "Too many open files" not in each.log()
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize("first", [b"", HEAD, POST, REQUEST], ids=["silent", "half a head", "half a body", "idle"])
+def test_a_crowd_keeps_nobody_out(victim: Callable[..., Victim], scheme: str, first: bytes) -> None:
+    share, most, flood = (64, 256, FLOOD) if scheme == "http" or not first else (16, 64, 80)  # handshakes take time
+    target = victim(scheme, f"{LONG}\nconnections = {most}\nconnections_per_address = {share}")
+    before = target.files()
+    target.crowd.join(flood, first)
+    target.serves("127.0.0.1", "127.0.0.2")
+    assert target.files() <= before + share + LEAVING + 8
+    for number in range(3, 8):  # and as many again from elsewhere: the host is full
+        target.crowd.join(share, first, f"127.0.0.{number}")
+        target.serves("127.0.0.2")
+    target.serves("127.0.0.1", "127.0.0.3", "127.0.0.99")
+    pages = target.pages()
+    assert pages["connections"] <= most + LEAVING
+    assert pages["most"] == most
+    assert target.files() <= before + most + LEAVING + 8
+    assert pages["made_room"] >= flood + 5 * share - most
+    assert target.crowd.left() <= most
+    assert "the one that was waited for longest was closed" in target.log()
+    assert target.log().count("the one that was waited for longest") < 20, "said, and not once for each"
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_who_keeps_the_host_waiting_is_closed(victim: Callable[..., Victim], scheme: str) -> None:
+    target = victim(scheme, "patience_s = 0.5")
+    address = httpx.URL(target.host.url)
+    kind = http.client.HTTPConnection if scheme == "http" else http.client.HTTPSConnection
+    honest = kind(address.host, address.port, timeout=10, **({"context": target.trust} if target.trust else {}))
+    honest.request("GET", "/healthz")
+    honest.getresponse().read()
+    port = honest.sock.getsockname()[1]
+    for first in (b"", HEAD, POST):
+        target.crowd.join(20, first)
+
+    def all_gone() -> bool:
+        target.crowd.say(b"x")  # a byte now and then gains no time
+        return target.crowd.left() == 0
+
+    until(all_gone, what="the end of every slow connection")
+    honest.request("GET", "/healthz")
+    pages = json.loads(honest.getresponse().read())["pages"]
+    assert honest.sock.getsockname()[1] == port, "between two requests there is more time"
+    assert (pages["late"], pages["connections"], pages["made_room"]) == (60, 1, 0)
+    assert "no complete request in 0.5 s" in target.log() or "no complete request body in 0.5 s" in target.log()
+    honest.close()
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_answers_that_nobody_reads_hold_nothing(victim: Callable[..., Victim], scheme: str) -> None:
+    target = victim(scheme, "patience_s = 0.5")
+    add_part(target.host)
+    before = target.files()
+    target.crowd.join(30, PICTURES)
+    target.serves("127.0.0.1", "127.0.0.2")
+    until(lambda: target.pages()["connections"] <= 1, what="the end of who does not read")
+    assert target.pages()["late"] == 30
+    assert "an answer that is not read in 1.5 s" in target.log()
+    until(lambda: target.files() <= before + 2, what="files given back")
+
+
+def test_store_ledger_and_edges_keep_their_files(victim: Callable[..., Victim]) -> None:
+    target = victim(files="-n 420")
+    assert "may open 420 files: the pages get 50 connections, not 256" in target.log()
+    add_part(target.host)
+    target.crowd.join(FLOOD)
+    for number in range(2, 6):
+        target.crowd.join(20, PICTURES, f"127.0.0.{number}")
+    add_part(target.host, 4)
+    target.serves("127.0.0.1", "127.0.0.99")
+    with target.browser() as browser:
+        assert len(browser.get("/api/parts/2").json()["attachments"]) == 3
+    assert [each["part_id"] for each in target.host.published()] == ["part-1", "part-4"]
+    assert target.files() < 420 - 128
+
+
+def test_a_host_takes_the_files_that_it_may_have(victim: Callable[..., Victim]) -> None:
+    target = victim(files="-S -n 300")
+    assert target.host.process is not None
+    limits = Path(f"/proc/{target.host.process.pid}/limits").read_text()
+    soft, hard = next(line for line in limits.splitlines() if "open files" in line).split()[3:5]
+    assert soft == str(min(int(hard), 65536))
+    assert target.pages()["most"] == 256
+
+
+def test_a_host_with_too_few_files_says_so(tmp_path: Path) -> None:
+    host = HostProcess(tmp_path, files="-n 300")
+    with pytest.raises(AssertionError, match="may open 300 files; expected 352; raise it: LimitNOFILE"):
+        host.start()
+    assert host.process is not None
+    assert host.process.wait(10) == 2
+    host.end()
+
+
+def test_where_every_connection_is_in_use_a_newcomer_is_refused(tmp_path: Path) -> None:
+    hasher = Stuck()
+    hasher.go.set()
+    site = Site(tmp_path, hasher=hasher, connections=16, connections_per_address=8)
+    hasher.go.clear()
+    try:
+        browsers = [site.browser("127.0.0.9") for _ in range(8)]
+        with ThreadPoolExecutor(8) as pool:
+            asked = [pool.submit(browser.sign_in, f"name-{n}", "x" * 12) for n, browser in enumerate(browsers)]
+            status = site.service.health
+            until(lambda: status()["pages"]["connections"] == 8 and len(site.service._http.server_state.tasks) == 8)
+            with pytest.raises(httpx.TransportError):
+                site.browser("127.0.0.9").get("/sign-in")
+            assert site.browser("127.0.0.8").get("/sign-in").status_code == 200
+            assert status()["pages"]["refused"] == 1
+            hasher.go.set()
+            assert {each.result().status_code for each in asked} == {401}, "nobody who is served is sent away"
+        assert site.browser("127.0.0.9").get("/sign-in").status_code == 200
+    finally:
+        hasher.go.set()
+        site.stop()
+
+
+def test_behind_a_proxy_addresses_have_no_share(tmp_path: Path) -> None:
+    site = Site(tmp_path, tls="proxy", connections=32, connections_per_address=8, patience_s=60)
+    crowd = Crowd(site.service.url, None)
+    try:
+        crowd.join(20)
+        assert site.browser().get("/sign-in").status_code == 200
+        assert crowd.left() == 20
+        crowd.join(20, source="127.0.0.7")
+        assert site.browser("127.0.0.7").get("/sign-in").status_code == 200
+        assert crowd.left() <= 20 + 8
+    finally:
+        crowd.close()
+        site.stop()
+
+
+def test_uvicorn_still_is_what_the_door_is_built_on() -> None:
+    base = Conversation.__base__
+    assert base is not None
+    ours = {name for name, value in vars(Conversation).items() if callable(value)} - {"_tell", "_awaited"}
+    assert {name for name in ours if not name.startswith("__") and not callable(getattr(base, name, None))} == set()
+    assert ours >= {"connection_made", "data_received", "on_response_complete", "pause_writing", "resume_writing"}
+
+
+def test_settings_are_bounded() -> None:
+    for wrong in ({"connections": 0}, {"connections_per_address": 1}, {"patience_s": 0.0}, {"patience_s": 1e9}):
+        with pytest.raises(ValueError, match=r"greater than|less than"):
+            HttpSettings(**wrong)  # type: ignore[arg-type]
