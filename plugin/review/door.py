@@ -30,7 +30,7 @@ KEEP_ALIVE_S = 15
 LEAVING = 32
 """Connections that were sent away and whose files are not closed yet."""
 
-RESERVED_FILES = 256
+RESERVED_FILES = 384
 """Left to store, ledger, accounts, ZeroMQ and line controllers."""
 
 ENOUGH_FILES = 65_536
@@ -102,7 +102,8 @@ class Door(socket.socket):
     """
 
     def __init__(self, family: int, settings: HttpSettings) -> None:
-        super().__init__(family, socket.SOCK_STREAM)
+        # With the protocol named asyncio sends at once (TCP_NODELAY); else each answer's body waits 40 ms for an ACK.
+        super().__init__(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         self.most = _within_file_limit(settings.connections)
         self.per_address = settings.connections_per_address
         patience_s = settings.patience_s
@@ -156,7 +157,7 @@ class Door(socket.socket):
             self._counts["late"] += 1
         if what not in ("first", "idle"):  # browsers keep silent connections in reserve
             self._log.warning(
-                "late", f"a connection from {visitor.address} was closed: {WAITS[what]} in {self.limits_s[what]:g} s"
+                what, f"a connection from {visitor.address} was closed: {WAITS[what]} in {self.limits_s[what]:g} s"
             )
         visitor.send_away()
 

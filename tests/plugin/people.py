@@ -60,6 +60,7 @@ class Stuck(PasswordHasher):
 
 def accounts_in(folder: Path, clock: Clock | None = None, hasher: PasswordHasher | None = None) -> Accounts:
     accounts = Accounts(folder / DATABASE, hasher or cheap(), clock or time.time)
+    accounts._connection.execute("PRAGMA synchronous=OFF")  # these tests cut no power, and each wait for a disk adds up
     for name, role in PEOPLE.items():
         if accounts.epoch(name) < 0:
             accounts.add(name, PASSWORD, role, TEST)  # type: ignore[arg-type]
