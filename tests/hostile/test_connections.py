@@ -236,12 +236,23 @@ def test_who_keeps_the_host_waiting_is_closed(victim: Callable[..., Victim], sch
     assert target.pages()["most"] == 256
 
 
+def test_an_answer_is_sent_at_once(patient: Victim) -> None:
+    with patient.browser() as browser:
+        browser.get("/healthz")
+        times = []
+        for _ in range(10):
+            start = time.monotonic()
+            assert browser.get("/healthz").status_code == 200
+            times.append(time.monotonic() - start)
+    assert min(times) < 0.03, "without TCP_NODELAY each waits 40 ms for an acknowledgement"
+
+
 def answers_that_nobody_reads_hold_nothing(target: Victim) -> None:
     add_part(target.host)
-    target.crowd.join(10, PICTURES)
+    target.crowd.join(4, PICTURES)
     target.serves("127.0.0.1", "127.0.0.2")
     until(lambda: target.pages()["connections"] <= 1, what="the end of who does not read")
-    assert target.pages()["late"] == 60 + 10
+    assert target.pages()["late"] == 60 + 4
     assert "an answer that is not read in 1.5 s" in target.log()
     assert not target.pictures_open()
 
