@@ -109,7 +109,7 @@ class Victim:
         return httpx.Client(base_url=self.host.url, transport=transport, timeout=10)
 
     def serves(self, *addresses: str) -> None:
-        """A new browser at each address gets its pages, within a second unless this machine is busy with other things."""
+        """A new browser at each address gets its pages, in less than a second once in four times even on a busy machine."""
         for address in addresses:
             times = []
             while not times or (min(times) >= PROMPT_S and len(times) < 4):
@@ -240,17 +240,6 @@ def test_who_keeps_the_host_waiting_is_closed(victim: Callable[..., Victim], sch
     assert target.pages()["most"] == 256
 
 
-def test_an_answer_is_sent_at_once(patient: Victim) -> None:
-    with patient.browser() as browser:
-        browser.get("/healthz")
-        times = []
-        for _ in range(10):
-            start = time.monotonic()
-            assert browser.get("/healthz").status_code == 200
-            times.append(time.monotonic() - start)
-    assert min(times) < 0.03, "without TCP_NODELAY each waits 40 ms for an acknowledgement"
-
-
 def answers_that_nobody_reads_hold_nothing(target: Victim) -> None:
     add_part(target.host)
     target.crowd.join(4, PICTURES)
@@ -315,6 +304,8 @@ def test_behind_a_proxy_addresses_have_no_share(tmp_path: Path) -> None:
         crowd.join(20)
         assert site.browser().get("/sign-in").status_code == 200
         assert crowd.left() == 20
+        for visitor in site.service._door._inside.values():
+            assert visitor.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY), "else each answer's body is 40 ms late"
         crowd.join(20, source="127.0.0.7")
         assert site.browser("127.0.0.7").get("/sign-in").status_code == 200
         assert crowd.left() <= 20 + 8
