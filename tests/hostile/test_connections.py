@@ -109,7 +109,7 @@ class Victim:
         return httpx.Client(base_url=self.host.url, transport=transport, timeout=10)
 
     def serves(self, *addresses: str) -> None:
-        """A new browser at each address gets its pages within a second; of four where this machine is busy, one does."""
+        """A new browser at each address gets its pages within a second (on a busy machine one of four does)."""
         for address in addresses:
             times = []
             while not times or (min(times) >= PROMPT_S and len(times) < 4):
