@@ -34,6 +34,7 @@ from plugin.liveness import Liveness
 from plugin.queries import Reader
 from plugin.receiver import Receiver
 from plugin.review.app import Host, create_app
+from plugin.review.door import KEEP_ALIVE_S, LEAVING, Door, at_door, raise_file_limit
 from plugin.review.signin import SignIn
 from plugin.settings import HostSettings, HttpSettings
 from plugin.store import Store
@@ -80,7 +81,7 @@ class Service:
         settings = self.settings
         state_dir = settings.state_dir
         self._let_in(settings.http)
-        self._http_socket = _listen(settings.http.host, settings.http.port)
+        self._door = _listen(settings.http)
         connectors = [(each, make_connector(each.url, self._base_dir)) for each in settings.connectors]
         self.ledger = Ledger(state_dir / "ledger.sqlite", settings.line_of)
         self.dispatcher = Dispatcher(connectors, self.ledger.record)
@@ -109,14 +110,18 @@ class Service:
         )
         config = uvicorn.Config(
             self.app,
+            http=at_door(self._door),
+            loop="asyncio",  # another loop would not ask the door
             log_level="warning",
             access_log=False,
             timeout_graceful_shutdown=1,
             ws="none",
             lifespan="off",
             server_header=False,
-            limit_concurrency=256,
-            timeout_keep_alive=15,
+            # Connections are the door's business; requests whose browser has gone can be more.
+            limit_concurrency=2 * (self._door.most + LEAVING),
+            backlog=512,
+            timeout_keep_alive=KEEP_ALIVE_S,
             ssl_certfile=settings.http.certificate,
             ssl_keyfile=settings.http.key,
             # Without a proxy that is told of, an address that a browser claims to have is not believed.
@@ -146,7 +151,7 @@ class Service:
     @property
     def url(self) -> str:
         """Where the pages are."""
-        host, port = self._http_socket.getsockname()[:2]
+        host, port = self._door.getsockname()[:2]
         if host in ("0.0.0.0", "::"):  # noqa: S104 - an address to bind, none to go to
             host = next(iter(self.settings.http.names), "127.0.0.1" if host == "0.0.0.0" else "::1")  # noqa: S104
         scheme = "http" if self.settings.http.certificate is None else "https"
@@ -162,6 +167,7 @@ class Service:
         connectors = self.dispatcher.status()
         counts["unknown_key"] = 0 if self._gate is None else self._gate.counts.unknown_key
         health = {"ok": not trouble, "trouble": trouble, "receiver": counts, "lines": lines, "connectors": connectors}
+        health["pages"] = self._door.status()
         if self.control is not None:
             health["control"] = self.control.health()
         return health if self._sign_in is None else {**health, "sign_in": self._sign_in.counts()}
@@ -220,12 +226,12 @@ class Service:
             self._spawn("gate", self._gate.run)
         self._spawn("ledger", self.ledger.run)
         self._spawn("writer", lambda: self._writer.run(self._receiver.answer))
-        self._spawn("http", lambda: self._http.run(sockets=[self._http_socket]))
+        self._spawn("http", lambda: self._http.run(sockets=[self._door]))
         self._spawn("receiver", self._receiver.run)
         if self.control is not None:
             self._spawn("control", self.control.run)
             _write(self.settings.state_dir / "control", self.control.endpoint + "\n")
-        address = {"url": self.url, "host": self.settings.http.host, "port": int(self._http_socket.getsockname()[1])}
+        address = {"url": self.url, "host": self.settings.http.host, "port": int(self._door.getsockname()[1])}
         _write(self.settings.state_dir / "endpoint", self.endpoint + "\n")
         _write(self.settings.state_dir / "http.json", json.dumps({**address, "pid": os.getpid()}) + "\n")
 
@@ -260,7 +266,7 @@ class Service:
         self.reader.close()
         if self._sign_in is not None:
             self._sign_in.accounts.close()
-        self._http_socket.close()
+        self._door.close()
         os.close(self._lock)
         if self._failure is not None:
             raise HostFailedError(f"the host stopped: {self._failure!r}") from self._failure
@@ -301,6 +307,7 @@ class Service:
 
 def run(settings: HostSettings, base_dir: Path, ready: Callable[[Service], None]) -> None:
     """Run a host in this process until SIGTERM or SIGINT; ``ready`` is called once it can be reached."""
+    raise_file_limit()
     service = Service(settings, base_dir)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, service.finish)
@@ -329,19 +336,19 @@ def _lock_folder(state_dir: Path) -> int:
     return handle
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _listen(http: HttpSettings) -> Door:
     try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen(128)
+        family = socket.getaddrinfo(http.host, http.port, type=socket.SOCK_STREAM)[0][0]
+        door = Door(family, http)
+        door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        door.bind((http.host, http.port))
+        door.listen(128)
     except OSError as error:
         raise ConfigError(
-            f"the review pages cannot be served on {host} port {port}: {error.strerror or error}; "
+            f"the review pages cannot be served on {http.host} port {http.port}: {error.strerror or error}; "
             "change `http.port`, or set it to 0 for any free one"
         ) from error
-    return listener
+    return door
 
 
 def _line_id(settings: HostSettings, edge_id: str) -> str:

@@ -58,6 +58,7 @@ port = 8765                     # 0 takes any free port and writes it to host-st
 # tls = "proxy"                 # instead of a certificate, where a reverse proxy in front ends TLS
 # idle_minutes = 30             # a session without a request ends; inspector_idle_minutes = 480 for a station's shift
 # session_hours = 12            # and every session ends after this
+# patience_s = 10               # whoever connects and does not finish a request by then is closed
 
 [[lines]]
 id = "line-1"
@@ -103,6 +104,9 @@ class HttpSettings(Strict):
     idle_minutes: int = Field(30, ge=1, le=1440)
     inspector_idle_minutes: int = Field(30, ge=1, le=1440, description="at a station perhaps a shift, 480")
     session_hours: int = Field(12, ge=1, le=24)
+    connections: int = Field(256, ge=16, le=16384, description="open at once; fewer where the system allows few files")
+    connections_per_address: int = Field(64, ge=8, le=16384, description="of them; a proxy's are not counted so")
+    patience_s: float = Field(10.0, ge=0.5, le=300.0, description="for a TLS handshake and a request's head, its body")
 
     @model_validator(mode="after")
     def _protected(self) -> HttpSettings:

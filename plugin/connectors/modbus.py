@@ -173,6 +173,15 @@ class Modbus(Connector, Memory):
         self._log.warning("peer", f"{self.url}: a connection from {peer} was closed: it is not in allow")
         return False
 
+    def crowded(self, peer: str, closed: str | None) -> None:
+        """Say that there was no room for a connection from ``peer``."""
+        if closed is None:
+            self.refused += 1
+            text = f"a connection from {peer} was closed: others poll on all that there are"
+        else:
+            text = f"a connection from {closed} that asked for nothing was closed to make room for one from {peer}"
+        self._log.warning("crowded", f"{self.url}: {text}")
+
 
 def _listener(host: str, port: int) -> socket.socket | str:
     """A listening socket, or why there is none."""

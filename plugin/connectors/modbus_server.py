@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+import time
 from abc import ABC, abstractmethod
+from itertools import chain
 from typing import Any
 
 MBAP = struct.Struct(">HHHB")
@@ -21,6 +23,9 @@ SLOW_BYTES = 64 << 10
 
 GONE_MS = 10_000
 """A controller that lost its power sends no farewell: without an answer for so long its connection ends."""
+
+QUIET_S = 60.0
+"""Without a request for so long a controller makes room for another, where there is none."""
 
 
 class IllegalError(Exception):
@@ -46,6 +51,10 @@ class Memory(ABC):
     def admits(self, peer: str) -> bool:
         """Whether a controller at this address may connect."""
 
+    @abstractmethod
+    def crowded(self, peer: str, closed: str | None) -> None:
+        """There was no room for one at ``peer``: the one at ``closed`` made it, or the newcomer was closed (None)."""
+
 
 class Connection(asyncio.Protocol):
     """One controller. Any number of requests may come in one piece, or one in many."""
@@ -54,6 +63,8 @@ class Connection(asyncio.Protocol):
         self._memory = memory
         self._connections = connections
         self._most = most
+        self._peer = ""
+        self._asked_s: float | None = None
         self._received = b""
         self._transport: asyncio.Transport | None = None
 
@@ -61,13 +72,32 @@ class Connection(asyncio.Protocol):
         """Set the connection up, or end it where this controller may not stay."""
         assert isinstance(transport, asyncio.Transport)  # noqa: S101 - what a TCP server gives
         self._transport = transport
-        if not self._memory.admits(str(transport.get_extra_info("peername")[0])):
+        self._peer = str(transport.get_extra_info("peername")[0])
+        if not self._memory.admits(self._peer) or not self._find_room():
             asyncio.get_running_loop().call_soon(transport.abort)  # not now: asyncio is still setting it up
             return
         self._connections.append(self)
-        if len(self._connections) > self._most:
-            self._connections[0].close()  # the one that was silent longest makes room
         _keep_honest(transport.get_extra_info("socket"))
+
+    def _find_room(self) -> bool:
+        """Whether there is room for one more; one address has at most half of it.
+
+        Who has never asked for anything makes room first, then who has not for long. A controller that polls stays,
+        whoever comes later.
+        """
+        crowd = [each for each in self._connections if each._peer == self._peer]
+        if len(crowd) < self._most // 2:
+            crowd = self._connections
+            if len(crowd) < self._most:
+                return True
+        long_ago_s = time.monotonic() - QUIET_S
+        never = (each for each in crowd if each._asked_s is None)
+        quiet = (each for each in crowd if each._asked_s is not None and each._asked_s < long_ago_s)
+        first = next(chain(never, quiet), None)
+        self._memory.crowded(self._peer, None if first is None else first._peer)
+        if first is not None:
+            first.close()
+        return first is not None
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
@@ -87,9 +117,6 @@ class Connection(asyncio.Protocol):
         transport = self._transport
         if transport is None or transport.is_closing():
             return
-        if self in self._connections:  # heard last, so the last to make room
-            self._connections.remove(self)
-            self._connections.append(self)
         self._received += data
         while len(self._received) >= MBAP.size:
             transaction, protocol, length, unit = MBAP.unpack_from(self._received)
@@ -99,6 +126,7 @@ class Connection(asyncio.Protocol):
             if len(self._received) < 6 + length:
                 return
             request, self._received = self._received[MBAP.size : 6 + length], self._received[6 + length :]
+            self._asked_s = time.monotonic()
             answer = _answer(self._memory, request)
             transport.write(MBAP.pack(transaction, 0, len(answer) + 1, unit) + answer)
             if transport.get_write_buffer_size() > SLOW_BYTES:

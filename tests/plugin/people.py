@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import ssl
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import httpx
+import trustme
 from argon2 import PasswordHasher
 
 from contract.event import Verdict
@@ -40,8 +42,25 @@ def cheap() -> PasswordHasher:
     return PasswordHasher(time_cost=1, memory_cost=64, parallelism=1)
 
 
+class Stuck(PasswordHasher):
+    """Compares nothing until it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__(time_cost=1, memory_cost=64, parallelism=1)
+        self.go, self.busy, self.most, self._now = threading.Event(), threading.Event(), 0, 0
+
+    def verify(self, hash: str | bytes, password: str | bytes) -> bool:  # type: ignore[override]
+        self._now += 1
+        self.most = max(self.most, self._now)
+        self.busy.set()
+        assert self.go.wait(20)
+        self._now -= 1
+        return super().verify(hash, password)  # type: ignore[return-value]
+
+
 def accounts_in(folder: Path, clock: Clock | None = None, hasher: PasswordHasher | None = None) -> Accounts:
     accounts = Accounts(folder / DATABASE, hasher or cheap(), clock or time.time)
+    accounts._connection.execute("PRAGMA synchronous=OFF")  # these tests cut no power, and each wait for a disk adds up
     for name, role in PEOPLE.items():
         if accounts.epoch(name) < 0:
             accounts.add(name, PASSWORD, role, TEST)  # type: ignore[arg-type]
@@ -115,3 +134,16 @@ def add_part(site: Site) -> None:
         dealer.send(message)
     dealer.wait_acked(1, 2, 3)
     dealer.close()
+
+
+def certificate(folder: Path, *names: str) -> tuple[Path, Path, ssl.SSLContext]:
+    """(certificate, key of mode 0600, a browser's trust in it)."""
+    authority = trustme.CA()
+    pair = authority.issue_cert(*names)
+    files = folder / "host.pem", folder / "host.key"
+    files[0].write_bytes(b"".join(blob.bytes() for blob in pair.cert_chain_pems))
+    files[1].touch(mode=0o600)
+    files[1].write_bytes(pair.private_key_pem.bytes())
+    trust = ssl.create_default_context()
+    authority.configure_trust(trust)
+    return *files, trust

@@ -219,13 +219,17 @@ class HostProcess:
         connectors: tuple[str, ...] | None = None,
         line: str = "",
         head: str = "",
+        http: str = "",
+        files: str = "",
     ) -> None:
         self.folder = folder
+        # "-n 400": a process that may open so many files
+        self._shell = ["sh", "-c", f'ulimit {files} && exec "$@"', "sh"] if files else []
         self.outputs = folder / "outputs.jsonl"
         self.config = folder / "host.toml"
         urls = (f"loop://{self.outputs}",) if connectors is None else connectors
         self.config.write_text(
-            f'state_dir = "state"\n{head}\n[events]\nbind = "tcp://127.0.0.1:*"\n[http]\nport = 0\n'
+            f'state_dir = "state"\n{head}\n[events]\nbind = "tcp://127.0.0.1:*"\n[http]\nport = 0\n{http}\n'
             f'[[lines]]\nid = "line-1"\ndeadline_ms = {deadline_ms}\n{line}\n'
             + "".join(f'[[connectors]]\nurl = "{url}"\n' for url in urls)
         )
@@ -235,7 +239,7 @@ class HostProcess:
     def start(self) -> None:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "flawline", "host", "run", str(self.config)],
+                [*self._shell, sys.executable, "-m", "flawline", "host", "run", str(self.config)],
                 cwd=ROOT,
                 stdout=subprocess.PIPE,
                 stderr=log,

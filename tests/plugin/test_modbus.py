@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from contract.event import LineCode
+from plugin.connectors import modbus_server
 from plugin.connectors import registers as r
 from plugin.connectors.base import LineOutput, Plant, RecipeState
 from plugin.connectors.modbus import MAX_CONTROLLERS, Modbus
@@ -234,20 +235,80 @@ def test_only_controllers_that_are_named_may_connect(serve: Callable[..., Rig]) 
     assert named.master().read(0, 1) == [r.VERSION]
 
 
-def test_connections_are_bounded_and_the_one_silent_longest_makes_room(serve: Callable[..., Rig]) -> None:
+HALF = b"\0"
+"""The beginning of a request that never ends."""
+
+
+def strangers(rig: Rig, count: int, source: str, say: bytes = b"") -> list[socket.socket]:
+    """Connections from an address; what they ask is answered before the next comes, or they are closed."""
+    made = []
+    for _ in range(count):
+        made.append(socket.create_connection(rig.connector.address, 5, (source, 0)))
+        if say:
+            with suppress(ConnectionError):
+                made[-1].sendall(say)
+                if say != HALF:
+                    made[-1].recv(300)
+    return made
+
+
+def ended(peer: socket.socket) -> bool:
+    peer.settimeout(5)
+    try:
+        return peer.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
+def test_a_controller_that_polls_is_not_pushed_out(serve: Callable[..., Rig], caplog: pytest.LogCaptureFixture) -> None:
     rig = serve()
-    idle = [socket.create_connection(rig.connector.address, 5) for _ in range(MAX_CONTROLLERS - 1)]
     plc = rig.master()
     assert plc.read(0, 1) == [r.VERSION]
-    idle += [socket.create_connection(rig.connector.address, 5) for _ in range(3)]
-    for raw in idle[:3]:
-        raw.settimeout(5)
-        with suppress(ConnectionResetError):
-            assert raw.recv(1) == b""
-    assert plc.read(0, 1) == [r.VERSION]
-    assert rig.connector.status()["controllers"] == MAX_CONTROLLERS
-    for raw in idle:
-        raw.close()
+    came: list[socket.socket] = []
+    for source, say in [
+        ("127.0.0.2", b""),
+        ("127.0.0.3", HALF),
+        ("127.0.0.4", frame(1, "0300000001")),
+        ("127.0.0.5", frame(1, "0300000001")),
+        ("127.0.0.6", frame(1, "0300000001")),
+    ]:
+        came += strangers(rig, 3 * MAX_CONTROLLERS, source, say)
+        assert plc.read(0, 1) == [r.VERSION], "on the connection that it has had all the time"
+    status = rig.connector.status()
+    assert status["controllers"] == MAX_CONTROLLERS
+    assert int(str(status["refused"])) >= 3 * MAX_CONTROLLERS, "everybody polls; the last to come go"
+    assert "asked for nothing was closed to make room" in caplog.text
+    for each in came:
+        each.close()
+    until(lambda: rig.connector.status()["controllers"] == 1)
+
+
+def test_one_address_has_half_of_the_connections(serve: Callable[..., Rig]) -> None:
+    rig = serve()
+    poll = frame(1, "0300000001")
+    greedy = strangers(rig, MAX_CONTROLLERS, "127.0.0.2", poll)
+    assert rig.connector.status()["controllers"] == MAX_CONTROLLERS // 2
+    assert [ended(each) for each in greedy[MAX_CONTROLLERS // 2 :]] == [True] * (MAX_CONTROLLERS // 2)
+    assert rig.master().read(0, 1) == [r.VERSION]
+    for each in greedy:
+        each.close()
+
+
+def test_of_silent_ones_the_oldest_makes_room_and_a_controller_that_comes_back_finds_some(
+    serve: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = serve()
+    silent = strangers(rig, MAX_CONTROLLERS // 2 + 2, "127.0.0.2")
+    assert [ended(each) for each in silent[:2]] == [True, True]
+    dead = strangers(rig, MAX_CONTROLLERS // 2, "127.0.0.3", frame(1, "0300000001"))
+    for each in silent[2:]:
+        each.close()
+    until(lambda: rig.connector.status()["controllers"] == MAX_CONTROLLERS // 2)
+    monkeypatch.setattr(modbus_server, "QUIET_S", 0.0)  # a minute later
+    back = strangers(rig, 1, "127.0.0.3", frame(1, "0300000001"))
+    assert ended(dead[0])
+    for each in [*silent, *dead, *back]:
+        each.close()
 
 
 def frame(transaction: int, body: str) -> bytes:

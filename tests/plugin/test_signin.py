@@ -5,10 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import re
-import ssl
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,8 +14,6 @@ from typing import Any
 
 import httpx
 import pytest
-import trustme
-from argon2 import PasswordHasher
 from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 from fastapi.staticfiles import StaticFiles
@@ -28,7 +24,7 @@ from plugin.review.signin import ACCOUNT_FREE, ADDRESS_FREE, READING, WAITING_HA
 from plugin.review.signin import OPEN as OPEN_TO_ALL
 from plugin.service import Service
 from plugin.settings import load_settings
-from tests.plugin.people import PASSWORD, PEOPLE, TEST, Browser, Site, add_part
+from tests.plugin.people import PASSWORD, PEOPLE, TEST, Browser, Site, Stuck, add_part, certificate
 from tests.plugin.synthetic import ROOT, until
 
 BY_ROLE = {"inspector": "ivan", "engineer": "eve", "administrator": "ada"}
@@ -381,22 +377,6 @@ def test_huge_passwords_cost_nothing(shared: Site) -> None:
     assert browser.post("/sign-in", content=iter([b"name=ada&password=x"])).status_code == 413
 
 
-class Stuck(PasswordHasher):
-    """Compares nothing until it is let go."""
-
-    def __init__(self) -> None:
-        super().__init__(time_cost=1, memory_cost=64, parallelism=1)
-        self.go, self.busy, self.most, self._now = threading.Event(), threading.Event(), 0, 0
-
-    def verify(self, hash: str | bytes, password: str | bytes) -> bool:  # type: ignore[override]
-        self._now += 1
-        self.most = max(self.most, self._now)
-        self.busy.set()
-        assert self.go.wait(20)
-        self._now -= 1
-        return super().verify(hash, password)  # type: ignore[return-value]
-
-
 def test_a_flood_of_sign_ins_stalls_nothing_else(make_site: Callable[..., Site]) -> None:
     hasher = Stuck()
     hasher.go.set()
@@ -494,19 +474,6 @@ def test_an_address_that_is_only_claimed_is_believed_of_a_proxy(make_site: Calla
     assert seen == {"10.1.2.3" if tls == "proxy" else "127.0.0.1"}
     cookie = browser.sign_in("ada").headers["set-cookie"]
     assert cookie.startswith("__Host-flawline=") == ("Secure" in cookie) == (tls == "proxy")
-
-
-def certificate(folder: Path, *names: str) -> tuple[Path, Path, ssl.SSLContext]:
-    """(certificate, key of mode 0600, a browser's trust in it)."""
-    authority = trustme.CA()
-    pair = authority.issue_cert(*names)
-    files = folder / "host.pem", folder / "host.key"
-    files[0].write_bytes(b"".join(blob.bytes() for blob in pair.cert_chain_pems))
-    files[1].touch(mode=0o600)
-    files[1].write_bytes(pair.private_key_pem.bytes())
-    trust = ssl.create_default_context()
-    authority.configure_trust(trust)
-    return *files, trust
 
 
 def test_other_machines_are_served_over_tls(make_site: Callable[..., Site], tmp_path: Path) -> None:
