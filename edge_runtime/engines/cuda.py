@@ -172,6 +172,19 @@ class Cuda(ABC):
     def close(self) -> None:
         """Give back stream, memory and context; twice is no fault."""
 
+    def lost(self) -> str | None:
+        """Asked after a failure, outside ``active``: what ended the context, or None where the card still answers.
+
+        The error of one call is told once. What a mere wait for the stream tells again lasts: "the process must be
+        terminated and relaunched", in the driver's own words for an illegal address and its like.
+        """
+        try:
+            with self.active():
+                self.synchronize()
+        except Exception as error:  # noqa: BLE001 - pycuda has exceptions of its own, and any of them is the answer
+            return str(error)
+        return None
+
 
 _CONTEXTS: dict[int, Any] = {}
 
