@@ -46,7 +46,7 @@ check-tensorrt: $(DEV)  ## types against NVIDIA's own bindings of 10.3 and 11.4,
 	$(BIN)/python -m pytest -m long tests/edge_runtime/test_tensorrt_types.py
 
 check-pycuda: $(DEV)  ## compiles pycuda, without a card, and runs the adapter through it; takes minutes
-	$(BIN)/python -m pytest -m long --timeout 1800 tests/edge_runtime/test_cuda_adapters.py
+	$(BIN)/python -m pytest -m long tests/edge_runtime/test_cuda_adapters.py
 
 lint: $(DEV)  ## style, types, imports
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports

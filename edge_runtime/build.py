@@ -41,15 +41,10 @@ def builds(settings: EdgeSettings) -> bool:
     return choose(settings.engine) in ON_A_CARD
 
 
-def missing(settings: EdgeSettings, numbers: list[int]) -> Iterator[int]:
-    """Those of the recipes whose plan has still to be built; what is wrong with a bundle is said when it is opened."""
-    for number in numbers:
-        try:
-            kind, graph, spec = wanted(settings, number)
-            if kind.why_not_built(graph, spec) is not None:
-                yield number
-        except FlawlineError as error:
-            log.warning("recipe %d: whether its plan is built cannot be told: %s", number, error)
+def is_built(settings: EdgeSettings, number: int) -> bool:
+    """Whether the plan of recipe ``number`` is in the cache and fits. Raises FlawlineError where that is not known."""
+    kind, graph, spec = wanted(settings, number)
+    return kind.why_not_built(graph, spec) is None
 
 
 def build_beside(settings: EdgeSettings, config: Path, serving: int, stop: threading.Event) -> None:
@@ -66,7 +61,7 @@ def build_beside(settings: EdgeSettings, config: Path, serving: int, stop: threa
 
 def _build_missing(settings: EdgeSettings, config: Path, others: list[int], stop: threading.Event) -> None:
     try:
-        numbers = list(missing(settings, others))
+        numbers = list(_missing(settings, others))
         if numbers:
             log.warning(
                 "no plan is built yet for recipe(s) %s; each is built now, beside the line, and selecting it waits "
@@ -79,6 +74,15 @@ def _build_missing(settings: EdgeSettings, config: Path, others: list[int], stop
             _build_one_beside(settings, number)
     except Exception:  # the line runs on; a swap builds what it needs
         log.exception("building plans ahead has ended")
+
+
+def _missing(settings: EdgeSettings, numbers: list[int]) -> Iterator[int]:
+    for number in numbers:
+        try:
+            if not is_built(settings, number):
+                yield number
+        except FlawlineError as error:
+            log.warning("recipe %d could not be selected now: %s", number, error)
 
 
 def _build_one_beside(settings: EdgeSettings, number: int) -> None:

@@ -270,17 +270,23 @@ def check_plans(subject: Subject) -> Iterator[Finding]:
     settings = _settings_or_none(subject)
     if settings is None:
         return
-    from edge_runtime.build import builds, missing
+    from edge_runtime.build import builds, is_built
 
     if not builds(settings):
+        yield Finding("plans", Status.OK, "none needed: no engine for a graphics card serves here")
         return
-    numbers = sorted(settings.bundles())
-    absent = list(missing(settings, numbers))
+    built: list[int] = []
+    absent: list[int] = []
+    for number in sorted(settings.bundles()):
+        try:
+            (built if is_built(settings, number) else absent).append(number)
+        except FlawlineError as error:
+            yield Finding("plans", Status.FAIL, f"recipe {number}: {error}", "mend that, then flawline edge build")
     if absent:
         found = f"none yet for recipe(s) {', '.join(map(str, absent))}: to start with one or swap to it takes minutes"
         yield Finding("plans", Status.WARN, found, f"flawline edge build {subject.config}")
-    else:
-        yield Finding("plans", Status.OK, f"built for {len(numbers)} recipe(s)")
+    elif built:
+        yield Finding("plans", Status.OK, f"built for {len(built)} recipe(s)")
 
 
 CHECKS: dict[str, Callable[[Subject], Iterator[Finding]]] = {

@@ -61,9 +61,9 @@ def run_edge(config: Path, quiet: bool = False) -> int:
         emitter.start()
         if control is not None:
             control.start()
-        build_beside(settings, config, choice.number, station.stop_event)
         clean = False
         try:
+            build_beside(settings, config, choice.number, station.stop_event)
             station.run()
             clean = True
             return _flush(spool, emitter, FLUSH_S if not station.stop_event.is_set() else STOP_FLUSH_S)

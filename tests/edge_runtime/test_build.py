@@ -146,6 +146,12 @@ def test_tensorrt_rtx_builds_the_recipes_for_real(
     assert main(["edge", "build", str(path)]) == 0
     assert capfd.readouterr().out.count(": built and tried in ") == 2
     assert list(check_plans(Subject(None, path))) == [Finding("plans", Status.OK, "built for 2 recipe(s)")]
+    damaged = next((tmp_path / "bundle-20").glob("*.onnx"))
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    assert [(finding.status, finding.found[:10]) for finding in check_plans(Subject(None, path))] == [
+        (Status.FAIL, "recipe 2: "),
+        (Status.OK, "built for "),
+    ]
     kept = sorted(path.stat().st_size for path in (tmp_path / "cache" / "engines").glob("*.plan"))
     assert kept == sorted(tried) and min(kept) > 1000
     assert sorted(path.suffix for path in (tmp_path / "cache" / "engines").iterdir()) == sorted(

@@ -135,6 +135,7 @@ def test_cuda_python_does_what_the_engine_asks(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 def test_pycuda_does_what_the_engine_asks(tmp_path: Path) -> None:
     site = compile_pycuda(tmp_path)
     library = compile_driver(tmp_path / "full", unresolved(next(site.glob("pycuda/_driver*.so"))))
