@@ -135,7 +135,7 @@ class Engine(ABC):
     def build_ahead(cls, graph: bytes, spec: GraphSpec, *, background: bool = False) -> Plan | None:
         """Build now what opening the graph would else have to wait for; None where this engine builds nothing.
 
-        ``background``: at the lowest priority, beside a line that runs. Raises EngineError.
+        ``background``: at a low priority, beside a line that runs. Raises EngineError.
         """
         return None
 

@@ -23,6 +23,7 @@ from tests.processes import Process, until
 
 WITH_DRIVER = Path("/proc/driver/nvidia/version").exists()
 SPOKEN_S = 60.0
+PATIENT_S = 200.0  # what is built at a low priority has to wait for whatever else this machine does
 
 
 @pytest.fixture
@@ -171,7 +172,7 @@ def test_a_line_does_not_wait_for_plans_that_are_built_beside_it(
     until(lambda: set(box.builders()) - before, "the second recipe is being built")
     (builder,) = set(box.builders()) - before
     assert "no plan is built yet for recipe(s) 2;" in edge.text()
-    assert box.builders()[builder] == 19, "the processor is the line's"
+    assert box.builders()[builder] == plan_process.NICE, "the processor is the line's"
     seen = len(_verdicts(edge))
     until(lambda: len(_verdicts(edge)) > seen, "parts get their verdicts meanwhile")
     assert edge.running() and box.plans() == 1
@@ -180,7 +181,7 @@ def test_a_line_does_not_wait_for_plans_that_are_built_beside_it(
 
     box.let_builders_go()
     edge = flawline("edge", "run", both)
-    until(lambda: "recipe 2: its plan is there after" in edge.text(), "the plan is there")
+    until(lambda: "recipe 2: its plan is there after" in edge.text(), "the plan is there", PATIENT_S)
     assert box.plans() == 2
     assert not list(box.cache.glob("engines/.*")), "what the builder that was ended had left is cleared away"
     edge.stop()
