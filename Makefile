@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-com
 TORCH_FROM := $(if $(TORCH_INDEX),--index-url "$(TORCH_INDEX)")
 DEMO := $(if $(DATA),--data "$(DATA)") $(if $(VIDEO),--video "$(VIDEO)") $(if $(MINUTES),--minutes $(MINUTES))
 
-.PHONY: help install demo test test-long test-gpu check-tensorrt lint clean
+.PHONY: help install demo test test-long test-gpu check-tensorrt check-pycuda lint clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -44,6 +44,9 @@ test-gpu: $(DEV)  ## the tests that need a graphics card; each is skipped with i
 
 check-tensorrt: $(DEV)  ## types against NVIDIA's own bindings of 10.3 and 11.4, which are downloaded
 	$(BIN)/python -m pytest -m long tests/edge_runtime/test_tensorrt_types.py
+
+check-pycuda: $(DEV)  ## compiles pycuda, without a card, and runs the adapter through it; takes minutes
+	$(BIN)/python -m pytest -m long tests/edge_runtime/test_cuda_adapters.py
 
 lint: $(DEV)  ## style, types, imports
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports

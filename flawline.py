@@ -21,7 +21,7 @@ COMMANDS = {
     "data": Command("training.data_cli:app", "train", "look at a data folder before a model does"),
     "calibrate": Command("calibration.cli:app", "calibrate", "thresholds and evaluation of a bundle"),
     "inspect": Command("edge_runtime.inspect_cli:app", "edge", "verdict and picture for image files"),
-    "edge": Command("edge_runtime.cli:app", "edge", "run the edge beside the line; draw synthetic parts"),
+    "edge": Command("edge_runtime.cli:app", "edge", "run the edge beside the line; build its plans; draw parts"),
     "host": Command("plugin.cli:app", "host", "run the host: store, line outputs, review pages"),
     "keys": Command("contract.keys_cli:app", "edge", "keys for the wire: make, authorise, revoke"),
     "acceptance": Command(

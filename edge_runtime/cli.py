@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -46,14 +49,49 @@ def run(
 
     Ends by itself when every camera has ended (a video file); else Ctrl-C or SIGTERM stops it cleanly.
 
+    Exit code 0: the host has everything; 2: it could not start; 3: events wait in the spool for the next start; 75: the
+    graphics card is lost to this process, and it has to be started again (systemd: Restart=on-failure).
+
     \b
     Example:
       flawline edge init edge.toml
       flawline edge run edge.toml
     """
+    from edge_runtime.errors import CardLostError
     from edge_runtime.run import run_edge
 
-    raise typer.Exit(run_edge(config, quiet))
+    code = run_edge(config, quiet)
+    if code == CardLostError.exit_code:
+        _end_now(code)
+    raise typer.Exit(code)
+
+
+def _end_now(code: int) -> None:
+    """End without the libraries' own tidying up: on a card that is lost it can crash or hang, and all is written."""
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(code)
+
+
+@app.command()
+def build(
+    config: Annotated[Path, typer.Argument(metavar="FILE", help="edge.toml", show_default=False)],
+) -> None:
+    """Build the TensorRT plan of every recipe and try it once, so that no start and no swap waits for it.
+
+    Run it before a shift, after a new bundle and after an upgrade of driver or TensorRT; what is in the box's cache and
+    still fits is left as it is. An engine on the processor needs no building, and the command says so.
+
+    Exit code 0: every recipe is ready; 1: one could not be built; 2: no recipe could be looked at.
+
+    \b
+    Examples:
+      flawline edge build edge.toml
+      flawline edge build edge.toml && flawline edge run edge.toml
+    """
+    from edge_runtime.build import build_edge
+
+    raise typer.Exit(build_edge(config))
 
 
 @app.command()

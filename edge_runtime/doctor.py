@@ -265,6 +265,30 @@ def _try_golden(bundle: Bundle, engine_name: str, precision: Precision) -> Findi
     return Finding("golden images", Status.OK, f"{engine.describe()} agrees with training to {deviation:.1e} relative")
 
 
+def check_plans(subject: Subject) -> Iterator[Finding]:
+    """On a graphics card: whether a start or a swap of recipes would have to build a plan first."""
+    settings = _settings_or_none(subject)
+    if settings is None:
+        return
+    from edge_runtime.build import builds, is_built
+
+    if not builds(settings):
+        yield Finding("plans", Status.OK, "none needed: no engine for a graphics card serves here")
+        return
+    built: list[int] = []
+    absent: list[int] = []
+    for number in sorted(settings.bundles()):
+        try:
+            (built if is_built(settings, number) else absent).append(number)
+        except FlawlineError as error:
+            yield Finding("plans", Status.FAIL, f"recipe {number}: {error}", "mend that, then flawline edge build")
+    if absent:
+        found = f"none yet for recipe(s) {', '.join(map(str, absent))}: to start with one or swap to it takes minutes"
+        yield Finding("plans", Status.WARN, found, f"flawline edge build {subject.config}")
+    elif built:
+        yield Finding("plans", Status.OK, f"built for {len(built)} recipe(s)")
+
+
 CHECKS: dict[str, Callable[[Subject], Iterator[Finding]]] = {
     "python": check_python,
     "extras": check_extras,
@@ -275,6 +299,7 @@ CHECKS: dict[str, Callable[[Subject], Iterator[Finding]]] = {
     "ports": check_ports,
     "gpu": check_gpu,
     "config": check_config,
+    "plans": check_plans,
     "bundle": check_bundle,
 }
 

@@ -5,7 +5,8 @@ contract.errors.FlawlineError
     ├── CameraError    a camera, or the file that stands in for one, that cannot be opened or read
     ├── RingError      the frames in shared memory
     ├── EngineError    an engine that is missing or fails
-    │   └── ParityError    an engine that disagrees with the bundle's golden images
+    │   ├── ParityError    an engine that disagrees with the bundle's golden images
+    │   └── CardLostError  a graphics card that does not compute for this process any more
     └── SpoolError     the edge's own record cannot be opened or written
 """
 
@@ -32,6 +33,12 @@ class EngineError(EdgeError):
 
 class ParityError(EngineError):
     """The engine that would serve deviates from the scores that the bundle was exported with."""
+
+
+class CardLostError(EngineError):
+    """Nothing can be computed on the graphics card until the process ends; whoever supervises it starts it again."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: the same command, tried again, may well work
 
 
 class SpoolError(EdgeError):

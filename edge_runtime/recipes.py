@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationError
@@ -120,10 +122,37 @@ def read_choice(settings: EdgeSettings) -> Choice:
 
 
 def write_choice(settings: EdgeSettings, choice: Choice) -> None:
-    """Remember what was asked for, in one piece and on the disk, before it is done. Raises OSError."""
-    write_atomic(settings.state_dir / FILE, choice.model_dump_json().encode())
-    folder = os.open(settings.state_dir, os.O_RDONLY | os.O_DIRECTORY)
+    """Remember what was asked for, in one piece and on the disk, before it is done.
+
+    Raises OSError; what was asked for before stands in the file then, or the error says that it does not.
+    """
+    path = settings.state_dir / FILE
+    before = path.read_bytes() if path.exists() else None
+    write_atomic(path, choice.model_dump_json().encode())
     try:
-        os.fsync(folder)  # else a power cut could bring the recipe before back
+        _sync_folder(settings.state_dir)  # else a power cut could bring the recipe before back
+    except OSError as error:
+        try:
+            _put_back(path, before)
+        except OSError:
+            raise OSError(
+                error.errno, f"{error.strerror}; nor can {path} be put back: a restart begins with what was refused"
+            ) from error
+        raise
+
+
+def _put_back(path: Path, before: bytes | None) -> None:
+    if before is None:
+        path.unlink()
+    else:
+        write_atomic(path, before)
+    with suppress(OSError):  # the disk has just refused this once
+        _sync_folder(path.parent)
+
+
+def _sync_folder(path: Path) -> None:
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
     finally:
         os.close(folder)

@@ -16,9 +16,11 @@ import zmq
 
 from contract.errors import ConfigError
 from contract.event import Result, Verdict
+from edge_runtime.build import build_beside
 from edge_runtime.cameras import make_camera
 from edge_runtime.control import Control
 from edge_runtime.emitter import Emitter
+from edge_runtime.errors import CardLostError
 from edge_runtime.link import load_keys
 from edge_runtime.recipes import load_judge, read_choice
 from edge_runtime.settings import load_settings
@@ -26,12 +28,16 @@ from edge_runtime.spool import Spool
 from edge_runtime.station import Station
 
 FLUSH_S = 30.0
+STOP_FLUSH_S = 2.0
 
 log = logging.getLogger(__name__)
 
 
 def run_edge(config: Path, quiet: bool = False) -> int:
-    """Run until asked to stop or every camera has ended; 0 where the host has committed everything, else 3."""
+    """Run until asked to stop or every camera has ended; 0 where the host has committed everything, else 3.
+
+    CardLostError.exit_code where the graphics card does not compute for this process any more.
+    """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     settings = load_settings(config)
     keys = load_keys(settings.host)
@@ -57,10 +63,16 @@ def run_edge(config: Path, quiet: bool = False) -> int:
             control.start()
         clean = False
         try:
+            build_beside(settings, config, choice.number, station.stop_event)
             station.run()
             clean = True
-            return _flush(spool, emitter, FLUSH_S if not station.stop_event.is_set() else 2.0)
+            return _flush(spool, emitter, FLUSH_S if not station.stop_event.is_set() else STOP_FLUSH_S)
+        except CardLostError as error:
+            _flush(spool, emitter, STOP_FLUSH_S)
+            log.error("the edge ends with code %d, to be started again", error.exit_code)
+            return error.exit_code
         finally:
+            station.stop_event.set()
             if control is not None:
                 control.stop()
             emitter.stop()

@@ -32,5 +32,5 @@ def print_state(config: Path) -> int:
         typer.echo(f"camera {camera.camera_id}: {camera.state}{f', {camera.detail}' if camera.detail else ''}")
     typer.echo(f"{state.spool_rows} event(s) wait for the host")
     if state.detail:
-        typer.echo(f"host: {state.detail}")
+        typer.echo(state.detail if state.state == "failed" else f"host: {state.detail}")
     return 0 if state.state == "running" and not silent and not state.detail and state.inspecting else 3

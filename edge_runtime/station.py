@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -37,7 +37,7 @@ from edge_runtime.capture import CameraProcess, CapturedTrigger
 from edge_runtime.control import Control, Order
 from edge_runtime.emitter import Emitter
 from edge_runtime.engines.base import Engine
-from edge_runtime.errors import SpoolError
+from edge_runtime.errors import CardLostError, SpoolError
 from edge_runtime.inspector import Inspector, Outcome
 from edge_runtime.recipes import NEVER_ASKED, Choice, Judge, write_choice
 from edge_runtime.settings import EdgeSettings
@@ -106,7 +106,11 @@ class Station:
         self.stop_event = threading.Event()
 
     def run(self) -> None:
-        """Until asked to stop or every camera has ended: watch, announce, inspect, record."""
+        """Until asked to stop or every camera has ended: watch, announce, inspect, record.
+
+        Raises CardLostError where nothing can be inferred in this process any more; every part that was taken has its
+        verdict then.
+        """
         self._finish_last_run()
         self._send_state()
         for camera in self._cameras:
@@ -116,6 +120,8 @@ class Station:
             while not self.stop_event.is_set():
                 self._wait()
                 self._step()
+                if self._judge.engine.lost is not None:
+                    self._fail(self._judge.engine.lost)
                 if not self._pending and all(self._ended(camera) for camera in self._cameras):
                     break
         except BaseException:
@@ -161,8 +167,8 @@ class Station:
         problem, idle = None, judge
         if order.late:
             problem = "its deadline passed before it could be done"
-        elif self._state == "stopping":
-            problem = "the edge is stopping"
+        elif self._state in ("stopping", "failed"):
+            problem = f"the edge is {'stopping' if self._state == 'stopping' else 'ending: its graphics card is lost'}"
         else:
             number = self._choice.number if judge is None else judge.number
             inspecting = self._choice.inspecting if judge is not None else request.what == "start"
@@ -398,6 +404,7 @@ class Station:
         self._state_seq += 1
         rows, size = self._spool.size
         trouble = self._emitter.trouble or (None if self._control is None else self._control.trouble)
+        trouble = self._judge.engine.lost or trouble
         waiting = [item.header for item in self._pending if isinstance(item, Pending)]
         state = State(
             edge_id=self._settings.edge_id,
@@ -442,20 +449,32 @@ class Station:
             draft.replace(path)
 
     def _shut_down(self) -> None:
-        """Stop the cameras first, then give every trigger that was taken its verdict."""
         self._state = "stopping"
-        for camera in self._cameras:
-            camera.stop_capture()
-            self._announce(camera)
-        while self._pending:
-            self._next()
-        self._pictures.stop()
+        self._finish_parts()
         self._declare_unseen()
         self._mark_alive()
         self._state = "stopped"
         self._send_state()
         for camera in self._cameras:
             camera.stop()
+
+    def _finish_parts(self) -> None:
+        """Stop the cameras first, then give every trigger that was taken its verdict."""
+        for camera in self._cameras:
+            camera.stop_capture()
+            self._announce(camera)
+        while self._pending:
+            self._next()
+        self._pictures.stop()
+
+    def _fail(self, reason: str) -> NoReturn:
+        """End as after a kill (the next start declares the gap), but with a verdict for every part that was taken."""
+        log.error("%s", reason)
+        self._state = "failed"
+        self._send_state()  # before anything that takes time: the line's heartbeat stops with it
+        self._finish_parts()
+        self._send_state()
+        raise CardLostError(reason)
 
     def _declare_unseen(self) -> None:
         """Whatever was not seen until this stop; an outage that goes on is declared at the next start."""

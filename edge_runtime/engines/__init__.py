@@ -93,6 +93,14 @@ def open_engine(name: str, bundle: Bundle, threads: int = 1, precision: Precisio
     """
     from edge_runtime.engines.base import graph_spec, read_graph
 
+    kind = kind_for(name, precision)
+    engine = kind(read_graph(bundle, precision), graph_spec(bundle, precision), threads)
+    engine.warm_up()
+    return engine
+
+
+def kind_for(name: str, precision: Precision) -> type[Engine]:
+    """The class that serves as ``name`` here. Raises EngineError: none, or none that computes in ``precision``."""
     chosen = choose(name)
     kind = _kind(chosen)
     if precision not in kind.precisions:
@@ -101,9 +109,7 @@ def open_engine(name: str, bundle: Bundle, threads: int = 1, precision: Precisio
             f"engine {chosen!r} computes in {' or '.join(kind.precisions)}, precision = {precision!r} is asked for; "
             f"use one of {', '.join(able)}, or precision = 'fp32'"
         )
-    engine = kind(read_graph(bundle, precision), graph_spec(bundle, precision), threads)
-    engine.warm_up()
-    return engine
+    return kind
 
 
 def _precisions(name: str) -> tuple[Precision, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from typing import ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,9 @@ from contract.bundle import GRAPHS, Bundle, Precision
 from contract.errors import BundleError
 from contract.images import Pixels
 from edge_runtime.errors import EngineError
+
+if TYPE_CHECKING:
+    from edge_runtime.engines.plans import Plan
 
 INPUT = "image"
 SCORE = "score"
@@ -89,6 +92,8 @@ class Engine(ABC):
         """Whether the last inference failed."""
         self.distrusted: str | None = None
         """Why nothing is inferred until a proof succeeds."""
+        self.lost: str | None = None
+        """Why nothing can be inferred until the process has ended and another has begun."""
         self._fresh = False
         self._grey: NDArray[np.float32] | None = None
         try:
@@ -113,9 +118,26 @@ class Engine(ABC):
     def _reconstruction(self) -> Pixels:
         """The reconstruction of the last ``_run``; may be a view."""
 
+    def _lost(self) -> str | None:
+        """After a failed ``_run``: why no other in this process can succeed either, or None."""
+        return None
+
     @abstractmethod
     def describe(self) -> str:
         """Engine, version, precision and device, as thresholds and events name it: ``openvino-2026.4 fp32 cpu``."""
+
+    @classmethod
+    def why_not_built(cls, graph: bytes, spec: GraphSpec) -> str | None:
+        """Why opening the graph would first build for minutes; None where it would not. Raises EngineError."""
+        return None
+
+    @classmethod
+    def build_ahead(cls, graph: bytes, spec: GraphSpec, *, background: bool = False) -> Plan | None:
+        """Build now what opening the graph would else have to wait for; None where this engine builds nothing.
+
+        ``background``: at a low priority, beside a line that runs. Raises EngineError.
+        """
+        return None
 
     def warm_up(self) -> None:
         """Run once on grey, so that the first part does not pay for first-time allocations. Raises EngineError."""
@@ -148,13 +170,16 @@ class Engine(ABC):
         The result belongs to the caller. ``tiles`` must stay unchanged until this returns, not longer.
         """
         self._fresh, self.failing = False, True
+        if self.lost is not None:
+            raise EngineError(self.lost)
         if self.distrusted is not None:
             raise EngineError(f"{self.name} computes wrongly: {self.distrusted}")
         admitted = self._admit(tiles)
         try:
             scores, maps = self._run(admitted)
         except Exception as error:
-            raise EngineError(f"{self.name}: inference failed: {_short(error)}") from error
+            self.lost = self._lost()
+            raise EngineError(self.lost or f"{self.name}: inference failed: {_short(error)}") from error
         output = self._checked(scores, maps)
         self._fresh, self.failing = True, False
         return output

@@ -172,6 +172,19 @@ class Cuda(ABC):
     def close(self) -> None:
         """Give back stream, memory and context; twice is no fault."""
 
+    def lost(self) -> str | None:
+        """Asked after a failure, outside ``active``: what ended the context, or None where the card still answers.
+
+        The error of one call is told once. What a mere wait for the stream tells again lasts: "the process must be
+        terminated and relaunched", in the driver's own words for an illegal address and its like.
+        """
+        try:
+            with self.active():
+                self.synchronize()
+        except EngineError as error:
+            return str(error)
+        return None
+
 
 _CONTEXTS: dict[int, Any] = {}
 
@@ -202,10 +215,12 @@ class PyCuda(Cuda):
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
-        """As in the base class."""
+        """As in the base class; what pycuda raises meanwhile is an EngineError outside."""
         self._context.push()
         try:
             yield
+        except self._pycuda.Error as error:
+            raise EngineError(f"CUDA: {error}") from error
         finally:
             self._pycuda.Context.pop()
 
@@ -273,9 +288,12 @@ class PyCuda(Cuda):
         if self._context is None:
             return
         with self.active():
-            self._stream.synchronize()
+            # After an error of the card every call reports it again; the rest must be given back all the same.
+            with contextlib.suppress(self._pycuda.Error):
+                self._stream.synchronize()
             for graph in self._graphs:
-                _ask(self._driver, "cuGraphExecDestroy", graph)
+                with contextlib.suppress(EngineError):
+                    _ask(self._driver, "cuGraphExecDestroy", graph)
             self._graphs.clear()
             self._kept.clear()  # pycuda frees what nobody holds
             self._stream = None

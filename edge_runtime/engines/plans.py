@@ -118,6 +118,16 @@ def obtain(folder: Path, key: PlanKey, make: Callable[[Path], None], wait_s: flo
             ) from None
 
 
+def why_not_built(folder: Path, key: PlanKey) -> str | None:
+    """Why ``obtain`` would have to make the plan of ``key``; None where it would not. Raises EngineError."""
+    _own(folder)
+    try:
+        _read(folder, key)
+    except UnfitError as fault:
+        return str(fault)
+    return None
+
+
 def forget(folder: Path, key: PlanKey, wait_s: float = WAIT_S) -> None:
     """Delete the plan of ``key``: it fits its key, and yet the library does not load it."""
     with _locked(folder / f"{key.digest()}.lock", wait_s):

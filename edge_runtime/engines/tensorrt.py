@@ -11,7 +11,6 @@ import hashlib
 import importlib
 import importlib.util
 import logging
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -23,7 +22,7 @@ from numpy.typing import NDArray
 from contract.bundle import Precision
 from contract.images import Pixels
 from edge_runtime.engines import plan_process, plans
-from edge_runtime.engines.base import INPUT, MAP, OUTPUTS, RECONSTRUCTION, SCORE, Engine, EngineOutput
+from edge_runtime.engines.base import INPUT, MAP, OUTPUTS, RECONSTRUCTION, SCORE, Engine, EngineOutput, GraphSpec
 from edge_runtime.engines.cuda import Card, Cuda, Event, Graph, card, open_cuda
 from edge_runtime.errors import EngineError
 
@@ -341,60 +340,84 @@ class TensorRtEngine(Engine):
     precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "fp16")
 
     def _load(self, graph: bytes) -> set[str]:
-        on = usable_card(self.name)
-        self._on = on
-        self._session = self._open(graph, self._key(graph, on))
+        self._on = usable_card(self.name)
+        self._session = self._open(graph, self._key(graph, self.spec, self._on))
         self._slot = 0
         return self._session.outputs
 
     def _open(self, graph: bytes, key: plans.PlanKey) -> Session:
         """A session from the cache; what does not load although it should is built once more."""
-        folder = plans.cache_folder()
-        plan = plans.obtain(folder, key, lambda target: self._build(graph, key, target))
+        plan = self._obtain(graph, key)
         try:
             return Session(self.name, plan.data, self.spec.input_shape)
         except PlanError as fault:
             if plan.built:
                 raise
             log.warning("%s: the plan from the cache does not load and is built once more: %s", self.name, fault)
-        plans.forget(folder, key)
-        plan = plans.obtain(folder, key, lambda target: self._build(graph, key, target))
-        return Session(self.name, plan.data, self.spec.input_shape)
+        plans.forget(plans.cache_folder(), key)
+        return Session(self.name, self._obtain(graph, key).data, self.spec.input_shape)
 
-    def _key(self, graph: bytes, on: Card) -> plans.PlanKey:
+    @classmethod
+    def why_not_built(cls, graph: bytes, spec: GraphSpec) -> str | None:
+        """As in the base class."""
+        return plans.why_not_built(plans.cache_folder(), cls._key(graph, spec, usable_card(cls.name)))
+
+    @classmethod
+    def build_ahead(cls, graph: bytes, spec: GraphSpec, *, background: bool = False) -> plans.Plan:
+        """As in the base class."""
+        return cls._obtain(graph, cls._key(graph, spec, usable_card(cls.name)), background)
+
+    @classmethod
+    def _obtain(cls, graph: bytes, key: plans.PlanKey, background: bool = False) -> plans.Plan:
+        return plans.obtain(plans.cache_folder(), key, lambda target: cls._build(graph, key, target, background))
+
+    @classmethod
+    def _key(cls, graph: bytes, spec: GraphSpec, on: Card) -> plans.PlanKey:
         return plans.PlanKey(
             graph_sha256=hashlib.sha256(graph).hexdigest(),
-            library=self.name,
-            library_version=library(self.name).__version__,
+            library=cls.name,
+            library_version=library(cls.name).__version__,
             card=on.name,
             capability=on.compute,
             driver=on.driver,
             cuda=on.cuda,
-            input_shape=list(self.spec.input_shape),
-            options={"workspace_mb": WORKSPACE_MB, "tf32": 0, "builds_for": self._target(on)},
+            input_shape=list(spec.input_shape),
+            options={"workspace_mb": WORKSPACE_MB, "tf32": 0, "builds_for": cls._target(on)},
         )
 
-    def _target(self, on: Card) -> str:
+    @classmethod
+    def _target(cls, on: Card) -> str:
         """TensorRT builds for the card that it runs on."""
         return ""
 
-    def _build(self, graph: bytes, key: plans.PlanKey, target: Path) -> None:
+    @classmethod
+    def _build(cls, graph: bytes, key: plans.PlanKey, target: Path, background: bool) -> None:
         """Build into ``target`` and try the result, each in a child."""
-        log.info("%s: building the engine for %s; up to some minutes, once for each bundle", self.name, key.card)
-        with tempfile.NamedTemporaryFile(suffix=".onnx") as file:
-            file.write(graph)
-            file.flush()
+        log.info("%s: building the engine for %s; up to some minutes, once for each bundle", cls.name, key.card)
+        batch, height, width, channels = key.input_shape
+        beside = target.with_name(f"{target.name}.onnx")  # so that the cache clears it away if we are killed
+        try:
+            beside.write_bytes(graph)
             request = plan_process.Request(
                 task="build",
-                engine=self.name,
-                graph=Path(file.name),
+                engine=cls.name,
+                graph=beside,
                 plan=target,
-                input_shape=self.spec.input_shape,
+                input_shape=(batch, height, width, channels),
                 workspace_mb=WORKSPACE_MB,
                 capability=str(key.options["builds_for"]),
+                background=background,
             )
             plan_process.run(request, plan_process.BUILD_S)
             plan_process.run(request.model_copy(update={"task": "try"}), plan_process.TRY_S)
+        finally:
+            beside.unlink(missing_ok=True)
+
+    def _lost(self) -> str | None:
+        why = self._session.cuda.lost()
+        if why is None:
+            return None
+        return f"{self.name}: {self._on.name} does not compute for this process any more ({why}): it ends"
 
     def _run(self, tiles: Pixels) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         self._slot = self._session.start(tiles)
@@ -431,7 +454,8 @@ class TensorRtRtxEngine(TensorRtEngine):
 
     name: ClassVar[str] = "tensorrt-rtx"
 
-    def _target(self, on: Card) -> str:
+    @classmethod
+    def _target(cls, on: Card) -> str:
         return on.compute
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import shutil
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -272,6 +275,60 @@ def test_a_choice_that_cannot_be_served_stops_the_start_with_the_way_out(opened:
     (tmp_path / "recipe.json").write_text("{")
     with pytest.raises(ConfigError, match="remove the file"):
         read_choice(settings)
+
+
+class Disk:
+    """The real fsync, refused for folders; ``dead``: from the first refusal on for files as well."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, dead: bool = False) -> None:
+        self._fsync, self._dead, self.refused = os.fsync, dead, 0
+        monkeypatch.setattr(os, "fsync", self.fsync)
+
+    def fsync(self, handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode) or (self._dead and self.refused):
+            self.refused += 1
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        self._fsync(handle)
+
+
+def test_a_choice_that_is_not_surely_on_the_disk_is_not_left_there(
+    opened: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = EdgeSettings(
+        edge_id="e", bundle=opened.root, state_dir=tmp_path, cameras=[CameraSettings(id="top", url="synthetic://line")]
+    )
+    stopped = Choice(number=1, inspecting=False)
+    with monkeypatch.context() as patch:
+        disk = Disk(patch)
+        with pytest.raises(OSError, match=r"Input/output error$"):
+            write_choice(settings, stopped)
+        assert disk.refused == 2, "to write, and to put back"
+    assert list(tmp_path.iterdir()) == [], "there was none before"
+    write_choice(settings, stopped)
+    with monkeypatch.context() as patch:
+        Disk(patch)
+        with pytest.raises(OSError, match=r"Input/output error$"):
+            write_choice(settings, NEVER_ASKED)
+    assert read_choice(settings) == stopped
+    with monkeypatch.context() as patch:
+        Disk(patch, dead=True)
+        with pytest.raises(OSError, match=r"nor can .*json be put back: a restart begins with"):
+            write_choice(settings, NEVER_ASKED)
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.json"]
+
+
+def test_a_recipe_whose_choice_the_disk_refuses_is_refused_and_does_not_come_back(
+    host: Host, start: Callable[..., Edge], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edge = start()
+    there(host)
+    with monkeypatch.context() as patch:
+        Disk(patch)
+        reply = host.server.select_recipe("edge", 2, LONG_S).result(LONG_S)
+    assert reply.outcome == "refused" and "Input/output error" in (reply.reason or "")
+    before = edge.wait_results(2)
+    assert {result.recipe_number for result in edge.results[before:]} == {1}
+    assert read_choice(edge.settings) == NEVER_ASKED
 
 
 def test_a_host_that_comes_back_is_told_at_once_and_asks_on(

@@ -18,6 +18,7 @@ import pytest
 from edge_runtime.engines import cuda
 from edge_runtime.engines.cuda import ADAPTERS, INSTALL, card, open_cuda, serving_adapter
 from edge_runtime.errors import EngineError
+from tests.needs import lacking
 
 WITH_DRIVER = Path("/proc/driver/nvidia/version").exists()
 
@@ -38,7 +39,7 @@ int cuDeviceGetAttribute(int *value, int which, int device) { *value = which == 
 def driver(folder: Path, init: int = 0, count: int = 1) -> str:
     """Compile a driver that answers so; returns the library's path."""
     if shutil.which("gcc") is None:
-        pytest.skip("gcc is not installed")
+        lacking("gcc is not installed")
     source, library = folder / "driver.c", folder / "libdriver.so"
     source.write_text(DRIVER)
     subprocess.run(

@@ -17,11 +17,11 @@ import pytest
 import zmq
 
 from contract.bundle import Bundle, open_bundle
-from contract.event import HEADER, Attachment, Gap, Header, Missed, Result, Trigger, Verdict
+from contract.event import HEADER, Attachment, Gap, Header, Missed, Result, State, Trigger, Verdict
 from edge_runtime.emitter import Emitter
 from edge_runtime.engines import open_engine
 from edge_runtime.engines.base import Engine, EngineOutput
-from edge_runtime.errors import SpoolError
+from edge_runtime.errors import CardLostError, SpoolError
 from edge_runtime.settings import CameraSettings, EdgeSettings, HostLink, PresenceSettings
 from edge_runtime.spool import Spool
 from edge_runtime.station import Station
@@ -217,6 +217,30 @@ def test_the_time_between_a_clean_stop_and_the_next_start_is_declared(start: Cal
     gaps = [header for header in again.run() if isinstance(header, Gap)]
     assert [(gap.camera_id, gap.reason) for gap in gaps] == [(None, "the edge was stopped")]
     assert len(again.results) == 1
+
+
+def test_an_idle_station_whose_engine_is_lost_ends_with_a_verdict_for_every_part(
+    start: Callable[..., Run], opened: Bundle
+) -> None:
+    """Found out by a proof between two parts; what the cameras take until they are stopped has its end as well."""
+    engine = open_engine("onnxruntime", opened)
+    run = start(engine, url="synthetic://line?seed=2&parts=400&fps=50")
+
+    def lose() -> None:
+        until(lambda: len(run.results) >= 2, "two parts were inspected")
+        engine._lost = lambda: "the card is gone"  # type: ignore[method-assign]
+        engine._run = lambda tiles: 1 / 0  # type: ignore[method-assign,assignment,return-value]
+
+    with pytest.raises(CardLostError, match="the card is gone"):
+        run.run(lose)
+    headers = run.spooled()
+    triggers = {header.part_id for header in headers if isinstance(header, Trigger)}
+    assert triggers == {header.part_id for header in headers if isinstance(header, Result | Missed)}
+    assert not run.spool.open_triggers()
+    after = [result for result in run.results if result.verdict is Verdict.NOT_INSPECTED]
+    assert all(result.reason == "the card is gone" for result in after)
+    state = State.model_validate_json((run.settings.state_dir / "state.json").read_bytes())
+    assert (state.state, state.inference, state.detail) == ("failed", "failed", "the card is gone")
 
 
 def test_a_station_whose_emitter_has_ended_stops_instead_of_judging_for_nobody(start: Callable[..., Run]) -> None:

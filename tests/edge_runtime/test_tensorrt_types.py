@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.needs import download, lacking
+
 ROOT = Path(__file__).parents[2]
 BINDINGS = {"10.3": "10.3.0", "11.4": "11.4.0.106"}
 FUNCTIONS = {
@@ -29,13 +31,8 @@ OURS = "edge_runtime/engines/tensorrt.py"
 def interface(version: str, folder: Path) -> Path:
     """A folder with ``tensorrt.pyi``, generated from the real bindings of ``version``."""
     if shutil.which("gcc") is None:
-        pytest.skip("gcc is not installed")
-    words = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder)]
-    done = subprocess.run(
-        [*words, f"tensorrt_cu12_bindings=={BINDINGS[version]}"], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        pytest.skip(f"the bindings cannot be downloaded: {done.stderr.strip().splitlines()[-1][:200]}")
+        lacking("gcc is not installed")
+    download(folder, f"tensorrt_cu12_bindings=={BINDINGS[version]}")
     zipfile.ZipFile(next(folder.glob("*.whl"))).extractall(folder / "site")
     libraries = folder / "libraries"
     libraries.mkdir()

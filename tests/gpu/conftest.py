@@ -1,4 +1,4 @@
-"""Keeps what the tests that need a card gave, under the card's name, whenever one of them has run."""
+"""Keeps what the tests that need a card gave, under the card's name: one line more whenever one of them has run."""
 
 from __future__ import annotations
 
@@ -24,20 +24,21 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Write one file for each card; nothing where no test has run."""
+    """Add a line to the card's file; nothing where no test has run."""
     if outcomes:
         write(RESULTS, outcomes)
 
 
 def write(folder: Path, found: dict[str, str]) -> Path:
-    """The outcomes beside the machine that they are of; returns the file."""
+    """Add the outcomes, with the machine and the time that they are of, as a line of JSON; returns the file."""
     from edge_runtime.acceptance import machine
 
     here = machine()
     card = here["graphics_card"]
     name = card["name"] if isinstance(card, dict) else "none"
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}.json"
+    path = folder / f"{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}.jsonl"
     when = datetime.now(UTC).isoformat(timespec="seconds")
-    path.write_text(json.dumps({"when": when, "machine": here, "outcomes": found}, indent=1) + "\n")
+    with path.open("a") as file:
+        file.write(json.dumps({"when": when, "machine": here, "outcomes": found}) + "\n")
     return path

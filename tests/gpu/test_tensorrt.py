@@ -7,6 +7,7 @@ Each test is skipped, with the reason, where there is no card, no driver or no l
 
 from __future__ import annotations
 
+import ctypes
 import os
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import torch
 from contract.bundle import GRAPHS, Precision
 from edge_runtime.engines import ON_A_CARD, installed, obstacle, plan_process
 from edge_runtime.engines.base import GraphSpec
-from edge_runtime.engines.cuda import ADAPTERS, _found, card, open_cuda
+from edge_runtime.engines.cuda import ADAPTERS, Cuda, _ask, _driver_library, _found, card, open_cuda
 from edge_runtime.engines.onnxruntime import OnnxRuntimeEngine
 from edge_runtime.engines.tensorrt import Session, TensorRtEngine, TensorRtRtxEngine
 from training.export import export, export_half
@@ -154,27 +155,48 @@ def test_nothing_is_allocated_for_a_part(
         cuda = type(engine._session.cuda)
         for function in ("device", "pinned", "event"):
             monkeypatch.setattr(cuda, function, lambda *given: pytest.fail("allocated"))
-        before = _free()
+        before = free(engine._session.cuda)
         for part in parts(200):
             engine.infer(part)
         engine.reconstruction()
-        assert _free() == before
+        assert free(engine._session.cuda) == before
     finally:
         engine.close()
 
 
-def _free() -> int:
-    """Bytes free on the card, as torch sees it; 0 where torch has no CUDA: then only the seam is watched."""
-    return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else 0
+def free(cuda: Cuda) -> int:
+    """Bytes free on the card, asked of the driver itself; others that use the card meanwhile count as well."""
+    available, total = ctypes.c_size_t(), ctypes.c_size_t()
+    with cuda.active():
+        _ask(_driver_library(), "cuMemGetInfo_v2", ctypes.byref(available), ctypes.byref(total))
+    assert 0 < available.value < total.value
+    return available.value
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
-def test_the_seam_copies_there_and_back(adapter: str) -> None:
+def test_what_is_allocated_shows(adapter: str) -> None:
+    """Else the test above could not fail."""
+    cuda = seam(adapter)
+    try:
+        before = free(cuda)
+        with cuda.active():
+            cuda.device(256 << 20)
+        assert before - free(cuda) >= 256 << 20
+    finally:
+        cuda.close()
+
+
+def seam(adapter: str) -> Cuda:
     if not _found(ADAPTERS[adapter][0]):
         pytest.skip(f"{adapter} is not installed")
     if obstacle("tensorrt") is not None:
         pytest.skip(str(obstacle("tensorrt")))
-    cuda = open_cuda(adapter=adapter)
+    return open_cuda(adapter=adapter)
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_the_seam_copies_there_and_back(adapter: str) -> None:
+    cuda = seam(adapter)
     try:
         with cuda.active():
             there, back, address = cuda.pinned(4096), cuda.pinned(4096), cuda.device(4096)
