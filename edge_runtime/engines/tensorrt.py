@@ -216,7 +216,7 @@ class Session:
                 self.slots = [self._slot() for _ in range(SLOTS)]
                 self.graphs: list[Graph | None] = [self._capture(slot) if graphs else None for slot in self.slots]
         except BaseException:
-            self.slots, self._engine, self._runtime = [], None, None  # before the memory that they use
+            self._release()
             self.cuda.close()
             raise
 
@@ -327,10 +327,15 @@ class Session:
         self._closed = True
         with contextlib.suppress(EngineError), self.cuda.active():
             self.cuda.synchronize()  # fails after an error of the card, and everything must go all the same
-        self.slots.clear()
         self.graphs.clear()
-        self._engine = self._runtime = None
+        self._release()
         self.cuda.close()
+
+    def _release(self) -> None:
+        """Let go of what must end before the memory that it uses, contexts before the engine; some may not be there."""
+        self.slots = []
+        for name in ("_engine", "_runtime"):
+            self.__dict__.pop(name, None)
 
 
 class TensorRtEngine(Engine):
