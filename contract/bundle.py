@@ -119,13 +119,15 @@ class Manifest(Strict):
 class Bundle:
     """An opened, verified bundle: its manifest and the paths of its files by role.
 
-    ``content``: sha256 of what is signed, that is of the manifest without its history.
+    ``content``: sha256 of what is signed, that is of the manifest without its history. ``exact``: the manifest stands
+    in its file byte for byte as signing writes it.
     """
 
-    def __init__(self, root: Path, manifest: Manifest, content: str) -> None:
+    def __init__(self, root: Path, manifest: Manifest, content: str, exact: bool) -> None:
         self.root = root
         self.manifest = manifest
         self.content = content
+        self.exact = exact
 
     def path(self, role: str) -> Path:
         """Path of the file of ``role``; raises BundleError naming the roles that there are."""
@@ -150,21 +152,21 @@ class Bundle:
 
 def open_bundle(folder: Path) -> Bundle:
     """Open and verify a bundle: format, digest, every path, size and sha256. Raises BundleError."""
-    manifest, raw = _read_manifest(folder)
+    manifest, raw, data = _read_manifest(folder)
     for role, entry in manifest.files.items():
         _verify(folder, role, entry)
     for role in (ROLE_GRAPH, ROLE_DATA, manifest.golden.role):
         if role not in manifest.files:
             raise BundleError(f"{folder}: the bundle has no file of role {role!r}; train it again")
-    return Bundle(folder, manifest, _content_of(raw))
+    return Bundle(folder, manifest, _content_of(raw), data == _as_signed(raw))
 
 
 def _content_of(raw: dict[str, Any]) -> str:
     return digest_of({name: value for name, value in raw.items() if name not in ("digest", "history")})
 
 
-def _read_manifest(folder: Path) -> tuple[Manifest, dict[str, Any]]:
-    """The manifest, and as it stands in the file."""
+def _read_manifest(folder: Path) -> tuple[Manifest, dict[str, Any], bytes]:
+    """The manifest, the JSON of its file, and the file's bytes."""
     path = folder / MANIFEST
     if not folder.is_dir():
         raise BundleError(f"{folder}: no such folder; expected a bundle written by `flawline train --out {folder}`")
@@ -173,7 +175,8 @@ def _read_manifest(folder: Path) -> tuple[Manifest, dict[str, Any]]:
     if path.stat().st_size > MAX_MANIFEST_BYTES:
         raise BundleError(f"{path}: {path.stat().st_size} bytes, at most {MAX_MANIFEST_BYTES}: not a bundle's manifest")
     try:
-        raw = json.loads(path.read_bytes())
+        data = path.read_bytes()
+        raw = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{path}: not valid JSON ({error}): the bundle is damaged, copy it again") from error
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
@@ -186,7 +189,7 @@ def _read_manifest(folder: Path) -> tuple[Manifest, dict[str, Any]]:
     # Of what stands in the file: a field that this version adds with a default is not in an older bundle's digest.
     if manifest.digest != digest_of({name: value for name, value in raw.items() if name != "digest"}):
         raise BundleError(f"{path}: content and digest differ: the manifest was changed after it was written")
-    return manifest, raw
+    return manifest, raw, data
 
 
 def _verify(folder: Path, role: str, entry: FileEntry) -> None:
@@ -241,7 +244,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 def _changed(folder: Path, manifest: Manifest) -> list[str]:
     """Names of what differs from the manifest that stands in ``folder``."""
     try:
-        before, _ = _read_manifest(folder)
+        before, _, _ = _read_manifest(folder)
     except BundleError:
         return ["everything"]
     names = (name for name in Manifest.model_fields if name not in ("digest", "history"))
@@ -253,7 +256,7 @@ def advance(bundle: Bundle, state: State, pair: SigningPair, why: str) -> Bundle
 
     What stands in the file is kept as it stands, so that an older bundle keeps the signatures it has.
     """
-    manifest, raw = _read_manifest(bundle.root)
+    manifest, raw, _ = _read_manifest(bundle.root)
     if manifest.digest != bundle.manifest.digest:
         raise BundleError(f"{bundle.root}: was changed while it was looked at; nothing was signed: try again")
     history = manifest.history or [draft([], "made before bundles had a history")]
@@ -276,9 +279,10 @@ def refuse_unfit_for_production(bundle: Bundle, trusted: Trusted | None, retired
     retired though a copy of them may not say so.
     """
     refuse_unreleased(bundle.manifest.history, bundle.content, trusted, str(bundle.root))
-    path = bundle.root / MANIFEST
-    if path.read_bytes() != _as_signed(_read_manifest(bundle.root)[1]):
-        raise BundleError(f"{path}: not byte for byte as it was signed; copy the bundle again, as binary files")
+    if not bundle.exact:
+        raise BundleError(
+            f"{bundle.root / MANIFEST}: not byte for byte as it was signed; copy the bundle again, as binary files"
+        )
     if any(bundle.content.startswith(each) for each in retired or ()):
         raise BundleError(
             f"{bundle.root}: content {bundle.content[:16]} is retired on this edge ([bundles] retired); expected a "

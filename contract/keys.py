@@ -188,7 +188,9 @@ def revoke(folder: Path, name: str) -> str:
     check_folder(folder)
     check_folder(folder / EDGES)  # a host that does not trust the folder would go on with what it knew
     make_folder(folder / REVOKED)
-    replace_file(folder / REVOKED / f"{name}-{fingerprint(public).replace(' ', '')}{PUBLIC}", _public_text(name, public))
+    replace_file(
+        folder / REVOKED / f"{name}-{fingerprint(public).replace(' ', '')}{PUBLIC}", _public_text(name, public)
+    )
     source.unlink()
     handle = os.open(source.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -302,6 +304,9 @@ def read_key_file(path: Path, *, secret: bool, carried: bool = False) -> str:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise KeyFileError(_unopened(path, error, secret)) from error
+    if stat.S_ISDIR(os.fstat(handle).st_mode):  # nor would Python make a file of it
+        os.close(handle)
+        raise KeyFileError(f"{path}: a folder; expected a key file of at most {MAX_FILE_BYTES} bytes")
     with os.fdopen(handle, "rb") as file:
         found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_FILE_BYTES:

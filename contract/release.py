@@ -1,7 +1,7 @@
 """A bundle's state and its signed history: draft, validated, released, retired, by whom, when and why (before hop 3).
 
-Each step names the sha256 of the step before it, and a signed one that of the bundle's content (every file's sha256 is in
-there): a byte changed anywhere, a step changed, left out or taken from another bundle, voids what was signed after it.
+Each step names the sha256 of the step before it, and a signed one that of the bundle's content, where every file's
+sha256 stands: a byte changed anywhere, a step changed, left out or taken from another bundle, voids what was signed.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def refuse_state(history: Sequence[Step], state: State, where: str) -> None:
 
 
 def verify_history(history: Sequence[Step], content: str, where: str) -> None:
-    """Raise BundleError unless every step follows the one before it, is signed by the key it names, and is of ``content``.
+    """Raise BundleError unless every step follows the one before it, is signed by its key, and is of ``content``.
 
     Whose keys they are is not asked here; what was signed before the last draft was of an earlier content.
     """
@@ -140,7 +140,7 @@ def verify_history(history: Sequence[Step], content: str, where: str) -> None:
         name = f"{where}: step {number} of its history ({step.state} by {step.who}, {step.when})"
         if step.previous != (None if before is None else before.digest()):
             raise BundleError(f"{name} does not follow the step before it: the history was changed; copy it again")
-        if before is None and step.state != "draft" or before and before.state not in FOLLOWS[step.state]:
+        if not (step.state == "draft" if before is None else before.state in FOLLOWS[step.state]):
             raise BundleError(f"{name} cannot follow {before.state if before else 'nothing'}: the history was made up")
         if step.state != "draft" and not signed_by(step.key or "", step.signature or "", step.message()):
             raise BundleError(f"{name} is wrongly signed: step or signature was changed; copy the bundle again")

@@ -1,7 +1,7 @@
 """Ed25519 key files of the people who sign bundles, and whom an edge trusts to do what (before hop 3).
 
-A person's pair is two files: ``NAME.sign_secret`` (mode 0600, never leaves its owner) and ``NAME.sign`` (public). An edge
-in production has a folder of trusted public files, one sub-folder for each role: ``validate/NAME.sign`` and
+A person's pair is two files: ``NAME.sign_secret`` (mode 0600, never leaves its owner) and ``NAME.sign`` (public). An
+edge in production has a folder of trusted public files, one sub-folder for each role: ``validate/NAME.sign`` and
 ``release/NAME.sign``. The file rules are those of the wire's keys.
 """
 
@@ -104,7 +104,9 @@ def load_signing_pair(path: Path) -> SigningPair:
     name = path.name.removesuffix(SECRET)
     make = f"flawline keys sign-new {name} --dir {path.parent}"
     if not path.name.endswith(SECRET):
-        raise KeyFileError(f"{path}: expected a secret signing key, NAME{SECRET}; make one: flawline keys sign-new NAME")
+        raise KeyFileError(
+            f"{path}: expected a secret signing key, NAME{SECRET}; make one: flawline keys sign-new NAME"
+        )
     check_name(name, str(path), "a person")
     if not path.is_symlink() and not path.exists():
         raise KeyFileError(f"{path}: no such signing key; make one of your own: {make}")
