@@ -28,7 +28,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 
 # import name -> package to install, for each extra
 EXTRAS = {
-    "edge": {"cv2": "opencv-python-headless", "onnxruntime": "onnxruntime"},
+    "edge": {"cv2": "opencv-python-headless", "onnxruntime": "onnxruntime", "cryptography": "cryptography"},
     "host": {"fastapi": "fastapi", "uvicorn": "uvicorn", "jinja2": "jinja2", "sqlalchemy": "sqlalchemy"},
     "train": {"torch": "torch", "lightning": "lightning", "onnx": "onnx", "onnxscript": "onnxscript"},
     "calibrate": {"cv2": "opencv-python-headless", "onnxruntime": "onnxruntime", "onnx": "onnx"},

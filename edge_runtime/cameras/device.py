@@ -58,10 +58,10 @@ class _OpencvCamera(Camera):
         found: dict[str, Value] = {}
         for name, prop in self.properties.items():
             value = ABSENT if self._capture is None else self._capture.get(prop)
-            if name == "pixel_format":
-                found[name] = (int(value) & 0xFFFFFFFF).to_bytes(4, "little").decode("ascii", "replace")
-            elif value != ABSENT:
-                found[name] = value
+            if value == ABSENT:
+                continue
+            code = (int(value) & 0xFFFFFFFF).to_bytes(4, "little").decode("ascii", "replace")
+            found[name] = code if name == "pixel_format" else value
         return found
 
     def _start(self, capture: cv2.VideoCapture) -> None:
