@@ -31,6 +31,7 @@ FOLLOWS: dict[State, tuple[State, ...]] = {
 
 COMMANDS: dict[State, str] = {"validated": "validate", "released": "release", "retired": "retire"}
 MAX_STEPS = 4096
+UNSIGNED = "0" * 128
 SIGNED_AS = b"flawline bundle step/1\n"  # a signature for this use can serve for no other
 
 Hex64 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -58,11 +59,15 @@ class Step(Strict):
 
     def digest(self) -> str:
         """sha256 over the whole step, signature included."""
-        return digest_of(self.model_dump(mode="json"))
+        return digest_of(self._given())
 
     def message(self) -> bytes:
-        """What is signed."""
-        return message_of(self.model_dump(mode="json"))
+        """What is signed: everything but the signature itself."""
+        return SIGNED_AS + canonical({name: value for name, value in self._given().items() if name != "signature"})
+
+    def _given(self) -> dict[str, Any]:
+        """Without what is not given, so that a field which a later version adds voids no older signature."""
+        return self.model_dump(mode="json", exclude_none=True)
 
 
 def digest_of(content: dict[str, Any]) -> str:
@@ -73,11 +78,6 @@ def digest_of(content: dict[str, Any]) -> str:
 def canonical(content: dict[str, Any]) -> bytes:
     """JSON with sorted keys and no white space, ASCII."""
     return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
-
-
-def message_of(step: dict[str, Any]) -> bytes:
-    """A step without its signature as the bytes that are signed."""
-    return SIGNED_AS + canonical({name: value for name, value in step.items() if name != "signature"})
 
 
 def state_of(history: Sequence[Step]) -> State:
@@ -104,11 +104,17 @@ def sign(history: Sequence[Step], content: str, state: State, pair: SigningPair,
     verify_history(history, content, where)
     if not why.strip():
         raise BundleError(f"{where}: --why is empty; say in a few words why it is {state}, for whoever reads it later")
-    unsigned = {
-        "state": state, "who": pair.name, "when": _now(), "why": why.strip()[:500],
-        "previous": _last(history), "content": content, "key": pair.public,
-    }  # fmt: skip
-    step = Step(**unsigned, signature=pair.sign(message_of(unsigned)))
+    unsigned = Step(
+        state=state,
+        who=pair.name,
+        when=_now(),
+        why=why.strip()[:500],
+        previous=_last(history),
+        content=content,
+        key=pair.public,
+        signature=UNSIGNED,
+    )
+    step = unsigned.model_copy(update={"signature": pair.sign(unsigned.message())})
     if state == "released":
         _refuse_one_person(history[-1], step, where)
     return step

@@ -199,6 +199,8 @@ def camera(
 ) -> None:
     """Make camera settings part of the bundle: an edge sets them, and refuses a camera that does not read back so.
 
+    Set the camera by hand before it is read: what it changes by itself (exposure, white balance) will not read back.
+
     \b
     Examples:
       flawline bundle camera bundle --config edge.toml
