@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -70,6 +72,23 @@ def test_on_trial_every_bundle_runs_and_no_state_is_claimed(drafts: Path, people
     judge = load_judge(made, 1)
     assert judge.names()["bundle_state"] is None
     judge.engine.close()
+
+
+def test_signatures_are_looked_at_when_a_bundle_is_loaded_and_only_in_production(
+    released: Path, people: People, tmp_path: Path
+) -> None:
+    """What a trial never uses it never imports, and a part never waits for it."""
+    script = (
+        "import sys; from pathlib import Path; from edge_runtime.recipes import load_judge; import edge_runtime.run;"
+        "from edge_runtime.settings import load_settings; load_judge(load_settings(Path(sys.argv[1])), 1);"
+        "print('cryptography' in sys.modules)"
+    )
+    production = f'mode = "production"\n[bundles]\ntrusted = "{people.trusted}"'
+    for more, loaded in (("", "False"), (production, "True")):
+        (tmp_path / "edge.toml").write_text(CONFIG.format(bundle=released / "washer", url=URL, more=more))
+        words = [sys.executable, "-c", script, str(tmp_path / "edge.toml")]
+        done = subprocess.run(words, capture_output=True, text=True, check=True)
+        assert done.stdout.split() == [loaded]
 
 
 def validated(bundle: Path, people: People) -> None:
