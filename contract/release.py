@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 
 from contract.config import Strict
 from contract.errors import BundleError
+from contract.keys import fingerprint
 from contract.signing import Role, SigningPair, Trusted, signed_by
 
 State = Literal["draft", "validated", "released", "retired"]
@@ -202,8 +203,8 @@ def _refuse_unknown(step: Step, role: Role, trusted: Trusted, where: str) -> Non
     if name is None:
         known = ", ".join(sorted(trusted.roles[role].values())) or "nobody"
         raise BundleError(
-            f"{where}: {step.state} by {step.who} with key {(step.key or '')[:16]}..., which {trusted.folder} does not "
-            f"trust to {role}; it trusts {known}. Have one of them sign, or, where the key is really theirs: "
+            f"{where}: {step.state} by {step.who} with key {fingerprint(step.key or '')}, which {trusted.folder} does "
+            f"not trust to {role}; it trusts {known}. Have one of them sign, or, where the key is really theirs: "
             f"flawline keys sign-trust {step.who}.sign --may {role} --dir {trusted.folder}"
         )
     if name != step.who:
