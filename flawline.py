@@ -20,10 +20,11 @@ COMMANDS = {
     "train": Command("training.cli:app", "train", "good images -> bundle"),
     "data": Command("training.data_cli:app", "train", "look at a data folder before a model does"),
     "calibrate": Command("calibration.cli:app", "calibrate", "thresholds and evaluation of a bundle"),
+    "bundle": Command("edge_runtime.bundle_cli:app", "edge", "show, validate, release, retire and verify a bundle"),
     "inspect": Command("edge_runtime.inspect_cli:app", "edge", "verdict and picture for image files"),
     "edge": Command("edge_runtime.cli:app", "edge", "run the edge beside the line; build its plans; draw parts"),
     "host": Command("plugin.cli:app", "host", "run the host: store, line outputs, review pages"),
-    "keys": Command("contract.keys_cli:app", "edge", "keys for the wire: make, authorise, revoke"),
+    "keys": Command("contract.keys_cli:app", "edge", "keys for the wire and for signing bundles"),
     "acceptance": Command(
         "edge_runtime.acceptance:app", "edge", "prove a bundle and an engine on this box, with a page to sign"
     ),

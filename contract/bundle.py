@@ -12,9 +12,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from contract.camera import CameraControls
 from contract.config import Strict, validate
 from contract.errors import BundleError, ConfigError
 from contract.recipe import QualityBounds, Recipe, Thresholds
+from contract.release import MAX_STEPS, State, Step, digest_of, draft, refuse_unreleased, sign, state_of
+from contract.signing import SigningPair, Trusted
 
 FORMAT = "flawline.bundle/1"
 MANIFEST = "bundle.json"
@@ -97,6 +100,8 @@ class Manifest(Strict):
     metrics: dict[str, Any] = Field(default_factory=dict)
     thresholds: Thresholds | None = None
     quality: QualityBounds | None = None
+    cameras: dict[str, CameraControls] = Field(default_factory=dict, max_length=64, description="by id, or `any`")
+    history: list[Step] = Field(default_factory=list, max_length=MAX_STEPS, description="of its state; only added to")
     digest: str = ""
 
     def computed_digest(self) -> str:
@@ -112,11 +117,17 @@ class Manifest(Strict):
 
 
 class Bundle:
-    """An opened, verified bundle: its manifest and the paths of its files by role."""
+    """An opened, verified bundle: its manifest and the paths of its files by role.
 
-    def __init__(self, root: Path, manifest: Manifest) -> None:
+    ``content``: sha256 of what is signed, that is of the manifest without its history. ``exact``: the manifest stands
+    in its file byte for byte as signing writes it.
+    """
+
+    def __init__(self, root: Path, manifest: Manifest, content: str, exact: bool) -> None:
         self.root = root
         self.manifest = manifest
+        self.content = content
+        self.exact = exact
 
     def path(self, role: str) -> Path:
         """Path of the file of ``role``; raises BundleError naming the roles that there are."""
@@ -130,27 +141,32 @@ class Bundle:
         return json.loads(self.path(role).read_bytes())
 
     @property
+    def state(self) -> State:
+        """As its history says; whether that is true, ``refuse_unreleased`` and ``verify_history`` find out."""
+        return state_of(self.manifest.history)
+
+    @property
     def model_sha256(self) -> str:
         return self.manifest.files[ROLE_GRAPH].sha256
 
 
-def digest_of(content: dict[str, Any]) -> str:
-    """sha256 of canonical JSON."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
 def open_bundle(folder: Path) -> Bundle:
     """Open and verify a bundle: format, digest, every path, size and sha256. Raises BundleError."""
-    manifest = _read_manifest(folder)
+    manifest, raw, data = _read_manifest(folder)
     for role, entry in manifest.files.items():
         _verify(folder, role, entry)
     for role in (ROLE_GRAPH, ROLE_DATA, manifest.golden.role):
         if role not in manifest.files:
             raise BundleError(f"{folder}: the bundle has no file of role {role!r}; train it again")
-    return Bundle(folder, manifest)
+    return Bundle(folder, manifest, _content_of(raw), data == _as_signed(raw))
 
 
-def _read_manifest(folder: Path) -> Manifest:
+def _content_of(raw: dict[str, Any]) -> str:
+    return digest_of({name: value for name, value in raw.items() if name not in ("digest", "history")})
+
+
+def _read_manifest(folder: Path) -> tuple[Manifest, dict[str, Any], bytes]:
+    """The manifest, the JSON of its file, and the file's bytes."""
     path = folder / MANIFEST
     if not folder.is_dir():
         raise BundleError(f"{folder}: no such folder; expected a bundle written by `flawline train --out {folder}`")
@@ -159,7 +175,8 @@ def _read_manifest(folder: Path) -> Manifest:
     if path.stat().st_size > MAX_MANIFEST_BYTES:
         raise BundleError(f"{path}: {path.stat().st_size} bytes, at most {MAX_MANIFEST_BYTES}: not a bundle's manifest")
     try:
-        raw = json.loads(path.read_bytes())
+        data = path.read_bytes()
+        raw = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{path}: not valid JSON ({error}): the bundle is damaged, copy it again") from error
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
@@ -172,7 +189,7 @@ def _read_manifest(folder: Path) -> Manifest:
     # Of what stands in the file: a field that this version adds with a default is not in an older bundle's digest.
     if manifest.digest != digest_of({name: value for name, value in raw.items() if name != "digest"}):
         raise BundleError(f"{path}: content and digest differ: the manifest was changed after it was written")
-    return manifest
+    return manifest, raw, data
 
 
 def _verify(folder: Path, role: str, entry: FileEntry) -> None:
@@ -213,9 +230,64 @@ def file_entry(folder: Path, relative: str) -> FileEntry:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write ``bundle.json`` whole or not at all (temporary file, fsync, rename), with its digest."""
+    """Write ``bundle.json`` whole or not at all (temporary file, fsync, rename), with its digest.
+
+    A bundle is a draft from here on: what was signed before was another content.
+    """
+    if not manifest.history or manifest.history[-1].state != "draft":
+        why = f"{', '.join(_changed(folder, manifest))} changed" if manifest.history else "made"
+        manifest = manifest.model_copy(update={"history": [*manifest.history, draft(manifest.history, why)]})
     content = manifest.model_copy(update={"digest": manifest.computed_digest()})
     write_atomic(folder / MANIFEST, (content.model_dump_json(indent=1) + "\n").encode())
+
+
+def _changed(folder: Path, manifest: Manifest) -> list[str]:
+    """Names of what differs from the manifest that stands in ``folder``."""
+    try:
+        before, _, _ = _read_manifest(folder)
+    except BundleError:
+        return ["everything"]
+    names = (name for name in Manifest.model_fields if name not in ("digest", "history"))
+    return [name for name in names if getattr(before, name) != getattr(manifest, name)] or ["nothing"]
+
+
+def advance(bundle: Bundle, state: State, pair: SigningPair, why: str) -> Bundle:
+    """Sign ``bundle`` to ``state`` and open it again. Raises BundleError.
+
+    What stands in the file is kept as it stands, so that an older bundle keeps the signatures it has.
+    """
+    manifest, raw, _ = _read_manifest(bundle.root)
+    if manifest.digest != bundle.manifest.digest:
+        raise BundleError(f"{bundle.root}: was changed while it was looked at; nothing was signed: try again")
+    history = manifest.history or [draft([], "made before bundles had a history")]
+    step = sign(history, bundle.content, state, pair, why, str(bundle.root))
+    content: dict[str, Any] = {**raw, "history": [each.model_dump(mode="json") for each in [*history, step]]}
+    content["digest"] = digest_of({name: value for name, value in content.items() if name != "digest"})
+    write_atomic(bundle.root / MANIFEST, _as_signed(content))
+    return open_bundle(bundle.root)
+
+
+def _as_signed(raw: dict[str, Any]) -> bytes:
+    """The one way in which a signed manifest is written, so that not even white space can differ."""
+    return (json.dumps(raw, indent=1) + "\n").encode()
+
+
+def refuse_unfit_for_production(bundle: Bundle, trusted: Trusted | None, retired: list[str] | None = None) -> None:
+    """Raise BundleError unless the bundle is released, rightly signed, as it was signed and not retired.
+
+    ``trusted``: whose signatures count; None: anybody's. ``retired``: contents (their first 16 digits or more) that are
+    retired though a copy of them may not say so.
+    """
+    refuse_unreleased(bundle.manifest.history, bundle.content, trusted, str(bundle.root))
+    if not bundle.exact:
+        raise BundleError(
+            f"{bundle.root / MANIFEST}: not byte for byte as it was signed; copy the bundle again, as binary files"
+        )
+    if any(bundle.content.startswith(each) for each in retired or ()):
+        raise BundleError(
+            f"{bundle.root}: content {bundle.content[:16]} is retired on this edge ([bundles] retired); expected a "
+            "released bundle that is not: run its successor"
+        )
 
 
 def write_atomic(path: Path, data: bytes) -> None:

@@ -36,6 +36,7 @@ class Status(Wire):
     recipe_number: int = 1
     recipe: Name
     bundle_id: Name
+    bundle_state: Name | None = Field(None, description="as verified by an edge in production mode; none: nobody did")
     model_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     engine: Name
     loading: int | None = Field(None, description="number of the recipe that is being loaded")

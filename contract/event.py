@@ -137,6 +137,7 @@ class Result(PartHeader):
     recipe: Name
     recipe_number: int | None = Field(None, description="by which it is selected")
     bundle_id: Name
+    bundle_state: Name | None = Field(None, description="as verified by an edge in production mode; none: nobody did")
     model_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     calibration_id: Name | None = None
     engine: Name
@@ -202,6 +203,7 @@ class State(BaseHeader):
     recipe_number: int | None = Field(None, description="of the recipe that judges the next part")
     recipe: Name | None = None
     bundle_id: Name | None = None
+    bundle_state: Name | None = Field(None, description="as verified by an edge in production mode; none: nobody did")
     model_sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
     engine: Name | None = None
 

@@ -86,7 +86,7 @@ def fingerprint(public: str) -> str:
 
 def new_pair(folder: Path, name: str) -> KeyPair:
     """Make ``name``'s key pair in ``folder``; raises KeyFileError where there is one or the folder is not safe."""
-    _check_name(name, f"{folder}")
+    check_name(name, f"{folder}")
     make_folder(folder)
     public, secret = zmq.curve_keypair()
     text = _text(
@@ -95,9 +95,9 @@ def new_pair(folder: Path, name: str) -> KeyPair:
     secret_file, public_file = folder / f"{name}{SECRET}", folder / f"{name}{PUBLIC}"
     if public_file.exists():
         raise KeyFileError(f"{public_file}: exists already; nothing was written. Give another name or folder")
-    _create(secret_file, f'{text}    secret-key = "{secret.decode()}"\n', 0o600)
+    create_file(secret_file, f'{text}    secret-key = "{secret.decode()}"\n', 0o600)
     try:
-        _create(public_file, _public_text(name, public.decode()), 0o644)
+        create_file(public_file, _public_text(name, public.decode()), 0o644)
     except KeyFileError:
         secret_file.unlink()
         raise
@@ -106,9 +106,9 @@ def new_pair(folder: Path, name: str) -> KeyPair:
 
 def load_pair(path: Path) -> KeyPair:
     """Read a secret key file. Raises KeyFileError, with the command that mends it, unless it is ours alone."""
-    _check_name(path.name.removesuffix(SECRET), str(path))
+    check_name(path.name.removesuffix(SECRET), str(path))
     check_folder(path.parent)
-    values = _parse(path, _read(path, secret=True))
+    values = parse_key_file(path, read_key_file(path, secret=True))
     public, secret = values.get("public-key", ""), values.get("secret-key", "")
     if not _is_key(public) or not _is_key(secret) or zmq.curve_public(secret.encode()).decode() != public:
         raise KeyFileError(
@@ -121,7 +121,7 @@ def load_pair(path: Path) -> KeyPair:
 
 def load_public(path: Path, *, carried: bool = False) -> str:
     """The public key in a file. Raises KeyFileError; ``carried``: from a memory stick, whose modes say nothing."""
-    values = _parse(path, _read(path, secret=False, carried=carried))
+    values = parse_key_file(path, read_key_file(path, secret=False, carried=carried))
     if "secret-key" in values:
         raise KeyFileError(
             f"{path}: holds a secret key, which must not travel; carry the {PUBLIC} file, and make a new pair "
@@ -146,7 +146,7 @@ def read_authorised(folder: Path) -> Authorised:
     problems: list[str] = []
     for path in sorted(edges.glob(f"*{PUBLIC}"))[:MAX_EDGES]:
         try:
-            _check_name(path.stem, str(path))
+            check_name(path.stem, str(path))
             claims.setdefault(load_public(path), []).append(path.stem)
         except KeyFileError as error:
             problems.append(str(error))
@@ -161,7 +161,7 @@ def read_authorised(folder: Path) -> Authorised:
 def authorise(folder: Path, file: Path) -> str:
     """Let the edge whose public ``file`` this is speak to the host of ``folder``; returns its name."""
     name = file.name.removesuffix(PUBLIC)
-    _check_name(name, str(file))
+    check_name(name, str(file))
     public = load_public(file, carried=True)
     make_folder(folder)
     make_folder(folder / EDGES)
@@ -174,7 +174,7 @@ def authorise(folder: Path, file: Path) -> str:
             f"{target}: another key of {name!r} is authorised; revoke it first: "
             f"flawline keys revoke {name} --dir {folder}"
         )
-    _replace(target, _public_text(name, public))
+    replace_file(target, _public_text(name, public))
     return name
 
 
@@ -188,7 +188,9 @@ def revoke(folder: Path, name: str) -> str:
     check_folder(folder)
     check_folder(folder / EDGES)  # a host that does not trust the folder would go on with what it knew
     make_folder(folder / REVOKED)
-    _replace(folder / REVOKED / f"{name}-{fingerprint(public).replace(' ', '')}{PUBLIC}", _public_text(name, public))
+    replace_file(
+        folder / REVOKED / f"{name}-{fingerprint(public).replace(' ', '')}{PUBLIC}", _public_text(name, public)
+    )
     source.unlink()
     handle = os.open(source.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -256,10 +258,11 @@ def _refuse_used_key(folder: Path, name: str, public: str) -> None:
         raise KeyFileError(f"{path}: the same key under another name; every edge has a pair of its own")
 
 
-def _check_name(name: str, where: str) -> None:
+def check_name(name: str, where: str, whose: str = "an edge") -> None:
+    """Raise KeyFileError unless ``name`` may be a file's name and an identity."""
     if not NAME.fullmatch(name):
         raise KeyFileError(
-            f"{where}: {name[:80]!r} is no name of an edge; expected letters, digits, '.', '_' and '-', at most 63"
+            f"{where}: {name[:80]!r} is no name of {whose}; expected letters, digits, '.', '_' and '-', at most 63"
         )
 
 
@@ -271,7 +274,7 @@ def _public_text(name: str, public: str) -> str:
     return _text(name, public, "public", "May be seen by anyone; carry it so that nobody can exchange it on the way.")
 
 
-def _create(path: Path, text: str, mode: int) -> None:
+def create_file(path: Path, text: str, mode: int) -> None:
     """Write a new file that has its mode from the first byte on."""
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
@@ -285,7 +288,7 @@ def _create(path: Path, text: str, mode: int) -> None:
         os.fsync(file.fileno())
 
 
-def _replace(path: Path, text: str) -> None:
+def replace_file(path: Path, text: str) -> None:
     """Write a public file in one piece: a host that watches the folder never sees half of it."""
     handle, draft = tempfile.mkstemp(dir=path.parent, prefix=".draft-")
     with os.fdopen(handle, "w", encoding="ascii") as file:
@@ -295,12 +298,15 @@ def _replace(path: Path, text: str) -> None:
     Path(draft).replace(path)
 
 
-def _read(path: Path, *, secret: bool, carried: bool = False) -> str:
+def read_key_file(path: Path, *, secret: bool, carried: bool = False) -> str:
     """The file's text, every check made on the open file, so that it cannot be exchanged in between."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise KeyFileError(_unopened(path, error, secret)) from error
+    if stat.S_ISDIR(os.fstat(handle).st_mode):  # nor would Python make a file of it
+        os.close(handle)
+        raise KeyFileError(f"{path}: a folder; expected a key file of at most {MAX_FILE_BYTES} bytes")
     with os.fdopen(handle, "rb") as file:
         found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_FILE_BYTES:
@@ -342,7 +348,7 @@ def _unopened(path: Path, error: OSError, secret: bool) -> str:
     return f"{path}: cannot be read ({error.strerror})"
 
 
-def _parse(path: Path, text: str) -> dict[str, str]:
+def parse_key_file(path: Path, text: str) -> dict[str, str]:
     """Lines ``key = "value"`` as ZeroMQ's own certificates have them."""
     values: dict[str, str] = {}
     for line in text.splitlines():

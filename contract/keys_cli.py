@@ -1,4 +1,4 @@
-"""``flawline keys``: key pairs for the wire, made, shown, authorised and revoked (before hops 6 and 7)."""
+"""``flawline keys``: pairs for the wire and for signing bundles, made, trusted and revoked (before hops 3, 6 and 7)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="""Keys for the wire between edges and a host.
+    help="""Keys for the wire between edges and a host, and of the people who sign bundles.
 
 \b
 Joining an edge to a host on another machine:
@@ -21,6 +21,12 @@ Joining an edge to a host on another machine:
   carry         keys/edge-1.key to the host, keys/host.key to the edge's keys/
   on the host   flawline keys authorise edge-1.key
 Secret files (*.key_secret) never travel. Compare fingerprints with `flawline keys show`.
+
+\b
+Signing bundles, for edges in production:
+  each person   flawline keys sign-new ada          (a pair of one's own; ada.sign_secret is never shared)
+  on the edge   flawline keys sign-trust ada.sign --may validate
+                flawline keys sign-trust grace.sign --may release
 """,
 )
 
@@ -135,3 +141,89 @@ def revoke(name: Name, folder: Folder = KEYS) -> None:
     typer.echo(
         f"Edge {name} is no longer authorised, fingerprint {fingerprint(public)}. It needs a new pair to return."
     )
+
+
+Person = Annotated[str, typer.Argument(metavar="NAME", help="a person's name, as others know it", show_default=False)]
+TrustFolder = Annotated[Path, typer.Option("--dir", help="the edge's folder of trusted keys: [bundles] trusted")]
+SIGNERS = Path("signers")
+
+
+@app.command("sign-new")
+def sign_new(name: Person, folder: Folder = KEYS) -> None:
+    """Make a person's pair for signing bundles: NAME.sign to carry to the edges, NAME.sign_secret (mode 0600) to keep.
+
+    A release needs two people, so each makes a pair of their own, under their own account.
+
+    \b
+    Examples:
+      flawline keys sign-new ada
+      flawline keys sign-new grace --dir ~/.flawline
+    """
+    from contract.keys import fingerprint
+    from contract.signing import PUBLIC, SECRET, new_signing_pair
+
+    pair = new_signing_pair(folder, name)
+    typer.echo(f"{folder / (name + SECRET)}: secret, belongs to {name} alone")
+    typer.echo(f"{folder / (name + PUBLIC)}: carry it to the edges; fingerprint {fingerprint(pair.public)}")
+    typer.echo(f"Next, on each edge: flawline keys sign-trust {name}{PUBLIC} --may validate (or release)")
+
+
+@app.command("sign-trust")
+def sign_trust(
+    file: Annotated[
+        Path, typer.Argument(metavar="NAME.sign", help="the person's public file, as carried here", show_default=False)
+    ],
+    may: Annotated[str, typer.Option(help="validate or release; run it twice for both")],
+    folder: TrustFolder = SIGNERS,
+) -> None:
+    """Let a person validate or release bundles for the edge of this folder. Holds from the next bundle loaded.
+
+    Run it as the user who administers the edge: the edge itself needs to read the folder, not to write it.
+
+    \b
+    Examples:
+      flawline keys sign-trust /media/stick/ada.sign --may validate
+      flawline keys sign-trust /media/stick/grace.sign --may release --dir /etc/flawline/signers
+    """
+    from contract.errors import ConfigError
+    from contract.keys import fingerprint
+    from contract.signing import PUBLIC, ROLES, load_signer, trust
+
+    role = next((each for each in ROLES if each == may), None)
+    if role is None:
+        raise ConfigError(f"--may {may!r}: no such role; there are: {', '.join(ROLES)}")
+    name = trust(folder, file, role)
+    public = load_signer(folder / role / f"{name}{PUBLIC}")
+    typer.echo(f"{name} may {role}, fingerprint {fingerprint(public)}. Compare it with {name}'s own.")
+
+
+@app.command("sign-revoke")
+def sign_revoke(name: Person, folder: TrustFolder = SIGNERS) -> None:
+    """Trust a person's signatures no longer: bundles that rest on them are refused from the next load on.
+
+    \b
+    Example:
+      flawline keys sign-revoke ada
+    """
+    from contract.signing import distrust
+
+    typer.echo(f"{name} may no longer {' or '.join(distrust(folder, name))}. A bundle that runs now runs until the")
+    typer.echo("edge is started again or loads another; bundles that rest on the key need signing anew.")
+
+
+@app.command("sign-list")
+def sign_list(folder: TrustFolder = SIGNERS) -> None:
+    """Who may validate and who may release for the edge of this folder.
+
+    \b
+    Example:
+      flawline keys sign-list --dir /etc/flawline/signers
+    """
+    from contract.keys import fingerprint
+    from contract.signing import read_trusted
+
+    for role, keys in read_trusted(folder).roles.items():
+        for public, name in sorted(keys.items(), key=lambda item: item[1]):
+            typer.echo(f"{name:<24} {fingerprint(public)}  may {role}")
+        if not keys:
+            typer.echo(f"{'nobody':<24} {'':<19}  may {role}")

@@ -31,7 +31,7 @@ class Wanted(NamedTuple):
 
 def wanted(settings: EdgeSettings, number: int) -> Wanted:
     """The graph of recipe ``number`` as the edge would run it. Raises FlawlineError."""
-    bundle = open_bundle(settings.bundles()[number])
+    bundle = open_bundle(settings.bundle_folders()[number])
     kind = kind_for(settings.engine, settings.precision)
     return Wanted(kind, read_graph(bundle, settings.precision), graph_spec(bundle, settings.precision))
 
@@ -52,7 +52,7 @@ def build_beside(settings: EdgeSettings, config: Path, serving: int, stop: threa
 
     Returns at once: the work is done by a thread. ``stop``: no further one is begun.
     """
-    others = [number for number in sorted(settings.bundles()) if number != serving]
+    others = [number for number in sorted(settings.bundle_folders()) if number != serving]
     if others and builds(settings):
         thread = threading.Thread(target=_build_missing, args=(settings, config, others, stop), name="plans")
         thread.daemon = True  # an edge that stops does not wait; the child that builds dies with this thread
@@ -106,11 +106,11 @@ def build_edge(config: Path) -> int:
         return 0
     if (why := obstacle(engine)) is not None:
         raise EngineError(why)
-    numbers = sorted(settings.bundles())
+    numbers = sorted(settings.bundle_folders())
     failed = 0
     with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), transient=True) as progress:
         for count, number in enumerate(numbers, start=1):
-            what = f"recipe {number}, {settings.bundles()[number].name}"
+            what = f"recipe {number}, {settings.bundle_folders()[number].name}"
             task = progress.add_task(f"{what} ({count} of {len(numbers)}): building takes up to some minutes")
             try:
                 _say(f"{what}: {_build(settings, number)}")

@@ -24,6 +24,7 @@ import cv2
 import numpy as np
 from pydantic import BaseModel
 
+from contract.camera import CameraControls
 from contract.errors import FlawlineError
 from contract.images import PixelFormat, Pixels
 from contract.locate import Box, find_parts
@@ -80,6 +81,7 @@ class ChildOrder(BaseModel):
     state_dir: Path
     parent_pid: int
     after_stop: bool = False
+    controls: CameraControls | None = None
 
 
 class CameraProcess:
@@ -96,11 +98,15 @@ class CameraProcess:
         first_trigger_id: int = 1,
         resumed: bool = True,
         after_stop: bool = False,
+        controls: CameraControls | None = None,
     ) -> None:
         """``resumed``: the last run was cut short, so that a recording goes on where real time is, and a part that
         was taken then and is still in view is not taken again. False: begin anew. ``after_stop``: the last run was
-        stopped in order, so that what stands in a live camera's view may have its verdict already."""
+        stopped in order, so that what stands in a live camera's view may have its verdict already. ``controls``: what
+        the camera must be set to, and say that it is, before it gives frames."""
         self.settings = settings
+        self._controls = controls
+        self._controls_ns = 0
         self._state_dir = state_dir
         self._first_id = first_trigger_id
         self._after_stop = after_stop
@@ -162,6 +168,11 @@ class CameraProcess:
         Raises RingError where there is no picture (any more).
         """
         slot = self._slots.get(trigger.trigger_id)
+        if trigger.t_capture_ns < self._controls_ns:
+            raise RingError(
+                f"camera {self.settings.id}: trigger {trigger.trigger_id} was taken with the camera settings of the "
+                "recipe before"
+            )
         if slot is None:
             reason = trigger.lost or "its frame has been released"
             raise RingError(f"camera {self.settings.id}: trigger {trigger.trigger_id} has no picture: {reason}")
@@ -238,6 +249,7 @@ class CameraProcess:
             state_dir=self._state_dir.absolute(),
             parent_pid=os.getpid(),
             after_stop=self._after_stop and self._restarts == 0,
+            controls=self._controls,
         )
         self._tell(order.model_dump_json().encode() + b"\n")
 
@@ -263,6 +275,21 @@ class CameraProcess:
             self._child.kill()
             self._child.wait()
             self._bury(f"no frame for {self.settings.stall_s:g} s: the capture process was replaced")
+
+    def hold_to(self, controls: CameraControls | None) -> None:
+        """Go on with other camera settings: where they differ the child is replaced, and the new one reads them back.
+
+        A picture taken before has no place under the new recipe: ``cut`` refuses it.
+        """
+        if controls == self._controls or self._stopped:
+            return
+        self._controls, self._controls_ns = controls, time.monotonic_ns()
+        if self._child is not None and self._ring.live().state != ChildState.ENDED:
+            self._child.kill()
+            self._child.wait()
+            self._bury("the camera settings of another recipe are being set")
+        if self._next_start is not None:
+            self._next_start = time.monotonic()
 
     def _silent(self) -> bool:
         if self._child is None:
@@ -395,6 +422,7 @@ def child_main(ring_fd: int, wake_fd: int) -> None:
     camera: Camera | None = None
     try:
         camera = make_camera(order.settings.url, order.settings.id, order.state_dir, order.settings.stall_s)
+        camera.controls = order.controls
         camera.open()
         Capture(camera, ring, order.settings, wake_fd, order.after_stop).run(stop)
         code = 0

@@ -22,12 +22,16 @@ EXAMPLE = """\
 edge_id = "line-1"
 bundle = "bundle"              # folder written by `flawline train` and `flawline calibrate`
 engine = "auto"                # tensorrt on a card, openvino on x86, else onnxruntime
+# mode = "production"          # in a plant: released bundles alone, signed by two people; flawline bundle --help
 
 [host]
 endpoint = "tcp://127.0.0.1:5701"
 control = "tcp://127.0.0.1:5702"            # the host selects recipes, stops and starts; leave out for none
 # key = "keys/line-1.key_secret"             # both needed where the host is another machine:
 # server_key = "keys/host.key"               # flawline keys --help
+
+# [bundles]
+# trusted = "signers"                        # whose signatures count: flawline keys sign-trust --help
 
 [[cameras]]
 id = "top"

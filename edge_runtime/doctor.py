@@ -28,7 +28,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 
 # import name -> package to install, for each extra
 EXTRAS = {
-    "edge": {"cv2": "opencv-python-headless", "onnxruntime": "onnxruntime"},
+    "edge": {"cv2": "opencv-python-headless", "onnxruntime": "onnxruntime", "cryptography": "cryptography"},
     "host": {"fastapi": "fastapi", "uvicorn": "uvicorn", "jinja2": "jinja2", "sqlalchemy": "sqlalchemy"},
     "train": {"torch": "torch", "lightning": "lightning", "onnx": "onnx", "onnxscript": "onnxscript"},
     "calibrate": {"cv2": "opencv-python-headless", "onnxruntime": "onnxruntime", "onnx": "onnx"},
@@ -232,6 +232,44 @@ def _keys_of(settings: EdgeSettings) -> Finding:
     return Finding("keys", Status.OK, found)
 
 
+def check_release(subject: Subject) -> Iterator[Finding]:
+    """Whether unreleased bundles could run on this edge, and whether those configured are released."""
+    settings = _settings_or_none(subject)
+    if settings is None:
+        return
+    if settings.mode != "production":
+        found = "trial: every calibrated bundle runs, whoever made it"
+        way_out = 'in a plant set mode = "production" and trusted = "signers" under [bundles]; flawline bundle --help'
+        yield Finding("mode", Status.WARN, found, way_out)
+        return
+    from contract.signing import read_trusted
+
+    try:
+        roles = read_trusted(settings.bundles.trusted or Path()).roles
+    except FlawlineError as error:
+        yield Finding("mode", Status.FAIL, f"production: {error}", "flawline keys sign-trust --help")
+        return
+    missing = [role for role, keys in roles.items() if not keys]
+    may = "; ".join(f"{', '.join(sorted(keys.values())) or 'nobody'} may {role}" for role, keys in roles.items())
+    way_out = f"flawline keys sign-trust NAME.sign --may {missing[0]}" if missing else ""
+    yield Finding("mode", Status.FAIL if missing else Status.OK, f"production: {may}", way_out)
+    yield from _releases_of(settings)
+
+
+def _releases_of(settings: EdgeSettings) -> Iterator[Finding]:
+    """Each recipe's bundle as this edge would take or refuse it."""
+    from edge_runtime.recipes import open_fit
+
+    for number in sorted(settings.bundle_folders()):
+        try:
+            bundle = open_fit(settings, number)
+        except FlawlineError as error:
+            yield Finding(f"recipe {number}", Status.FAIL, str(error), "flawline bundle --help")
+        else:
+            last = bundle.manifest.history[-1]
+            yield Finding(f"recipe {number}", Status.OK, f"{bundle.root}: released by {last.who} on {last.when}")
+
+
 def check_bundle(subject: Subject) -> Iterator[Finding]:
     """Verification, calibration and agreement with training of the bundle that is given or configured."""
     settings = _settings_or_none(subject)
@@ -277,7 +315,7 @@ def check_plans(subject: Subject) -> Iterator[Finding]:
         return
     built: list[int] = []
     absent: list[int] = []
-    for number in sorted(settings.bundles()):
+    for number in sorted(settings.bundle_folders()):
         try:
             (built if is_built(settings, number) else absent).append(number)
         except FlawlineError as error:
@@ -300,6 +338,7 @@ CHECKS: dict[str, Callable[[Subject], Iterator[Finding]]] = {
     "gpu": check_gpu,
     "config": check_config,
     "plans": check_plans,
+    "release": check_release,
     "bundle": check_bundle,
 }
 

@@ -9,9 +9,11 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from contract.bundle import GRAPHS, Bundle, Precision, open_bundle, write_atomic
+from contract.bundle import GRAPHS, Bundle, Precision, open_bundle, refuse_unfit_for_production, write_atomic
+from contract.camera import ANY, controls_of
 from contract.config import Strict
-from contract.errors import BundleError, ConfigError
+from contract.errors import BundleError, ConfigError, FlawlineError
+from contract.signing import read_trusted
 from edge_runtime.cameras import is_live
 from edge_runtime.engines import open_engine
 from edge_runtime.engines.base import Engine
@@ -30,6 +32,7 @@ class Judge:
         self.bundle = bundle
         self.engine = engine
         self.engine_name = engine.describe()
+        self.bundle_state = bundle.state if settings.mode == "production" else None  # else nobody has verified it
         self.inspectors = {
             camera.id: Inspector(bundle, engine, frozen_check=is_live(camera.url)) for camera in settings.cameras
         }
@@ -40,6 +43,7 @@ class Judge:
             "recipe": self.bundle.manifest.recipe.name,
             "recipe_number": self.number,
             "bundle_id": self.bundle.manifest.id,
+            "bundle_state": self.bundle_state,
             "model_sha256": self.bundle.manifest.files[GRAPHS[self.engine.spec.precision]].sha256,
             "engine": self.engine_name,
         }
@@ -57,11 +61,7 @@ NEVER_ASKED = Choice(number=1, inspecting=True)
 
 def load_judge(settings: EdgeSettings, number: int) -> Judge:
     """Open, check and warm up a recipe and prove its engine on the golden images. Raises FlawlineError."""
-    bundles = settings.bundles()
-    if number not in bundles:
-        raise ConfigError(f"no recipe {number}; there are: {', '.join(map(str, sorted(bundles)))}")
-    bundle = open_bundle(bundles[number])
-    refuse_unfit(bundle, settings)
+    bundle = open_fit(settings, number)
     engine = open_engine(settings.engine, bundle, settings.threads, settings.precision)
     try:
         check_golden(engine, bundle)
@@ -69,6 +69,36 @@ def load_judge(settings: EdgeSettings, number: int) -> Judge:
     except BaseException:
         engine.close()
         raise
+
+
+def open_fit(settings: EdgeSettings, number: int) -> Bundle:
+    """Open and verify a recipe's bundle. Raises FlawlineError where it may not, or could not, judge on this edge."""
+    bundles = settings.bundle_folders()
+    if number not in bundles:
+        raise ConfigError(f"no recipe {number}; there are: {', '.join(map(str, sorted(bundles)))}")
+    bundle = open_bundle(bundles[number])
+    if settings.mode == "production":
+        refuse_unreleased(bundle, settings)
+    refuse_unfit(bundle, settings)
+    return bundle
+
+
+def refuse_unreleased(bundle: Bundle, settings: EdgeSettings) -> None:
+    """Raise FlawlineError unless the bundle may run in production on this edge."""
+    if settings.bundles.trusted is None:
+        raise ConfigError('mode = "production" and no [bundles] trusted: nobody\'s signature counts')
+    refuse_unfit_for_production(bundle, read_trusted(settings.bundles.trusted), settings.bundles.retired)
+
+
+def faults_of_others(settings: EdgeSettings, number: int) -> list[str]:
+    """Why recipes besides ``number`` would be refused when a host selects them; a sentence for each."""
+    faults = []
+    for other in sorted(set(settings.bundle_folders()) - {number}):
+        try:
+            open_fit(settings, other)
+        except FlawlineError as error:
+            faults.append(f"recipe {other} would be refused: {error}")
+    return faults
 
 
 def precision_fault(bundle: Bundle, precision: Precision) -> str | None:
@@ -82,14 +112,19 @@ def precision_fault(bundle: Bundle, precision: Precision) -> str | None:
     )
 
 
-def refuse_unfit(bundle: Bundle, settings: EdgeSettings) -> None:
-    """Raise FlawlineError where this edge could pass no part with the bundle."""
-    manifest = bundle.manifest
-    if manifest.thresholds is None or manifest.quality is None:
+def refuse_uncalibrated(bundle: Bundle) -> None:
+    """Raise BundleError where no part could pass with the bundle."""
+    if bundle.manifest.thresholds is None or bundle.manifest.quality is None:
         raise BundleError(
             f"{bundle.root}: the bundle is not calibrated, so no part could pass; "
             f"run: flawline calibrate thresholds {bundle.root} --data DIR"
         )
+
+
+def refuse_unfit(bundle: Bundle, settings: EdgeSettings) -> None:
+    """Raise FlawlineError where this edge could pass no part with the bundle."""
+    manifest = bundle.manifest
+    refuse_uncalibrated(bundle)
     if (fault := precision_fault(bundle, settings.precision)) is not None:
         raise BundleError(fault)
     elsewhere = sorted(
@@ -99,6 +134,27 @@ def refuse_unfit(bundle: Bundle, settings: EdgeSettings) -> None:
         raise ConfigError(f"the recipe's views need camera(s) {elsewhere}, which the configuration does not have")
     if len({view.camera for view in manifest.recipe.views}) > 1:
         raise ConfigError("the recipe's views come from several cameras; this version joins views of one camera only")
+    _refuse_other_cameras(bundle, settings)
+
+
+def _refuse_other_cameras(bundle: Bundle, settings: EdgeSettings) -> None:
+    """Raise BundleError where the bundle's camera settings are of cameras, or of a region, that this edge has not."""
+    held = bundle.manifest.cameras
+    known = [camera.id for camera in settings.cameras]
+    if strange := sorted(set(held) - {*known, ANY}):
+        raise BundleError(
+            f"{bundle.root}: has settings of camera(s) {strange}, and edge.toml has {known}; give the camera that id, "
+            f"or write the settings anew: flawline bundle camera {bundle.root} --config edge.toml"
+        )
+    for camera in settings.cameras:
+        controls = controls_of(held, camera.id)
+        found = camera.region if camera.fixture == "region" else None
+        if controls is not None and controls.region not in (None, found):
+            raise BundleError(
+                f"{bundle.root}: camera {camera.id}: the bundle was made with region = {list(controls.region)}, "
+                f'edge.toml has {"none" if found is None else list(found)}; set fixture = "region" and region = '
+                f"{list(controls.region)} under [[cameras]]"
+            )
 
 
 def read_choice(settings: EdgeSettings) -> Choice:
@@ -113,7 +169,7 @@ def read_choice(settings: EdgeSettings) -> Choice:
             f"{path}: which recipe was selected cannot be read ({str(error).splitlines()[0]}); "
             f"remove the file to begin with recipe 1"
         ) from error
-    if choice.number not in settings.bundles():
+    if choice.number not in settings.bundle_folders():
         raise ConfigError(
             f"{path}: recipe {choice.number} was selected last and is not configured any more; add it under "
             "[[recipes]], or remove the file to begin with recipe 1"

@@ -22,7 +22,7 @@ from edge_runtime.control import Control
 from edge_runtime.emitter import Emitter
 from edge_runtime.errors import CardLostError
 from edge_runtime.link import load_keys
-from edge_runtime.recipes import load_judge, read_choice
+from edge_runtime.recipes import Judge, faults_of_others, load_judge, read_choice
 from edge_runtime.settings import load_settings
 from edge_runtime.spool import Spool
 from edge_runtime.station import Station
@@ -47,6 +47,9 @@ def run_edge(config: Path, quiet: bool = False) -> int:
     with _only_one(settings.state_dir), zmq.Context() as context:
         choice = read_choice(settings)  # only now: an edge that is still stopping may be asked for another one
         judge = load_judge(settings, choice.number)
+        if settings.mode == "production":
+            for fault in faults_of_others(settings, choice.number):
+                log.warning("%s", fault)
         spool = Spool(settings.state_dir / "spool.sqlite", int(settings.spool.max_mb * 1e6), settings.spool.sync_ms)
         emitter = Emitter(spool, settings.host, context, keys)
         control = None
@@ -56,8 +59,7 @@ def run_edge(config: Path, quiet: bool = False) -> int:
         say = None if quiet else _say
         station = Station(settings, judge.bundle, judge.engine, spool, emitter, say, control, choice)
         _stop_on_signals(station)
-        manifest = judge.bundle.manifest
-        _echo(f"edge {settings.edge_id}: bundle {manifest.name} ({manifest.id}), {judge.engine_name}")
+        _echo(f"edge {settings.edge_id}: {_named(judge)}, {judge.engine_name}")
         emitter.start()
         if control is not None:
             control.start()
@@ -98,6 +100,15 @@ def _stop_on_signals(station: Station) -> None:
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
+
+
+def _named(judge: Judge) -> str:
+    manifest = judge.bundle.manifest
+    name = f"bundle {manifest.name} ({manifest.id})"
+    if judge.bundle_state is None:
+        return name
+    released = manifest.history[-1]
+    return f"{name}, released by {released.who} on {released.when}"
 
 
 def _flush(spool: Spool, emitter: Emitter, timeout_s: float) -> int:

@@ -85,11 +85,24 @@ class RecipeSettings(Strict):
     bundle: Path
 
 
+class BundleSettings(Strict):
+    """Which bundles a production edge takes."""
+
+    trusted: Path | None = Field(None, description="folder of public keys, filled by `flawline keys sign-trust`")
+    retired: list[Annotated[str, Field(pattern=r"^[0-9a-f]{16,64}$")]] = Field(
+        default_factory=list, max_length=4096, description="contents that never run here, whatever their copy says"
+    )
+
+
 class EdgeSettings(Strict):
     """``edge.toml``. Paths are relative to the file's folder."""
 
     edge_id: Identifier
     bundle: Path
+    mode: Literal["trial", "production"] = Field(
+        "trial", description="production: released bundles alone run, signed by two people that `bundles.trusted` knows"
+    )
+    bundles: BundleSettings = Field(default_factory=BundleSettings)
     state_dir: Path = Path("state")
     engine: Literal["auto", "tensorrt", "tensorrt-rtx", "openvino", "onnxruntime"] = "auto"
     precision: Precision = Field("fp32", description="which of the bundle's graphs; fp16 for TensorRT")
@@ -115,9 +128,14 @@ class EdgeSettings(Strict):
                 f"host.key is {self.host.key.name!r} and edge_id {self.edge_id!r}: the host knows an edge by its key's "
                 f"name, so the file must be {self.edge_id}{SECRET}"
             )
+        if self.mode == "production" and self.bundles.trusted is None:
+            raise ValueError(
+                "mode = 'production' needs to know whose signatures count: set trusted = 'signers' under [bundles] and "
+                "fill it: flawline keys sign-trust NAME.sign --may validate (or release) --dir signers"
+            )
         return self
 
-    def bundles(self) -> dict[int, Path]:
+    def bundle_folders(self) -> dict[int, Path]:
         """Every recipe's number and bundle; 1 is ``bundle``."""
         return {1: self.bundle} | {recipe.number: recipe.bundle for recipe in self.recipes}
 
@@ -129,6 +147,8 @@ def load_settings(path: Path) -> EdgeSettings:
     for recipe in settings.recipes:
         recipe.bundle = (path.parent / recipe.bundle).resolve()
     settings.state_dir = (path.parent / settings.state_dir).resolve()
+    if settings.bundles.trusted is not None:
+        settings.bundles.trusted = path.parent.resolve() / settings.bundles.trusted
     settings.host = settings.host.model_copy(
         update={
             # never resolved: a symbolic link in a key's place must be seen, and refused

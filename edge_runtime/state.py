@@ -25,7 +25,8 @@ def print_state(config: Path) -> int:
     age_s = time.time() - state.t_wall_ns / 1e9
     silent = state.state not in ("stopped", "failed") and age_s > 3 * settings.heartbeat_ms / 1000 + 2
     typer.echo(f"{state.edge_id}: {state.state}{f', but silent for {age_s:.0f} s' if silent else ''}")
-    typer.echo(f"recipe {state.recipe_number} ({state.recipe}, bundle {state.bundle_id}), {state.engine}")
+    bundle = f"bundle {state.bundle_id}{f', {state.bundle_state}' if state.bundle_state else ''}"
+    typer.echo(f"recipe {state.recipe_number} ({state.recipe}, {bundle}), {state.engine}")
     if not state.inspecting:
         typer.echo("inspection is stopped by request: every part is NOT_INSPECTED")
     for camera in state.cameras:

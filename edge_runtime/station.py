@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple, NoReturn
 import numpy as np
 
 from contract.bundle import Bundle
+from contract.camera import controls_of
 from contract.control import Status
 from contract.decision import ViewMap, map_to_part
 from contract.errors import FlawlineError
@@ -94,6 +95,7 @@ class Station:
                 settings.state_dir,
                 resumed=spool.outage is not None and not spool.outage.clean,
                 after_stop=spool.outage is not None and spool.outage.clean,
+                controls=controls_of(bundle.manifest.cameras, camera.id),
             )
             for camera in settings.cameras
         ]
@@ -177,6 +179,8 @@ class Station:
                 write_choice(self._settings, choice)
                 idle = None if judge is None else self._judge
                 self._choice, self._judge = choice, judge or self._judge
+                for camera in self._cameras:
+                    camera.hold_to(controls_of(self._judge.bundle.manifest.cameras, camera.settings.id))
                 log.info("recipe %d, inspection is %s", number, "on" if inspecting else "stopped by request")
             except OSError as error:
                 problem = f"it cannot be written to {self._settings.state_dir} ({error.strerror})"
@@ -433,7 +437,7 @@ class Station:
         return Status(
             state=self._state,
             inspecting=self._choice.inspecting,
-            recipes=tuple(sorted(self._settings.bundles())),
+            recipes=tuple(sorted(self._settings.bundle_folders())),
             parts=self._parts,
             not_inspected=self._not_inspected,
             spool_rows=spool_rows,

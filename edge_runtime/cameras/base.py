@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import NamedTuple
 
+from contract.camera import CameraControls, Value, agrees
 from contract.images import PixelFormat, Pixels
 from edge_runtime.clock import boot_id
 from edge_runtime.errors import CameraError
@@ -70,11 +71,19 @@ class Camera(ABC):
 
     def __init__(self, source: Source) -> None:
         self.source = source
+        self.controls: CameraControls | None = None  # what a bundle asks for; set before ``open``
         self.ended: str | None = None  # set when no frame will ever follow: why
 
     @abstractmethod
     def open(self) -> None:
-        """Make ready to read; raises CameraError."""
+        """Make ready to read, with ``controls`` in force; raises CameraError, also where they do not read back."""
+
+    def reported(self) -> dict[str, Value]:
+        """What the open camera says of its settings, by the names of CameraControls; what it cannot say is left out."""
+        return {}
+
+    def set_control(self, name: str, value: Value) -> None:  # noqa: B027 - a recording has nothing to set
+        """Ask the open camera for a setting; whether it took it, ``reported`` says."""
 
     @abstractmethod
     def read(self) -> CameraFrame | None:
@@ -84,8 +93,33 @@ class Camera(ABC):
     def close(self) -> None:
         """Give everything back; may be called at any time."""
 
+    def hold_to_controls(self) -> None:
+        """Set every control, then read all of them back: one may change another.
+
+        Raises CameraError naming each that is not as it was asked for.
+        """
+        asked = {} if self.controls is None else self.controls.asked()
+        for name, value in asked.items():
+            self.set_control(name, value)
+        found = self.reported() if asked else {}
+        faults = [
+            f"{name} asked {_shown(value)}, {f'found {_shown(found[name])}' if name in found else 'not reported'}"
+            for name, value in asked.items()
+            if not agrees(value, found.get(name))
+        ]
+        if faults:
+            raise self.error(
+                f"{redacted(self.source.url)}: settings of the bundle do not read back: {'; '.join(faults)}. It "
+                f"reports {', '.join(found) or 'nothing'}. Set them at the camera, or make a bundle for it as it is: "
+                "flawline bundle camera BUNDLE --config edge.toml"
+            )
+
     def error(self, text: str) -> CameraError:
         return CameraError(f"camera {self.source.camera_id}: {text}")
+
+
+def _shown(value: Value) -> str:
+    return value if isinstance(value, str) else f"{value:.10g}"
 
 
 def redacted(url: str) -> str:

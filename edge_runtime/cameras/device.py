@@ -11,8 +11,30 @@ from urllib.parse import urlsplit, urlunsplit
 import cv2
 import numpy as np
 
+from contract.camera import Value
 from contract.images import PixelFormat, Pixels
 from edge_runtime.cameras.base import NAP_S, Camera, CameraFrame, Source, redacted
+from edge_runtime.errors import CameraError
+
+# name in CameraControls -> OpenCV's property
+STREAM = {"width": cv2.CAP_PROP_FRAME_WIDTH, "height": cv2.CAP_PROP_FRAME_HEIGHT, "fps": cv2.CAP_PROP_FPS}
+DEVICE = {
+    "pixel_format": cv2.CAP_PROP_FOURCC,
+    **STREAM,
+    "auto_exposure": cv2.CAP_PROP_AUTO_EXPOSURE,
+    "exposure": cv2.CAP_PROP_EXPOSURE,
+    "gain": cv2.CAP_PROP_GAIN,
+    "auto_white_balance": cv2.CAP_PROP_AUTO_WB,
+    "white_balance": cv2.CAP_PROP_WB_TEMPERATURE,
+    "auto_focus": cv2.CAP_PROP_AUTOFOCUS,
+    "focus": cv2.CAP_PROP_FOCUS,
+    "brightness": cv2.CAP_PROP_BRIGHTNESS,
+    "contrast": cv2.CAP_PROP_CONTRAST,
+    "saturation": cv2.CAP_PROP_SATURATION,
+    "gamma": cv2.CAP_PROP_GAMMA,
+    "sharpness": cv2.CAP_PROP_SHARPNESS,
+}
+ABSENT = -1.0  # what OpenCV gives for a property that the device does not have
 
 
 class _OpencvCamera(Camera):
@@ -20,6 +42,8 @@ class _OpencvCamera(Camera):
 
     A read that hangs takes this thread with it; the process around it is what gets killed.
     """
+
+    properties = STREAM
 
     def __init__(self, source: Source) -> None:
         super().__init__(source)
@@ -30,10 +54,26 @@ class _OpencvCamera(Camera):
         self._closing = False
         self._thread: threading.Thread | None = None
 
+    def reported(self) -> dict[str, Value]:
+        found: dict[str, Value] = {}
+        for name, prop in self.properties.items():
+            value = ABSENT if self._capture is None else self._capture.get(prop)
+            if value == ABSENT:
+                continue
+            code = (int(value) & 0xFFFFFFFF).to_bytes(4, "little").decode("ascii", "replace")
+            found[name] = code if name == "pixel_format" else value
+        return found
+
     def _start(self, capture: cv2.VideoCapture) -> None:
+        self._capture = capture
+        try:
+            self.hold_to_controls()
+        except CameraError:
+            self.close()
+            raise
         fps = capture.get(cv2.CAP_PROP_FPS)
         self.fps = fps if 0.5 <= fps <= 1000 else 25.0
-        self._capture, self._closing, self._failed, self._newest = capture, False, None, None
+        self._closing, self._failed, self._newest = False, None, None
         self._thread = threading.Thread(target=self._drain, args=(capture,), name="drain", daemon=True)
         self._thread.start()
 
@@ -78,6 +118,13 @@ class _OpencvCamera(Camera):
 class UsbCamera(_OpencvCamera):
     """``usb://0`` for /dev/video0; options ``width``, ``height``, ``fps``."""
 
+    properties = DEVICE
+
+    def set_control(self, name: str, value: Value) -> None:
+        if self._capture is not None:
+            number = float(cv2.VideoWriter.fourcc(*value)) if isinstance(value, str) else value
+            self._capture.set(self.properties[name], number)
+
     def open(self) -> None:
         self.source.only("width", "height", "fps")
         number = self.source.place.strip("/")
@@ -93,11 +140,7 @@ class UsbCamera(_OpencvCamera):
         if not capture.isOpened():
             capture.release()
             raise self.error(f"{device}: cannot be opened; is another program using it?")
-        for name, prop in (
-            ("width", cv2.CAP_PROP_FRAME_WIDTH),
-            ("height", cv2.CAP_PROP_FRAME_HEIGHT),
-            ("fps", cv2.CAP_PROP_FPS),
-        ):
+        for name, prop in STREAM.items():
             if name in self.source.options:
                 capture.set(prop, self.source.option(name, 0, 1, 100_000))
         self._start(capture)

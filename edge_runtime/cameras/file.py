@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from contract.camera import Value
 from contract.dataset import images_in
 from contract.errors import ImageError
 from contract.images import PixelFormat, Pixels, read_image, to_channels
@@ -39,8 +40,15 @@ class FileCamera(Camera):
     def open(self) -> None:
         self._reader = self._folder() if self._path.is_dir() else self._video()
         self.fps = self.source.option("fps", self._reader.fps, 0.01, 1000)
+        self.hold_to_controls()
         self._playhead = Playhead(self.source, self.fps)
         self._next = 0
+
+    def reported(self) -> dict[str, Value]:
+        if self._reader is None:
+            return {}
+        height, width = self._reader.size()
+        return {"width": width, "height": height, "fps": self.fps}
 
     def _folder(self) -> _Folder:
         files = images_in(self._path)
@@ -114,6 +122,11 @@ class _Video:
         self.count = count if count > 0 else None
         self.position = 0
 
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        capture = self._capture
+        return int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT)), int(capture.get(cv2.CAP_PROP_FRAME_WIDTH))
+
     def frame(self, index: int) -> Pixels | None:
         if index - self.position >= SEEK_FROM:
             self._seek(index)
@@ -145,6 +158,11 @@ class _Folder:
         self._files = files
         self.count: int | None = len(files)
         self.position = 0
+
+    def size(self) -> tuple[int, int]:
+        """Height and width of the first image in pixels. Raises ImageError."""
+        height, width = read_image(self._files[0], 3).shape[:2]
+        return height, width
 
     def frame(self, index: int) -> Pixels | None:
         self.position = index + 1

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from contract.camera import Value
 from contract.errors import ConfigError
 from edge_runtime.cameras.base import Camera, CameraFrame, Playhead, Source
-from edge_runtime.synthetic import SyntheticLine, line_from
+from edge_runtime.synthetic import HEIGHT, WIDTH, SyntheticLine, line_from
 
 
 class SyntheticCamera(Camera):
@@ -26,8 +27,12 @@ class SyntheticCamera(Camera):
         except ConfigError as error:
             raise self.error(str(error)) from error
         self.fps = self._line.fps
+        self.hold_to_controls()
         self._playhead = Playhead(self.source, self.fps)
         self._next = 0
+
+    def reported(self) -> dict[str, Value]:
+        return {"width": WIDTH, "height": HEIGHT, "fps": self.fps}
 
     def read(self) -> CameraFrame | None:
         if self._line is None or self._playhead is None:

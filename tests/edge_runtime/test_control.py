@@ -85,7 +85,7 @@ def host(tmp_path: Path) -> Iterator[Host]:
 class Edge:
     """A station with real cameras and its end of the control socket; its events stay in the spool."""
 
-    def __init__(self, folder: Path, bundle: Bundle, recipes: list[RecipeSettings], parts: int) -> None:
+    def __init__(self, folder: Path, bundle: Bundle, recipes: list[RecipeSettings], parts: int, **more: Any) -> None:
         camera = CameraSettings(
             id="top",
             url=f"synthetic://line?seed=2&parts={parts}&fps=50",
@@ -101,6 +101,7 @@ class Edge:
             host=HostLink(endpoint=f"ipc://{folder}/nobody", control=f"ipc://{folder}/control"),
             cameras=[camera],
             recipes=recipes,
+            **more,
         )
         self.closed = False
         self.results: list[Result] = []

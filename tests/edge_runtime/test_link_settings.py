@@ -48,7 +48,7 @@ def test_paths_are_the_file_s_and_a_link_in_a_key_s_place_stays_visible(tmp_path
 def test_recipes_have_numbers_of_their_own(tmp_path: Path) -> None:
     recipes = '\n[[recipes]]\nnumber = 2\nbundle = "other"\n'
     settings = load(tmp_path, f"{HEAD}{TAIL}{recipes}")
-    assert settings.bundles() == {1: tmp_path / "bundle", 2: tmp_path / "other"}
+    assert settings.bundle_folders() == {1: tmp_path / "bundle", 2: tmp_path / "other"}
     with pytest.raises(ConfigError, match="share a number"):
         load(tmp_path, f"{HEAD}{TAIL}{recipes}{recipes}")
     with pytest.raises(ConfigError, match="greater than or equal to 2"):

@@ -11,7 +11,18 @@ import typer
 
 from flawline import COMMANDS, main, usage
 
-HEAVY = ("torch", "lightning", "cv2", "openvino", "onnxruntime", "onnx", "fastapi", "sqlalchemy", "uvicorn")
+HEAVY = (
+    "torch",
+    "lightning",
+    "cv2",
+    "openvino",
+    "onnxruntime",
+    "onnx",
+    "fastapi",
+    "sqlalchemy",
+    "uvicorn",
+    "cryptography",
+)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

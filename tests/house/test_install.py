@@ -24,7 +24,7 @@ SIDES: dict[str, tuple[set[str], set[str], set[str]]] = {
     "vision": ({"contract"}, set(), {"torch", "onnxruntime", "openvino", "fastapi"}),
     "edge": (
         {"contract", "edge_runtime"},
-        {"edge", "inspect", "acceptance", "doctor", "demo", "keys"},
+        {"edge", "inspect", "bundle", "acceptance", "doctor", "demo", "keys"},
         {"torch", "lightning", "fastapi"},
     ),
     "host": (
