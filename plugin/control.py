@@ -22,7 +22,7 @@ from contract.control import HELLO_S, MAX_BYTES, Hello, Kind, Reply, Request, St
 from contract.errors import EventError
 from plugin.gate import Gate
 from plugin.logs import LimitedLog
-from plugin.receiver import Connections, Oversize, bind_router, drop_connections, note_connection, read_message
+from plugin.router import LOOK_MS, Connections, Oversize, Router
 
 SILENT_S = 5 * HELLO_S
 RESEND_S = 1.0
@@ -30,6 +30,10 @@ GRACE_S = 0.5
 """How much longer than the edge the host waits: an answer given at the last moment is still under way."""
 
 MAX_EDGES = 4096
+MAX_ASKED = 4096
+"""Questions under way, those included that wait for an edge to connect."""
+
+UNREAD_BYTES = 256 << 20
 log = logging.getLogger(__name__)
 Socket = zmq.Socket[bytes]
 
@@ -105,19 +109,14 @@ class ControlServer:
         self._peers: dict[str, _Peer] = {}
         self._asked: dict[str, _Asked] = {}
         self._inbox: queue.SimpleQueue[_Asked] = queue.SimpleQueue()
-        self._cut = threading.Event()
+        self._gone: queue.SimpleQueue[frozenset[str]] = queue.SimpleQueue()
         self._stopping = threading.Event()
-        self._router, self._monitor = bind_router(context, bind, "control", MAX_BYTES + 1024, gate)
-        self.endpoint = self._router.get_string(zmq.LAST_ENDPOINT).rstrip("\0")
+        limits = (MAX_BYTES + 1024, MAX_BYTES + 1024, UNREAD_BYTES)
+        self._router = Router(context, bind, "control", limits, gate, self.counts)
+        self.endpoint = self._router.endpoint
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         if gate is not None:
-            try:
-                gate.prove(self.endpoint)
-            except BaseException:
-                self.close()
-                raise
-            self._monitor.happenings()  # of the proof itself
-            gate.when_revoked(lambda _gone: self._cut.set())
+            gate.when_revoked(self._gone.put)
 
     def select_recipe(
         self, edge_id: str, number: int, timeout_s: float = 30.0, idempotency_key: str | None = None
@@ -181,21 +180,16 @@ class ControlServer:
     def run(self) -> None:
         """Receive, send and watch deadlines until stopped."""
         poller = zmq.Poller()
-        for each in (self._router, self._monitor.socket, self._wake_fd):
-            poller.register(each, zmq.POLLIN)
+        self._router.register(poller)
+        poller.register(self._wake_fd, zmq.POLLIN)
         while not self._stopping.is_set():
             ready = dict(poller.poll(self._wait_ms()))
-            if self._cut.is_set():
-                self._cut.clear()
-                self._peers.clear()  # they say hello as soon as they are back
-                drop_connections(self._router, self.endpoint)
             if self._wake_fd in ready:
                 with suppress(BlockingIOError):
                     os.eventfd_read(self._wake_fd)
-            if self._monitor.socket in ready:
-                self._note_connections()
-            if self._router in ready:
-                self._receive_some()
+            self._forget_revoked()
+            drained = self._router.socket not in ready or self._receive_some()
+            self._router.tend(drained)
             self._take_questions()
             self._send_due()
 
@@ -210,31 +204,33 @@ class ControlServer:
         self._take_questions()
         for asked in list(self._asked.values()):
             self._resolve(asked, "the host stops")
-        self._monitor.close()
         self._router.close(0)
         os.close(self._wake_fd)
 
     def _wait_ms(self) -> int:
-        return 20 if self._asked else 100
+        return 20 if self._asked else LOOK_MS
 
-    def _note_connections(self) -> None:
-        for happening in self._monitor.happenings():
-            problem = note_connection(self.counts, happening, self._gate)
-            if problem is not None:
-                self._log.warning(problem[:20], f"{self.endpoint}: {problem}")
+    def _forget_revoked(self) -> None:
+        """An edge without authorisation is nobody; the others are there again with their next hello."""
+        with suppress(queue.Empty):
+            while True:
+                for edge_id in self._gone.get_nowait():
+                    self._peers.pop(edge_id, None)
 
-    def _receive_some(self) -> None:
+    def _receive_some(self) -> bool:
+        """True: nothing is left."""
         for _ in range(64):
             try:
-                got, user_id = read_message(self._router, self._gate is not None)
+                got, user_id = self._router.read()
             except zmq.Again:
-                return
+                return True
             self.counts.received += 1
             try:
                 self._hear(got, user_id)
             except Exception as error:  # noqa: BLE001 - whatever a message provokes, the next one must be received
                 self.counts.garbage += 1
                 self._log.warning("garbage", f"{self.endpoint}: a message was dropped: {str(error)[:200]!r}")
+        return False
 
     def _hear(self, got: list[bytes] | Oversize, user_id: str | None) -> None:
         if isinstance(got, Oversize):
@@ -297,7 +293,7 @@ class ControlServer:
                 asked.send_at_ns = now_ns + int(RESEND_S * 1e9)
                 asked.run_id = peer.hello.run_id
                 with suppress(zmq.ZMQError):  # gone: sent again when it is back
-                    self._router.send_multipart([peer.route, *encode(asked.request(peer))], zmq.NOBLOCK)
+                    self._router.socket.send_multipart([peer.route, *encode(asked.request(peer))], zmq.NOBLOCK)
 
     def _resolve(self, asked: _Asked, reason: str, sent: bool = True) -> None:
         """Answer a question that no edge answers."""

@@ -254,7 +254,7 @@ class Service:
         self._join("http")
         self._stop_control()
         self._stop_gate()
-        if not self._threads["writer"].is_alive():
+        if not any(self._threads[name].is_alive() for name in ("writer", "receiver")):
             self._receiver.flush()
             self._context.term()
         self.reader.close()
