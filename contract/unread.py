@@ -109,6 +109,7 @@ class Unread:
         self._last_look = now
         self._trim(now)
         memory = own_memory()
+        self._connections = {fd: each for fd, each in self._connections.items() if _is(fd, each.inode)}
         for fd, connection in self._connections.items():
             self._count(connection, _received(fd), drained)
             if self._quiet:
@@ -128,7 +129,7 @@ class Unread:
             return False
         connection.cut = True
         with suppress(OSError):
-            if os.fstat(fd).st_ino == connection.inode:
+            if _is(fd, connection.inode):
                 handle = socket.socket(fileno=fd)
                 try:
                     handle.shutdown(socket.SHUT_RDWR)
@@ -136,6 +137,11 @@ class Unread:
                     handle.detach()  # ZeroMQ's own thread closes it
         self._trim_at = self._trim_at or time.monotonic() + TRIM_S
         return True
+
+    def cut_all(self) -> None:
+        """End every connection, also one that is in the middle of a message. First hand every happening to ``note``."""
+        for fd in list(self._connections):
+            self.cut(fd)
 
     def _count(self, connection: _Connection, received: int | None, drained: bool) -> None:
         new = 0 if received is None or connection.received is None else received - connection.received
@@ -179,6 +185,14 @@ def own_memory() -> int:
     """Bytes of memory that this process alone has: resident, without files."""
     _, resident, shared, *_ = Path("/proc/self/statm").read_bytes().split()
     return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _is(fd: int, inode: int) -> bool:
+    """Whether the number still stands for the same connection."""
+    try:
+        return os.fstat(fd).st_ino == inode
+    except OSError:
+        return False
 
 
 def _received(fd: int) -> int | None:

@@ -20,6 +20,7 @@ import zmq
 
 from contract.control import HELLO_S, MAX_BYTES, Hello, Kind, Reply, Request, Status, encode, from_edge
 from contract.errors import EventError
+from contract.keys import PUBLIC
 from plugin.gate import Gate
 from plugin.logs import LimitedLog
 from plugin.router import LOOK_MS, Connections, Oversize, Router
@@ -76,8 +77,15 @@ class _Asked:
         self.deadline_ns = time.monotonic_ns() + int(timeout_s * 1e9)
         self.send_at_ns = 0
         self.run_id: str | None = None
+        """Of the edge's run that it was sent to; None: nobody has heard it yet."""
         self.future: Future[Reply] = Future()
         self.future.set_running_or_notify_cancel()  # it cannot be cancelled: it may have been done already
+
+    def replaces(self, older: _Asked) -> bool:
+        """Whether ``older`` must not be done after this: another recipe, or stop and start, to the same edge."""
+        pair = {self.what, older.what}
+        alike = pair == {"recipe"} or pair <= {"start", "stop"}
+        return alike and self.edge_id == older.edge_id and self.key != older.key
 
     def request(self, peer: _Peer) -> Request:
         """To be sent to ``peer`` now: the deadline told from its newest hello on."""
@@ -96,7 +104,8 @@ class ControlServer:
     """Owns the control ROUTER. ``ask`` and what is built on it may be called by any thread and never block.
 
     A future's callbacks run on this object's thread: keep them short. Its Reply says ``ok``; ``refused`` with the
-    reason: it was not done; or ``unknown``: nobody answered in time, and ``status`` tells what holds.
+    reason: it was not done; or ``unknown``: nobody answered in time, and ``status`` tells what holds. What is asked of
+    an edge that is not connected waits for it until the deadline, or until something else is asked in its place.
     """
 
     def __init__(
@@ -148,7 +157,10 @@ class ControlServer:
         timeout_s: float = 5.0,
         idempotency_key: str | None = None,
     ) -> Future[Reply]:
-        """Ask one edge; resolves at most ``timeout_s`` + GRACE_S later. The same key is done once by one run of it."""
+        """Ask one edge; resolves at most ``timeout_s`` + GRACE_S later. The same key is done once by one run of it.
+
+        Asked again with the same key, also while the first is under way, it is done once and answered alike.
+        """
         asked = _Asked(edge_id, what, number, min(max(timeout_s, 0.0), 3600.0), idempotency_key or uuid.uuid4().hex)
         self._inbox.put(asked)
         with suppress(OSError):  # closed: ``close`` answers what is in the inbox
@@ -214,8 +226,11 @@ class ControlServer:
         """An edge without authorisation is nobody; the others are there again with their next hello."""
         with suppress(queue.Empty):
             while True:
-                for edge_id in self._gone.get_nowait():
+                gone = self._gone.get_nowait()
+                for edge_id in gone:
                     self._peers.pop(edge_id, None)
+                for asked in [each for each in self._asked.values() if each.edge_id in gone]:
+                    self._resolve(asked, f"edge {asked.edge_id!r} is no longer authorised")
 
     def _receive_some(self) -> bool:
         """True: nothing is left."""
@@ -259,6 +274,10 @@ class ControlServer:
             if before is not None and before.hello.status.state not in ("stopped", "failed") and _age_s(before) < 0.9:
                 self._log.warning("twins", f"two edges call themselves {edge_id!r}; asked is the one that spoke last")
         self._peers[edge_id] = peer
+        if before is None or before.route != peer.route:
+            for asked in self._asked.values():
+                if asked.edge_id == edge_id:
+                    asked.send_at_ns = 0
 
     def _note_reply(self, reply: Reply) -> None:
         asked = self._asked.get(reply.id)
@@ -275,30 +294,49 @@ class ControlServer:
             while True:
                 asked = self._inbox.get_nowait()
                 self.counts.asked += 1
+                for older in [each for each in self._asked.values() if each.run_id is None and asked.replaces(each)]:
+                    self._resolve(older, f"{asked.what} {asked.number or ''} was asked for in its place")
+                problem = self._problem(asked)
                 self._asked[asked.id] = asked
-                peer = self._peers.get(asked.edge_id)
-                if peer is None or _age_s(peer) > SILENT_S:
-                    self._resolve(asked, f"edge {asked.edge_id!r} is not connected to {self.endpoint}", sent=False)
+                if problem is not None:
+                    self._resolve(asked, problem)
+
+    def _problem(self, asked: _Asked) -> str | None:
+        """Why nobody will ever hear it."""
+        if self._gate is not None and not self._gate.authorises(asked.edge_id):
+            return f"edge {asked.edge_id!r} is not authorised: flawline keys authorise {asked.edge_id}{PUBLIC}"
+        if len(self._asked) >= MAX_ASKED:
+            return f"{MAX_ASKED} requests are under way"
+        return None
 
     def _send_due(self) -> None:
         """Send what is new, send again what was not answered, give up what is past its deadline."""
         now_ns = time.monotonic_ns()
         for asked in list(self._asked.values()):
             peer = self._peers.get(asked.edge_id)
-            if now_ns > asked.deadline_ns + int(GRACE_S * 1e9):
+            there = peer is not None and _age_s(peer) <= SILENT_S
+            if asked.run_id is None and now_ns > asked.deadline_ns:
+                self._resolve(asked, f"edge {asked.edge_id!r} is not connected to {self.endpoint}")
+            elif now_ns > asked.deadline_ns + int(GRACE_S * 1e9):
                 self._resolve(asked, "no answer by its deadline")
             elif peer is not None and asked.run_id not in (None, peer.hello.run_id):
                 self._resolve(asked, "the edge was started anew meanwhile")
-            elif peer is not None and now_ns >= asked.send_at_ns and now_ns < asked.deadline_ns:
-                asked.send_at_ns = now_ns + int(RESEND_S * 1e9)
-                asked.run_id = peer.hello.run_id
-                with suppress(zmq.ZMQError):  # gone: sent again when it is back
-                    self._router.socket.send_multipart([peer.route, *encode(asked.request(peer))], zmq.NOBLOCK)
+            elif peer is not None and there and asked.send_at_ns <= now_ns < asked.deadline_ns:
+                self._send(asked, peer)
 
-    def _resolve(self, asked: _Asked, reason: str, sent: bool = True) -> None:
-        """Answer a question that no edge answers."""
+    def _send(self, asked: _Asked, peer: _Peer) -> None:
+        asked.send_at_ns = time.monotonic_ns() + int(RESEND_S * 1e9)
+        try:
+            self._router.socket.send_multipart([peer.route, *encode(asked.request(peer))], zmq.NOBLOCK)
+        except zmq.ZMQError:  # gone: sent when it says hello again
+            return
+        asked.run_id = peer.hello.run_id
+
+    def _resolve(self, asked: _Asked, reason: str) -> None:
+        """Answer a question that no edge answers: refused where none has heard it."""
         self._asked.pop(asked.id, None)
-        outcome, text = ("refused", reason) if not sent else ("unknown", f"{reason}; it may or may not have been done")
+        heard = asked.run_id is not None
+        outcome, text = ("unknown", f"{reason}; it may or may not have been done") if heard else ("refused", reason)
         self.counts.unanswered += 1
         self._log.warning("unanswered", f"edge {asked.edge_id}: {asked.what} {asked.number or ''}: {text}")
         asked.future.set_result(Reply(id=asked.id, edge_id=asked.edge_id[:100], outcome=outcome, reason=text))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from typing import NamedTuple
 
 import zmq
@@ -23,7 +22,6 @@ RUDE_FRAMES = 4096
 HIGH_WATER = 128
 """Whole messages that may wait for each edge: twice what an edge has under way."""
 
-REBIND_S = 5.0
 LOOK_MS = 50
 """How long the owner of a Router may wait until it calls ``tend`` again."""
 
@@ -111,19 +109,24 @@ class Router:
     def tend(self, drained: bool) -> None:
         """Note what happened to connections, cut those that may not go on; every LOOK_MS at least.
 
-        ``drained``: the last ``read`` found nothing more.
+        ``drained``: the last ``read`` found nothing more. After a revocation all are cut: whose one is shows only in a
+        message that is whole. Who is authorised connects again at once and sends again.
         """
-        if self._revoked.is_set():
+        revoked = self._revoked.is_set()
+        self._note_all()
+        if revoked:  # whoever came before that was noted; whoever comes after is refused by the gate
             self._revoked.clear()
-            self._drop_connections()
-        self._watch(drained)
+            self._unread.cut_all()
+        self._look(drained)
 
-    def _watch(self, drained: bool) -> None:
+    def _note_all(self) -> None:
         for happening in self._monitor.happenings():
             self._unread.note(happening)
             problem = self._note(happening)
             if problem is not None:
                 self._say(problem)
+
+    def _look(self, drained: bool) -> None:
         for problem in self._unread.look(drained):
             self._counts.cut += 1
             self._say(problem)
@@ -141,7 +144,8 @@ class Router:
             if size <= self._max_message_bytes and count <= MAX_FRAMES:
                 frames.append(frame.bytes)
             elif count % RUDE_FRAMES == 0:
-                self._watch(drained=False)  # another connection must not grow meanwhile
+                self._note_all()
+                self._look(drained=False)  # another connection must not grow meanwhile
         connection = self._unread.heard(first, size)
         if count > RUDE_FRAMES and self._unread.cut(connection):
             self._counts.cut += 1
@@ -174,22 +178,6 @@ class Router:
                 return "a client without a key was refused"
             return "a client with a key was refused: this host has none"
         return "a connection was refused: without a key, or ended before it said who it is"
-
-    def _drop_connections(self) -> None:
-        """Cut every connection, also one that is in the middle of a message and whose key nobody has seen yet.
-
-        Who is authorised connects again at once and sends again.
-        """
-        self.socket.unbind(self.endpoint)
-        deadline = time.monotonic() + REBIND_S
-        while True:
-            try:
-                self.socket.bind(self.endpoint)
-                return
-            except zmq.ZMQError:  # the old listener closes on ZeroMQ's own thread
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.01)
 
 
 def _user_id(frame: zmq.Frame) -> str | None:

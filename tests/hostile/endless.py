@@ -1,6 +1,6 @@
 """A peer that sends one message for ever: ``python endless.py ENDPOINT KIND [KEY_FILE HOST_KEY]``.
 
-Without a key it speaks ZMTP by hand; with one it is libzmq with a message of a terabyte. It connects again as often as
+Without a key it speaks ZMTP by hand; with one it is libzmq with a message of eight gigabytes. It connects again as often as
 it is cut, and says so on its output.
 """
 
@@ -100,7 +100,7 @@ def keyed(endpoint: str, kind: str, key: str, host: str) -> None:
                         peer.detach()
                 if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                     print("connected", flush=True)
-                    dealer.send_multipart([data] * 131072, copy=False)
+                    dealer.send_multipart([data] * 1024, copy=False)
                 if event == zmq.EVENT_DISCONNECTED:
                     print("cut", flush=True)
             monitor.socket.poll(1000)
