@@ -66,7 +66,7 @@ class Receiver:
         self,
         context: zmq.Context[Socket],
         bind: str,
-        tell_ledger: Callable[[Sequence[Arrival]], int],
+        tell_ledger: Callable[[Sequence[Arrival]], Sequence[int | None]],
         offer: Callable[[Sequence[Received]], int],
         gate: Gate | None = None,
     ) -> None:
@@ -197,9 +197,13 @@ class Receiver:
         self._log.warning("failed", f"a message could not be handled and is left unanswered: {error!r:.300}")
 
     def _hand_on(self, events: list[_Event]) -> None:
-        ticket = self._tell_ledger([self._arrival(event) for event in events])
+        tickets = self._tell_ledger([self._arrival(event) for event in events])
         now_ns = time.time_ns()
-        items = [Received(event.route, event.message, event.header, now_ns, ticket) for event in events]
+        items = [
+            Received(event.route, event.message, event.header, now_ns, ticket)
+            for event, ticket in zip(events, tickets, strict=True)
+            if ticket is not None  # it would only keep the answers of others waiting
+        ]
         held_back = len(items) - self._offer(items)
         if held_back:
             self.counts.held_back += held_back

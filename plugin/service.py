@@ -166,7 +166,7 @@ class Service:
             health["control"] = self.control.health()
         return health if self._sign_in is None else {**health, "sign_in": self._sign_in.counts()}
 
-    def _tell(self, arrivals: Sequence[Arrival]) -> int:
+    def _tell(self, arrivals: Sequence[Arrival]) -> list[int | None]:
         self.liveness.note(arrivals)
         return self.ledger.tell(arrivals)
 

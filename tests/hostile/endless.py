@@ -1,7 +1,7 @@
 """A peer that sends one message for ever: ``python endless.py ENDPOINT KIND [KEY_FILE HOST_KEY]``.
 
-Without a key it speaks ZMTP by hand; with one it is libzmq with a message of eight gigabytes. It connects again as often as
-it is cut, and says so on its output.
+Without a key it speaks ZMTP by hand; with one it is libzmq with a message of eight gigabytes. It connects again as
+often as it is cut, and says so on its output.
 """
 
 from __future__ import annotations
