@@ -182,6 +182,15 @@ class ControlServer:
         peer = self._peers.get(edge_id)
         return None if peer is None else Known(peer.hello.status, _age_s(peer))
 
+    def is_there(self, edge_id: str) -> bool:
+        """Whether an edge has said something within SILENT_S."""
+        known = self.known(edge_id)
+        return known is not None and known.age_s < SILENT_S
+
+    def seen(self) -> list[str]:
+        """Every edge that has connected since the start and is not revoked."""
+        return sorted(self._peers.copy())
+
     def health(self) -> dict[str, object]:
         """The counts, and the edges that are there."""
         return {**vars(self.counts), "edges": self._there()}

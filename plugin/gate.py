@@ -44,7 +44,7 @@ class GateCounts:
 class Gate:
     """The host's key, the live set of authorised edges, and the ZAP socket of ``context``.
 
-    ``name_of`` and ``authorises`` may be asked by any thread. Make it before the sockets that it guards are bound.
+    ``name_of``, ``authorises`` and ``edges`` may be asked by any thread. Make it before the guarded sockets are bound.
     """
 
     def __init__(self, context: zmq.Context[Socket], folder: Path) -> None:
@@ -87,6 +87,10 @@ class Gate:
     def authorises(self, edge_id: str) -> bool:
         """Whether a key of this edge may connect now."""
         return edge_id in self._names.values()
+
+    def edges(self) -> list[str]:
+        """Every edge that may connect now."""
+        return sorted(self._names.values())
 
     def when_revoked(self, action: Callable[[frozenset[str]], None]) -> None:
         """Call ``action`` on the gate's thread after a key lost its authorisation. Call before ``run``."""
