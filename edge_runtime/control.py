@@ -19,7 +19,7 @@ import zmq
 
 from contract.control import HELLO_S, MAX_BYTES, Hello, Outcome, Reply, Request, Status, encode, from_host
 from contract.errors import EventError, FlawlineError
-from edge_runtime.link import Keys, Link
+from edge_runtime.link import LOOK_MS, Keys, Link
 from edge_runtime.recipes import Judge
 
 REMEMBERED = 256
@@ -129,14 +129,15 @@ class Control:
             os.close(self._wake_fd)
 
     def _turn(self, connection: Link, poller: zmq.Poller) -> None:
-        ready = dict(poller.poll(max(0, int((self._next_hello - time.monotonic()) * 1000)) + 1))
-        if connection.tend():
-            self._next_hello = 0.0  # a host that we just reached must not wait to know us
+        hello_ms = int((self._next_hello - time.monotonic()) * 1000) + 1
+        ready = dict(poller.poll(min(max(1, hello_ms), LOOK_MS)))
         if self._wake_fd in ready:
             with suppress(BlockingIOError):
                 os.eventfd_read(self._wake_fd)
         if connection.socket in ready:
             self._receive(connection)
+        if connection.tend():
+            self._next_hello = 0.0  # a host that we just reached must not wait to know us
         self._reply_to_finished(connection)
         self._say_hello(connection)
 
@@ -151,7 +152,7 @@ class Control:
     def _receive(self, connection: Link) -> None:
         while True:
             try:
-                frames = connection.socket.recv_multipart(zmq.NOBLOCK)
+                frames = connection.receive()
             except zmq.Again:
                 return
             try:

@@ -23,7 +23,7 @@ from contract.event import (
     to_frames,
 )
 from edge_runtime.clock import boot_id
-from edge_runtime.link import Keys, Link
+from edge_runtime.link import LOOK_MS, Keys, Link
 from edge_runtime.settings import HostLink
 from edge_runtime.spool import Spool
 
@@ -111,23 +111,23 @@ class Emitter:
 
     def _turn(self, connection: Link, poller: zmq.Poller) -> None:
         ready = dict(poller.poll(self._timeout_ms()))
-        connection.tend()
         if self._wake_fd in ready:
             with suppress(BlockingIOError):
                 os.eventfd_read(self._wake_fd)
         if connection.socket in ready:
-            self._receive(connection.socket)
+            self._receive(connection)
+        connection.tend()
         blocked = not self._send_due(connection.socket)
         poller.modify(connection.socket, zmq.POLLIN | zmq.POLLOUT if blocked else zmq.POLLIN)
 
     def _timeout_ms(self) -> int:
-        """Until the next message would be sent again; a second where nothing is under way."""
-        return min(self._link.resend_ms, 1000) if any(self._in_flight) else 1000
+        """Until the next message would be sent again, or the connection is looked at."""
+        return min(self._link.resend_ms, LOOK_MS)
 
-    def _receive(self, socket: zmq.Socket[bytes]) -> None:
+    def _receive(self, connection: Link) -> None:
         while True:
             try:
-                frames = socket.recv_multipart(zmq.NOBLOCK)
+                frames = connection.receive()
             except zmq.Again:
                 return
             try:

@@ -10,6 +10,7 @@ import zmq
 
 from contract.curve import FAILED, MECHANISM_MISMATCH, Monitor, keep_alive, secure_client
 from contract.keys import PUBLIC, KeyPair, fingerprint, load_pair, load_public
+from contract.unread import Unread
 from edge_runtime.settings import HostLink
 
 RETRY_S = 3.0
@@ -17,6 +18,9 @@ RETRY_S = 3.0
 
 UNEXPLAINED = 3
 """Handshakes that ended without a word until that means something: a host that is being restarted ends one or two."""
+
+LOOK_MS = 100
+"""How long the owner of a Link may wait until it calls ``tend`` again."""
 
 log = logging.getLogger(__name__)
 Socket = zmq.Socket[bytes]
@@ -41,6 +45,7 @@ class Link:
         self._keys = keys
         self._retry_at: float | None = None
         self._unexplained = 0
+        self._unread = Unread(max_frame_bytes, window * max_frame_bytes, quiet=True)
         self.socket = context.socket(zmq.DEALER)
         self.socket.set(zmq.LINGER, 0)
         self.socket.set(zmq.IMMEDIATE, 1)
@@ -60,15 +65,29 @@ class Link:
         poller.register(self.socket, zmq.POLLIN)
         poller.register(self._monitor.socket, zmq.POLLIN)
 
+    def receive(self) -> list[bytes]:
+        """The next message. Raises zmq.Again where none waits."""
+        frames = self.socket.recv_multipart(zmq.NOBLOCK, copy=False)
+        self._unread.heard(frames[0], sum(map(len, frames)))
+        return [frame.bytes for frame in frames]
+
     def tend(self) -> bool:
-        """Note what happened to the connection, connect anew where it was refused a while ago; True: it stands anew."""
+        """Note what happened to the connection, connect anew where it was refused a while ago; True: it stands anew.
+
+        Call it when everything that waits was received, every LOOK_MS at least: a message of the host that does not
+        end is ended here.
+        """
         reached = False
-        for event, value in self._monitor.happenings():
+        for happening in self._monitor.happenings():
+            event, value = happening
+            self._unread.note(happening)
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._connected()
                 reached = True
             elif event & FAILED:
                 self._refused(event, value)
+        for problem in self._unread.look(drained=True):
+            log.error("%s: %s", self._endpoint, problem)
         if self._retry_at is not None and time.monotonic() >= self._retry_at:
             self._retry_at = None
             with suppress(zmq.ZMQError):  # given up by ZeroMQ itself

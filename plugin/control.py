@@ -20,9 +20,10 @@ import zmq
 
 from contract.control import HELLO_S, MAX_BYTES, Hello, Kind, Reply, Request, Status, encode, from_edge
 from contract.errors import EventError
+from contract.keys import PUBLIC
 from plugin.gate import Gate
 from plugin.logs import LimitedLog
-from plugin.receiver import Connections, Oversize, bind_router, drop_connections, note_connection, read_message
+from plugin.router import LOOK_MS, Connections, Oversize, Router
 
 SILENT_S = 5 * HELLO_S
 RESEND_S = 1.0
@@ -30,6 +31,10 @@ GRACE_S = 0.5
 """How much longer than the edge the host waits: an answer given at the last moment is still under way."""
 
 MAX_EDGES = 4096
+MAX_ASKED = 4096
+"""Questions under way, those included that wait for an edge to connect."""
+
+UNREAD_BYTES = 256 << 20
 log = logging.getLogger(__name__)
 Socket = zmq.Socket[bytes]
 
@@ -72,8 +77,15 @@ class _Asked:
         self.deadline_ns = time.monotonic_ns() + int(timeout_s * 1e9)
         self.send_at_ns = 0
         self.run_id: str | None = None
+        """Of the edge's run that it was sent to; None: nobody has heard it yet."""
         self.future: Future[Reply] = Future()
         self.future.set_running_or_notify_cancel()  # it cannot be cancelled: it may have been done already
+
+    def replaces(self, older: _Asked) -> bool:
+        """Whether ``older`` must not be done after this: another recipe, or stop and start, to the same edge."""
+        pair = {self.what, older.what}
+        alike = pair == {"recipe"} or pair <= {"start", "stop"}
+        return alike and self.edge_id == older.edge_id and self.key != older.key
 
     def request(self, peer: _Peer) -> Request:
         """To be sent to ``peer`` now: the deadline told from its newest hello on."""
@@ -92,7 +104,8 @@ class ControlServer:
     """Owns the control ROUTER. ``ask`` and what is built on it may be called by any thread and never block.
 
     A future's callbacks run on this object's thread: keep them short. Its Reply says ``ok``; ``refused`` with the
-    reason: it was not done; or ``unknown``: nobody answered in time, and ``status`` tells what holds.
+    reason: it was not done; or ``unknown``: nobody answered in time, and ``status`` tells what holds. What is asked of
+    an edge that is not connected waits for it until the deadline, or until something else is asked in its place.
     """
 
     def __init__(
@@ -105,19 +118,14 @@ class ControlServer:
         self._peers: dict[str, _Peer] = {}
         self._asked: dict[str, _Asked] = {}
         self._inbox: queue.SimpleQueue[_Asked] = queue.SimpleQueue()
-        self._cut = threading.Event()
+        self._gone: queue.SimpleQueue[frozenset[str]] = queue.SimpleQueue()
         self._stopping = threading.Event()
-        self._router, self._monitor = bind_router(context, bind, "control", MAX_BYTES + 1024, gate)
-        self.endpoint = self._router.get_string(zmq.LAST_ENDPOINT).rstrip("\0")
+        limits = (MAX_BYTES + 1024, MAX_BYTES + 1024, UNREAD_BYTES)
+        self._router = Router(context, bind, "control", limits, gate, self.counts)
+        self.endpoint = self._router.endpoint
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         if gate is not None:
-            try:
-                gate.prove(self.endpoint)
-            except BaseException:
-                self.close()
-                raise
-            self._monitor.happenings()  # of the proof itself
-            gate.when_revoked(lambda _gone: self._cut.set())
+            gate.when_revoked(self._gone.put)
 
     def select_recipe(
         self, edge_id: str, number: int, timeout_s: float = 30.0, idempotency_key: str | None = None
@@ -149,7 +157,10 @@ class ControlServer:
         timeout_s: float = 5.0,
         idempotency_key: str | None = None,
     ) -> Future[Reply]:
-        """Ask one edge; resolves at most ``timeout_s`` + GRACE_S later. The same key is done once by one run of it."""
+        """Ask one edge; resolves at most ``timeout_s`` + GRACE_S later. The same key is done once by one run of it.
+
+        Asked again with the same key, also while the first is under way, it is done once and answered alike.
+        """
         asked = _Asked(edge_id, what, number, min(max(timeout_s, 0.0), 3600.0), idempotency_key or uuid.uuid4().hex)
         self._inbox.put(asked)
         with suppress(OSError):  # closed: ``close`` answers what is in the inbox
@@ -171,6 +182,15 @@ class ControlServer:
         peer = self._peers.get(edge_id)
         return None if peer is None else Known(peer.hello.status, _age_s(peer))
 
+    def is_there(self, edge_id: str) -> bool:
+        """Whether an edge has said something within SILENT_S."""
+        known = self.known(edge_id)
+        return known is not None and known.age_s < SILENT_S
+
+    def seen(self) -> list[str]:
+        """Every edge that has connected since the start and is not revoked."""
+        return sorted(self._peers.copy())
+
     def health(self) -> dict[str, object]:
         """The counts, and the edges that are there."""
         return {**vars(self.counts), "edges": self._there()}
@@ -181,21 +201,16 @@ class ControlServer:
     def run(self) -> None:
         """Receive, send and watch deadlines until stopped."""
         poller = zmq.Poller()
-        for each in (self._router, self._monitor.socket, self._wake_fd):
-            poller.register(each, zmq.POLLIN)
+        self._router.register(poller)
+        poller.register(self._wake_fd, zmq.POLLIN)
         while not self._stopping.is_set():
             ready = dict(poller.poll(self._wait_ms()))
-            if self._cut.is_set():
-                self._cut.clear()
-                self._peers.clear()  # they say hello as soon as they are back
-                drop_connections(self._router, self.endpoint)
             if self._wake_fd in ready:
                 with suppress(BlockingIOError):
                     os.eventfd_read(self._wake_fd)
-            if self._monitor.socket in ready:
-                self._note_connections()
-            if self._router in ready:
-                self._receive_some()
+            self._forget_revoked()
+            drained = self._router.socket not in ready or self._receive_some()
+            self._router.tend(drained)
             self._take_questions()
             self._send_due()
 
@@ -210,31 +225,36 @@ class ControlServer:
         self._take_questions()
         for asked in list(self._asked.values()):
             self._resolve(asked, "the host stops")
-        self._monitor.close()
         self._router.close(0)
         os.close(self._wake_fd)
 
     def _wait_ms(self) -> int:
-        return 20 if self._asked else 100
+        return 20 if self._asked else LOOK_MS
 
-    def _note_connections(self) -> None:
-        for happening in self._monitor.happenings():
-            problem = note_connection(self.counts, happening, self._gate)
-            if problem is not None:
-                self._log.warning(problem[:20], f"{self.endpoint}: {problem}")
+    def _forget_revoked(self) -> None:
+        """An edge without authorisation is nobody; the others are there again with their next hello."""
+        with suppress(queue.Empty):
+            while True:
+                gone = self._gone.get_nowait()
+                for edge_id in gone:
+                    self._peers.pop(edge_id, None)
+                for asked in [each for each in self._asked.values() if each.edge_id in gone]:
+                    self._resolve(asked, f"edge {asked.edge_id!r} is no longer authorised")
 
-    def _receive_some(self) -> None:
+    def _receive_some(self) -> bool:
+        """True: nothing is left."""
         for _ in range(64):
             try:
-                got, user_id = read_message(self._router, self._gate is not None)
+                got, user_id = self._router.read()
             except zmq.Again:
-                return
+                return True
             self.counts.received += 1
             try:
                 self._hear(got, user_id)
             except Exception as error:  # noqa: BLE001 - whatever a message provokes, the next one must be received
                 self.counts.garbage += 1
                 self._log.warning("garbage", f"{self.endpoint}: a message was dropped: {str(error)[:200]!r}")
+        return False
 
     def _hear(self, got: list[bytes] | Oversize, user_id: str | None) -> None:
         if isinstance(got, Oversize):
@@ -263,6 +283,10 @@ class ControlServer:
             if before is not None and before.hello.status.state not in ("stopped", "failed") and _age_s(before) < 0.9:
                 self._log.warning("twins", f"two edges call themselves {edge_id!r}; asked is the one that spoke last")
         self._peers[edge_id] = peer
+        if before is None or before.route != peer.route:
+            for asked in self._asked.values():
+                if asked.edge_id == edge_id:
+                    asked.send_at_ns = 0
 
     def _note_reply(self, reply: Reply) -> None:
         asked = self._asked.get(reply.id)
@@ -279,30 +303,49 @@ class ControlServer:
             while True:
                 asked = self._inbox.get_nowait()
                 self.counts.asked += 1
+                for older in [each for each in self._asked.values() if each.run_id is None and asked.replaces(each)]:
+                    self._resolve(older, f"{asked.what} {asked.number or ''} was asked for in its place")
+                problem = self._problem(asked)
                 self._asked[asked.id] = asked
-                peer = self._peers.get(asked.edge_id)
-                if peer is None or _age_s(peer) > SILENT_S:
-                    self._resolve(asked, f"edge {asked.edge_id!r} is not connected to {self.endpoint}", sent=False)
+                if problem is not None:
+                    self._resolve(asked, problem)
+
+    def _problem(self, asked: _Asked) -> str | None:
+        """Why nobody will ever hear it."""
+        if self._gate is not None and not self._gate.authorises(asked.edge_id):
+            return f"edge {asked.edge_id!r} is not authorised: flawline keys authorise {asked.edge_id}{PUBLIC}"
+        if len(self._asked) >= MAX_ASKED:
+            return f"{MAX_ASKED} requests are under way"
+        return None
 
     def _send_due(self) -> None:
         """Send what is new, send again what was not answered, give up what is past its deadline."""
         now_ns = time.monotonic_ns()
         for asked in list(self._asked.values()):
             peer = self._peers.get(asked.edge_id)
-            if now_ns > asked.deadline_ns + int(GRACE_S * 1e9):
+            there = peer is not None and _age_s(peer) <= SILENT_S
+            if asked.run_id is None and now_ns > asked.deadline_ns:
+                self._resolve(asked, f"edge {asked.edge_id!r} is not connected to {self.endpoint}")
+            elif now_ns > asked.deadline_ns + int(GRACE_S * 1e9):
                 self._resolve(asked, "no answer by its deadline")
             elif peer is not None and asked.run_id not in (None, peer.hello.run_id):
                 self._resolve(asked, "the edge was started anew meanwhile")
-            elif peer is not None and now_ns >= asked.send_at_ns and now_ns < asked.deadline_ns:
-                asked.send_at_ns = now_ns + int(RESEND_S * 1e9)
-                asked.run_id = peer.hello.run_id
-                with suppress(zmq.ZMQError):  # gone: sent again when it is back
-                    self._router.send_multipart([peer.route, *encode(asked.request(peer))], zmq.NOBLOCK)
+            elif peer is not None and there and asked.send_at_ns <= now_ns < asked.deadline_ns:
+                self._send(asked, peer)
 
-    def _resolve(self, asked: _Asked, reason: str, sent: bool = True) -> None:
-        """Answer a question that no edge answers."""
+    def _send(self, asked: _Asked, peer: _Peer) -> None:
+        asked.send_at_ns = time.monotonic_ns() + int(RESEND_S * 1e9)
+        try:
+            self._router.socket.send_multipart([peer.route, *encode(asked.request(peer))], zmq.NOBLOCK)
+        except zmq.ZMQError:  # gone: sent when it says hello again
+            return
+        asked.run_id = peer.hello.run_id
+
+    def _resolve(self, asked: _Asked, reason: str) -> None:
+        """Answer a question that no edge answers: refused where none has heard it."""
         self._asked.pop(asked.id, None)
-        outcome, text = ("refused", reason) if not sent else ("unknown", f"{reason}; it may or may not have been done")
+        heard = asked.run_id is not None
+        outcome, text = ("unknown", f"{reason}; it may or may not have been done") if heard else ("refused", reason)
         self.counts.unanswered += 1
         self._log.warning("unanswered", f"edge {asked.edge_id}: {asked.what} {asked.number or ''}: {text}")
         asked.future.set_result(Reply(id=asked.id, edge_id=asked.edge_id[:100], outcome=outcome, reason=text))

@@ -2,6 +2,7 @@
 
 FlawlineError
 ├── AccountError    an account, role or password that will not do
+├── AskError        an edge or the running host did not do what was asked
 ├── ConfigError     host.toml, or a port or folder that is taken
 ├── ConnectorError  a line controller did not take an output; recorded as refused
 └── ReviewError     an inspector's verdict that cannot stand
@@ -11,11 +12,19 @@ from __future__ import annotations
 
 from contract.errors import ConfigError, FlawlineError
 
-__all__ = ["AccountError", "ConfigError", "ConnectorError", "FlawlineError", "ReviewError"]
+__all__ = ["AccountError", "AskError", "ConfigError", "ConnectorError", "FlawlineError", "ReviewError"]
 
 
 class AccountError(FlawlineError):
     """No such account or role, a name that is taken, a password that is too easy, the last administrator."""
+
+
+class AskError(FlawlineError):
+    """What was asked was not done (exit code 2), or nobody knows whether it was (1)."""
+
+    def __init__(self, message: str, exit_code: int = 2) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class ConnectorError(FlawlineError):

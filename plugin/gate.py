@@ -44,7 +44,7 @@ class GateCounts:
 class Gate:
     """The host's key, the live set of authorised edges, and the ZAP socket of ``context``.
 
-    ``name_of`` may be asked by any thread. Make it before the sockets that it guards are bound.
+    ``name_of``, ``authorises`` and ``edges`` may be asked by any thread. Make it before the guarded sockets are bound.
     """
 
     def __init__(self, context: zmq.Context[Socket], folder: Path) -> None:
@@ -83,6 +83,14 @@ class Gate:
     def name_of(self, user_id: str | None) -> str | None:
         """The edge that a message's ``User-Id`` (its proven public key) stands for now; None: not authorised."""
         return None if user_id is None else self._names.get(user_id)
+
+    def authorises(self, edge_id: str) -> bool:
+        """Whether a key of this edge may connect now."""
+        return edge_id in self._names.values()
+
+    def edges(self) -> list[str]:
+        """Every edge that may connect now."""
+        return sorted(self._names.values())
 
     def when_revoked(self, action: Callable[[frozenset[str]], None]) -> None:
         """Call ``action`` on the gate's thread after a key lost its authorisation. Call before ``run``."""

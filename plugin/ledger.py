@@ -8,6 +8,7 @@ of its own and waits for no store.
 
 from __future__ import annotations
 
+import collections
 import heapq
 import logging
 import queue
@@ -33,6 +34,10 @@ from plugin.transit import Arrival
 
 SCHEMA_VERSION = 2
 MAX_WAITING = 65536
+MAX_OF_EDGE = 8192
+"""Of those one edge's: twice the largest window, so that one that sends without measure neither takes the room of the
+others nor lets them wait for long."""
+
 BURST = 512
 RETRY_S = 0.25
 IDLE_S = 60.0
@@ -167,6 +172,7 @@ class Ledger:
         self._idle = threading.Event()
         self._tickets = 0
         self._done = 0
+        self._count_of_edge: collections.Counter[str] = collections.Counter()
         self._progress = threading.Condition()
         self._dispatch: Callable[[Sequence[LineOutput]], None] = lambda _outputs: None
         self._connected: Callable[[str], bool] = lambda _line: False
@@ -195,21 +201,34 @@ class Ledger:
         self._dispatch = dispatch
         self._connected = connected
 
-    def tell(self, arrivals: Sequence[Arrival]) -> int:
-        """Say what arrived, when and how old; returns a ticket for ``has``. One thread calls; never blocks."""
-        told = [
-            Told(arrival.message.header, arrival.age_ms, arrival.arrived_ns)
-            for arrival in arrivals
-            if isinstance(arrival.message.header, Trigger | Result | Missed)
-        ]
-        if self._tickets - self._done + len(told) > MAX_WAITING:
-            self.lost += len(told)
-            self._log.warning("lost", "the ledger lags; events are left unacknowledged and will be sent again")
-            return self._tickets + (1 << 62)  # a ticket that is never reached: no acknowledgement
+    def tell(self, arrivals: Sequence[Arrival]) -> list[int | None]:
+        """Say what arrived, when and how old; a ticket for ``has`` for each. One thread calls; never blocks.
+
+        None: there is no room for more, of this edge or of all; leave it unacknowledged, it will be sent again.
+        """
+        told: list[Told] = []
+        tickets: list[int | None] = []
+        with self._progress:
+            for arrival in arrivals:
+                header = arrival.message.header
+                if not isinstance(header, Trigger | Result | Missed):
+                    tickets.append(self._tickets)
+                elif self._is_full(header.edge_id):
+                    tickets.append(None)
+                else:
+                    self._count_of_edge[header.edge_id] += 1
+                    self._tickets += 1
+                    tickets.append(self._tickets)
+                    told.append(Told(header, arrival.age_ms, arrival.arrived_ns))
         if told:
             self._inbox.put(told)
-            self._tickets += len(told)
-        return self._tickets
+        if lost := tickets.count(None):
+            self.lost += lost
+            self._log.warning("lost", "the ledger lags; events are left unacknowledged and will be sent again")
+        return tickets
+
+    def _is_full(self, edge_id: str) -> bool:
+        return self._tickets - self._done >= MAX_WAITING or self._count_of_edge[edge_id] >= MAX_OF_EDGE
 
     def counted(self, line: LineSettings, counters: tuple[int, ...], t_ns: int) -> None:
         """The line controller saw parts. Called by any thread; never blocks.
@@ -318,7 +337,9 @@ class Ledger:
         self.trouble = None
         self._dispatch(outputs)
         with self._progress:
-            self._done += sum(isinstance(item, Told) for item in batch)
+            told = [item.header.edge_id for item in batch if isinstance(item, Told)]
+            self._done += len(told)
+            self._count_of_edge -= collections.Counter(told)  # without keys anybody may invent edges: none stays at 0
             self._progress.notify_all()
         return True
 

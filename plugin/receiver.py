@@ -12,35 +12,25 @@ from typing import Literal, NamedTuple
 import zmq
 from pydantic import ValidationError
 
-from contract.curve import CRYPTOGRAPHIC, FAILED, MECHANISM_MISMATCH, Happening, Monitor, keep_alive
 from contract.errors import EventError
-from contract.event import MAGIC, MAX_PART_BYTES, MAX_PARTS, Ack, Message, Nack, from_frames, identity_of
-from plugin.errors import ConfigError
+from contract.event import MAGIC, MAX_PART_BYTES, Ack, Message, Nack, from_frames, identity_of
 from plugin.gate import Gate
 from plugin.logs import LimitedLog
+from plugin.router import LOOK_MS, MAX_FRAMES, Connections, Oversize, Router
 from plugin.store import Received
 from plugin.transit import Arrival, Transit
 from plugin.writer import Verdicted
 
 MAX_MESSAGE_BYTES = 128 << 20
-MAX_FRAMES = 4 + MAX_PARTS
+UNREAD_BYTES = 1 << 30
+"""Of all edges together, where the receiver lags; beyond it the connection with the most is cut and sends again."""
+
 ACKS_PER_MESSAGE = 4096
 BURST = 64
 BURST_BYTES = 8 << 20
-REBIND_S = 5.0
 log = logging.getLogger(__name__)
 Socket = zmq.Socket[bytes]
 Code = Literal["schema", "size", "parts", "version", "identity"]
-
-
-class Connections:
-    """What the connections of a ROUTER came to. Written by its thread alone, read by any."""
-
-    def __init__(self) -> None:
-        self.wrong_edge = 0
-        self.revoked_key = 0
-        self.handshake_failed = 0
-        self.disconnected = 0
 
 
 class Counts(Connections):
@@ -54,14 +44,6 @@ class Counts(Connections):
         self.held_back = 0
         self.unreachable = 0
         self.failed = 0
-
-
-class Oversize(NamedTuple):
-    """A message that was read to its end and thrown away; its first frames are kept to answer it."""
-
-    frames: list[bytes]
-    size: int
-    frame_count: int
 
 
 class _Event(NamedTuple):
@@ -84,51 +66,37 @@ class Receiver:
         self,
         context: zmq.Context[Socket],
         bind: str,
-        tell_ledger: Callable[[Sequence[Arrival]], int],
+        tell_ledger: Callable[[Sequence[Arrival]], Sequence[int | None]],
         offer: Callable[[Sequence[Received]], int],
         gate: Gate | None = None,
     ) -> None:
         self.counts = Counts()
         self._gate = gate
-        self._cut = threading.Event()
         self._tell_ledger = tell_ledger
         self._offer = offer
         self._stopping = threading.Event()
         self._log = LimitedLog(log)
         self._transit = Transit()
+        limits = (MAX_PART_BYTES + 1024, MAX_MESSAGE_BYTES, UNREAD_BYTES)
+        self._router = Router(context, bind, "events", limits, gate, self.counts)
+        self.endpoint = self._router.endpoint
         self._answers = context.socket(zmq.PULL)
         self._answers.bind(f"inproc://answers-{id(self)}")
         self._answer_socket = context.socket(zmq.PUSH)  # used by the writer's thread only, after it started
         self._answer_socket.set(zmq.SNDHWM, 0)  # the writer must never wait for the receiver
         self._answer_socket.connect(f"inproc://answers-{id(self)}")
-        self._router, self._monitor = bind_router(context, bind, "events", MAX_PART_BYTES + 1024, gate)
-        self.endpoint = self._router.get_string(zmq.LAST_ENDPOINT).rstrip("\0")
-        if gate is not None:
-            try:
-                gate.prove(self.endpoint)
-            except BaseException:
-                self.flush()
-                raise
-            self._monitor.happenings()  # of the proof itself
-            gate.when_revoked(lambda _gone: self._cut.set())
 
     def run(self) -> None:
         """Receive and answer until stopped."""
         poller = zmq.Poller()
-        poller.register(self._router, zmq.POLLIN)
+        self._router.register(poller)
         poller.register(self._answers, zmq.POLLIN)
-        poller.register(self._monitor.socket, zmq.POLLIN)
         while not self._stopping.is_set():
-            ready = dict(poller.poll(100))
-            if self._cut.is_set():
-                self._cut.clear()
-                drop_connections(self._router, self.endpoint)
-            if self._monitor.socket in ready:
-                self._note(self._monitor.happenings())
+            ready = dict(poller.poll(LOOK_MS))
             if self._answers in ready:
                 self._send_answers()
-            if self._router in ready:
-                self._receive_some()
+            drained = self._router.socket not in ready or self._receive_some()
+            self._router.tend(drained)
 
     def stop(self) -> None:
         """Take no more events; ``flush`` afterwards sends the last answers."""
@@ -139,7 +107,6 @@ class Receiver:
         self._send_answers()
         self._answer_socket.close(0)
         self._answers.close(0)
-        self._monitor.close()
         self._router.close(200)  # the last acknowledgements; unsent ones only mean a duplicate
 
     def answer(self, answers: list[Verdicted]) -> None:
@@ -169,24 +136,19 @@ class Receiver:
 
     def _send(self, route: bytes, reply: bytes) -> None:
         try:
-            self._router.send_multipart([route, MAGIC, reply], zmq.NOBLOCK)
+            self._router.socket.send_multipart([route, MAGIC, reply], zmq.NOBLOCK)
         except zmq.ZMQError:  # gone or not reading: it will send again and be answered then
             self.counts.unreachable += 1
 
-    def _note(self, happenings: list[Happening]) -> None:
-        for happening in happenings:
-            problem = note_connection(self.counts, happening, self._gate)
-            if problem is not None:
-                self._log.warning(problem[:20], f"{self.endpoint}: {problem}")
-
-    def _receive_some(self) -> None:
-        """What waits, up to a burst, goes on in one piece; then answers get their turn."""
+    def _receive_some(self) -> bool:
+        """What waits, up to a burst, goes on in one piece; then answers get their turn. True: nothing is left."""
         events: list[_Event] = []
-        size = 0
+        size, drained = 0, False
         for _ in range(BURST):
             try:
-                got, user_id = read_message(self._router, self._gate is not None)
+                got, user_id = self._router.read()
             except zmq.Again:
+                drained = True
                 break
             event = self._take(got, user_id)
             if event is not None:
@@ -196,6 +158,7 @@ class Receiver:
                 break
         if events:
             self._hand_on_or_each(events)
+        return drained
 
     def _take(self, got: list[bytes] | Oversize, user_id: str | None) -> _Event | None:
         """Decode, and learn from it how long the way takes; None where it is no event, or not of who sent it."""
@@ -234,9 +197,13 @@ class Receiver:
         self._log.warning("failed", f"a message could not be handled and is left unanswered: {error!r:.300}")
 
     def _hand_on(self, events: list[_Event]) -> None:
-        ticket = self._tell_ledger([self._arrival(event) for event in events])
+        tickets = self._tell_ledger([self._arrival(event) for event in events])
         now_ns = time.time_ns()
-        items = [Received(event.route, event.message, event.header, now_ns, ticket) for event in events]
+        items = [
+            Received(event.route, event.message, event.header, now_ns, ticket)
+            for event, ticket in zip(events, tickets, strict=True)
+            if ticket is not None  # it would only keep the answers of others waiting
+        ]
         held_back = len(items) - self._offer(items)
         if held_back:
             self.counts.held_back += held_back
@@ -294,85 +261,3 @@ def _nack_code(error: Exception) -> Code:
     code = getattr(error, "code", "schema")
     codes: tuple[Code, ...] = ("schema", "size", "parts", "version", "identity")
     return next((known for known in codes if known == code), "schema")
-
-
-def read_message(router: Socket, keyed: bool) -> tuple[list[bytes] | Oversize, str | None]:
-    """One message without ever holding more of it than the limits, and the sender's proven key (``User-Id``).
-
-    Raises zmq.Again where none waits.
-    """
-    first = router.recv(zmq.NOBLOCK, copy=False)
-    user_id = _user_id(first) if keyed else None
-    frames = [first.bytes]
-    size, count = len(frames[0]), 1
-    while router.get(zmq.RCVMORE):
-        frame = router.recv()
-        size, count = size + len(frame), count + 1
-        if size <= MAX_MESSAGE_BYTES and count <= MAX_FRAMES:
-            frames.append(frame)
-    return frames if count == len(frames) else Oversize(frames[:4], size, count), user_id
-
-
-def _user_id(frame: zmq.Frame) -> str | None:
-    try:
-        return str(frame.get("User-Id"))
-    except zmq.ZMQError:  # nobody proved a key
-        return None
-
-
-def note_connection(counts: Connections, happening: Happening, gate: Gate | None) -> str | None:
-    """Count what a connection came to; returns a sentence where it came to nothing.
-
-    A key that is not authorised (HANDSHAKE_FAILED_AUTH) is counted and said by the gate, which knows the key.
-    """
-    event, value = happening
-    if event == zmq.EVENT_DISCONNECTED:
-        counts.disconnected += 1
-    if not event & FAILED or event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
-        return None
-    counts.handshake_failed += 1
-    if gate is not None and value == CRYPTOGRAPHIC:
-        return f"a client was refused that expects another host's key; this host's is {gate.key}"
-    if value == MECHANISM_MISMATCH:
-        return "a client without a key was refused" if gate else "a client with a key was refused: this host has none"
-    return "a connection was refused: without a key, or ended before it said who it is"
-
-
-def bind_router(
-    context: zmq.Context[Socket], bind: str, section: str, max_frame_bytes: int, gate: Gate | None
-) -> tuple[Socket, Monitor]:
-    """A bound ROUTER, guarded where there is a gate, and what its connections meet. Raises ConfigError."""
-    router = context.socket(zmq.ROUTER)
-    router.set(zmq.LINGER, 0)  # the edge's spool is the truth
-    router.set(zmq.ROUTER_MANDATORY, 1)  # an answer to a peer that is gone is an error, not silence
-    router.set(zmq.SNDHWM, 256)
-    router.set(zmq.RCVHWM, 256)
-    router.set(zmq.MAXMSGSIZE, max_frame_bytes)
-    keep_alive(router)
-    if gate is not None:
-        gate.secure(router)
-    monitor = Monitor(context, router)
-    try:
-        router.bind(bind)
-    except zmq.ZMQError as error:
-        monitor.close()
-        router.close(0)
-        raise ConfigError(
-            f"{section} cannot be received on {bind}: {error.strerror}; is another host running? "
-            f"Change `{section}.bind` or stop it"
-        ) from error
-    return router, monitor
-
-
-def drop_connections(router: Socket, endpoint: str) -> None:
-    """Cut every connection: ZeroMQ cannot cut one alone. Who is authorised connects again at once and sends again."""
-    router.unbind(endpoint)
-    deadline = time.monotonic() + REBIND_S
-    while True:
-        try:
-            router.bind(endpoint)
-            return
-        except zmq.ZMQError:  # the old listener closes on ZeroMQ's own thread
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.01)

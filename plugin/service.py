@@ -6,6 +6,7 @@ import fcntl
 import json
 import logging
 import os
+import secrets
 import signal
 import socket
 import threading
@@ -35,6 +36,7 @@ from plugin.queries import Reader
 from plugin.receiver import Receiver
 from plugin.review.app import Host, create_app
 from plugin.review.door import KEEP_ALIVE_S, LEAVING, Door, at_door, raise_file_limit
+from plugin.review.host import Asking
 from plugin.review.signin import SignIn
 from plugin.settings import HostSettings, HttpSettings
 from plugin.store import Store
@@ -96,6 +98,7 @@ class Service:
         if settings.control is not None:
             line_of = partial(_line_id, settings)
             self.control = ControlServer(self._context, settings.control.bind, self._gate, line_of)
+        self._terminal_token = secrets.token_hex(32)
         self.reader = Reader(state_dir / "store.sqlite")
         self.app = create_app(
             Host(
@@ -106,6 +109,7 @@ class Service:
                 health=self.health,
                 sign_in=self._sign_in,
                 names=settings.http.reached_as,
+                asking=self._asking(),
             )
         )
         config = uvicorn.Config(
@@ -129,6 +133,18 @@ class Service:
             forwarded_allow_ips=settings.http.proxies,
         )
         self._http = uvicorn.Server(config)
+
+    def _asking(self) -> Asking | None:
+        if self.control is None:
+            return None
+        return Asking(self.control, self._known_edges, partial(_line_id, self.settings), self._terminal_token)
+
+    def _known_edges(self) -> list[str]:
+        """The edges that a line names, that have a key, or that have connected."""
+        named = {edge_id for line in self.settings.lines for edge_id in line.edges}
+        authorised = set() if self._gate is None else set(self._gate.edges())
+        seen = set() if self.control is None else set(self.control.seen())
+        return sorted(named | authorised | seen)
 
     def _let_in(self, http: HttpSettings) -> None:
         """Certificate and accounts, checked before anything can be reached."""
@@ -172,7 +188,7 @@ class Service:
             health["control"] = self.control.health()
         return health if self._sign_in is None else {**health, "sign_in": self._sign_in.counts()}
 
-    def _tell(self, arrivals: Sequence[Arrival]) -> int:
+    def _tell(self, arrivals: Sequence[Arrival]) -> list[int | None]:
         self.liveness.note(arrivals)
         return self.ledger.tell(arrivals)
 
@@ -231,6 +247,7 @@ class Service:
         if self.control is not None:
             self._spawn("control", self.control.run)
             _write(self.settings.state_dir / "control", self.control.endpoint + "\n")
+            _write(self.settings.state_dir / "terminal.token", self._terminal_token + "\n", 0o600)
         address = {"url": self.url, "host": self.settings.http.host, "port": int(self._door.getsockname()[1])}
         _write(self.settings.state_dir / "endpoint", self.endpoint + "\n")
         _write(self.settings.state_dir / "http.json", json.dumps({**address, "pid": os.getpid()}) + "\n")
@@ -260,7 +277,7 @@ class Service:
         self._join("http")
         self._stop_control()
         self._stop_gate()
-        if not self._threads["writer"].is_alive():
+        if not any(self._threads[name].is_alive() for name in ("writer", "receiver")):
             self._receiver.flush()
             self._context.term()
         self.reader.close()
@@ -330,7 +347,7 @@ def _lock_folder(state_dir: Path) -> int:
     except OSError as error:
         os.close(handle)
         raise ConfigError(f"{state_dir}: another host is using this folder; stop it or change `state_dir`") from error
-    for name in ("endpoint", "control", "http.json"):
+    for name in ("endpoint", "control", "terminal.token", "http.json"):
         with suppress(FileNotFoundError):
             (state_dir / name).unlink()  # of an earlier run: nobody may take it for this one's
     return handle
@@ -355,7 +372,9 @@ def _line_id(settings: HostSettings, edge_id: str) -> str:
     return settings.line_of(edge_id).id
 
 
-def _write(path: Path, text: str) -> None:
+def _write(path: Path, text: str, mode: int = 0o644) -> None:
     draft = path.with_name(path.name + ".draft")
+    draft.unlink(missing_ok=True)
+    draft.touch(mode=mode, exist_ok=False)
     draft.write_text(text, encoding="utf-8")
     draft.replace(path)

@@ -82,7 +82,7 @@ def add(
 ) -> None:
     """Add an account."""
     with _accounts(config) as accounts:
-        accounts.add(name, _password(name, password_file), role, _myself())  # type: ignore[arg-type]
+        accounts.add(name, read_password(name, password_file), role, _myself())  # type: ignore[arg-type]
     typer.echo(f"Added {name}, {role}.")
 
 
@@ -99,7 +99,7 @@ def show(config: Config) -> None:
 def password(config: Config, name: Name, password_file: PasswordFile = None) -> None:
     """Set a password."""
     with _accounts(config) as accounts:
-        accounts.set_password(name, _password(name, password_file), _myself())
+        accounts.set_password(name, read_password(name, password_file), _myself())
     typer.echo(f"The password of {name} is set; its sessions have ended.")
 
 
@@ -156,11 +156,12 @@ def _myself() -> Actor:
     return Actor(f"command line ({user})", "this machine")
 
 
-def _password(name: str, file: str | None) -> str:
+def read_password(name: str, file: str | None, new: bool = True) -> str:
+    """A password from the terminal, a new one typed twice, or from a file; ``-`` is standard input."""
     if file is None:
         if not sys.stdin.isatty():
             raise ConfigError("there is no terminal to ask on; give --password-file FILE, or - for standard input")
-        found: str = typer.prompt(f"Password of {name}", hide_input=True, confirmation_prompt=True)
+        found: str = typer.prompt(f"Password of {name}", hide_input=True, confirmation_prompt=new, err=True)
         return found
     data = sys.stdin.buffer.read(MAX_PASSWORD_BYTES) if file == "-" else _read(Path(file))
     try:

@@ -12,7 +12,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
 from plugin.errors import AccountError, ReviewError
-from plugin.review import account_pages, api, pages
+from plugin.review import account_pages, api, control_api, pages
 from plugin.review.guard import Guard
 from plugin.review.host import Host
 from plugin.review.signin import undeclared
@@ -26,6 +26,7 @@ def create_app(host: Host) -> FastAPI:
     app = FastAPI(title="Flawline host", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.host = host
     app.include_router(api.router)
+    app.include_router(control_api.router)
     app.include_router(pages.router)
     if host.sign_in is not None:
         app.include_router(account_pages.router)

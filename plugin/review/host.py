@@ -7,18 +7,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from plugin.control import ControlServer
 from plugin.ledger import LedgerReader
 from plugin.queries import Reader
 from plugin.review.signin import SignIn
 from plugin.store import Decision, Store
 
 Value = TypeVar("Value")
+TERMINAL_HEADER = "x-flawline-terminal"
 
 
 class Write(Protocol):
     """Runs a job on the store's own thread and returns its value."""
 
     def __call__(self, job: Callable[[Store], Value], timeout_s: float = 5.0) -> Value: ...
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How people ask edges: the control socket, the edges that are known, and what proves the host's own terminal."""
+
+    server: ControlServer
+    edges: Callable[[], list[str]]
+    line_of: Callable[[str], str]
+    token: str
 
 
 @dataclass(frozen=True)
@@ -35,6 +47,7 @@ class Host:
     health: Callable[[], dict[str, Any]]
     sign_in: SignIn | None = None
     names: tuple[str, ...] = ()
+    asking: Asking | None = None
 
     def decide(self, part: int, decision: Decision, inspector: str) -> int:
         """Hop 12: append an inspector's verdict."""

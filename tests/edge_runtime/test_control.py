@@ -428,8 +428,26 @@ def test_what_is_late_foreign_or_garbage_is_not_done(start: Callable[..., Edge],
         raw.close()
 
 
-def test_an_edge_that_is_not_there_is_said_at_once_and_one_that_is_silent_in_time(host: Host, tmp_path: Path) -> None:
-    nobody = host.server.select_recipe("nobody", 2, 30.0).result(5)
+def test_what_is_asked_of_an_edge_that_is_not_there_is_done_once_when_it_comes(
+    host: Host, start: Callable[..., Edge], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    older = host.server.start_inspecting("edge", LONG_S)
+    asked = [host.server.stop_inspecting("edge", LONG_S, "stop once") for _ in range(2)]
+    selected = host.server.select_recipe("edge", 2, LONG_S)
+    assert "in its place" in (older.result(5).reason or "")
+    assert older.result().outcome == "refused"
+    assert not any(each.done() for each in (*asked, selected))
+    edge = start()
+    assert [each.result(LONG_S).outcome for each in (*asked, selected)] == ["ok"] * 3
+    assert host.server.stop_inspecting("edge", LONG_S, "stop once").result(LONG_S).outcome == "ok"
+    assert [record.getMessage() for record in caplog.records].count("the host asks: stop ") == 1
+    edge.wait_results(2)
+    assert read_choice(edge.settings) == Choice(number=2, inspecting=False)
+
+
+def test_an_edge_that_never_comes_and_one_that_is_silent_are_said_in_time(host: Host, tmp_path: Path) -> None:
+    nobody = host.server.select_recipe("nobody", 2, 0.2).result(5)
     assert nobody.outcome == "refused"
     assert "not connected" in (nobody.reason or "")
     with zmq.Context() as context, context.socket(zmq.DEALER) as mute:

@@ -101,7 +101,39 @@ def test_a_revoked_edge_is_cut_and_asked_nothing(rig: Rig, connect: Callable[[st
     s.until(lambda: rig.server.known("edge-1") is None, 2.0)
     reply = rig.server.select_recipe("edge-1", 2).result(5)
     assert reply.outcome == "refused"
+    assert "flawline keys authorise edge-1.key" in (reply.reason or "")
     assert not edge.socket.poll(100)
+
+
+def test_what_waits_for_an_edge_that_is_revoked_is_answered_and_what_others_are_asked_goes_on(
+    rig: Rig, connect: Callable[[str], Dealer]
+) -> None:
+    leaving, loyal = connect("leaving"), connect("loyal")
+    rig.edge("absent")
+    s.until(lambda: rig.gate.authorises("absent"))
+    for edge, name in ((leaving, "leaving"), (loyal, "loyal")):
+        edge.send(hello(name))
+    s.until(lambda: len(rig.server.edges_of("line-1")) == 2)
+    asked = {name: rig.server.select_recipe(name, 2) for name in ("leaving", "loyal", "absent")}
+    assert leaving.socket.poll(5000)
+    assert loyal.socket.poll(5000)
+    first = from_host(loyal.socket.recv_multipart())
+    cut = rig.server.counts.disconnected
+    revoke(rig.folder / "keys", "leaving")
+    revoke(rig.folder / "keys", "absent")
+    assert asked["leaving"].result(5).outcome == "unknown"
+    assert asked["absent"].result(5).outcome == "refused"
+    s.until(lambda: rig.server.counts.disconnected >= cut + 2, what="the cut")
+    assert rig.server.known("leaving") is None
+    assert rig.server.known("loyal") is not None, "a cut connection says nothing against who had it"
+    loyal.send(hello("loyal"))
+
+    def again() -> bool:
+        return loyal.socket.poll(100) != 0 and from_host(loyal.socket.recv_multipart()).id == first.id
+
+    s.until(again, what="the request on the new connection")
+    loyal.send(encode(Reply(id=first.id, edge_id="loyal", outcome="ok", status=STATUS)))
+    assert asked["loyal"].result(5).outcome == "ok"
 
 
 def test_garbage_is_dropped_and_counted_and_the_next_is_heard(rig: Rig, connect: Callable[[str], Dealer]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -224,7 +224,12 @@ def test_a_message_of_a_revoked_key_is_dropped_unanswered_before_the_connection_
     authorise(folder, tmp_path / "edge" / "edge-1.key")
     with zmq.Context() as context:
         gate = Gate(context, folder)
-        receiver = Receiver(context, "tcp://0.0.0.0:*", lambda arrivals: told.extend(arrivals) or 0, len, gate)
+
+        def tell(arrivals: Sequence[object]) -> list[int | None]:
+            told.extend(arrivals)
+            return [0] * len(arrivals)
+
+        receiver = Receiver(context, "tcp://0.0.0.0:*", tell, len, gate)
         dealer = make_dealer(receiver.endpoint.replace("0.0.0.0", "127.0.0.1"), pair, host.public)
         dealer.send(s.frames(s.result(1)))
         s.until(lambda: turn(gate, receiver) and told)

@@ -16,7 +16,7 @@ from contract.errors import ConfigError
 from contract.event import Header, LineCode, Verdict, from_frames
 from plugin.connectors.base import LINE_CONTROLLER, LineOutput
 from plugin.dispatch import Sent
-from plugin.ledger import GRACE_NS, MAX_COUNTED, Ledger, LedgerReader
+from plugin.ledger import GRACE_NS, MAX_COUNTED, MAX_OF_EDGE, MAX_WAITING, Ledger, LedgerReader
 from plugin.settings import LineSettings
 from plugin.transit import Arrival
 from tests.plugin import synthetic as s
@@ -42,7 +42,8 @@ class Rig:
 
     def tell(self, header: Header, age_ms: float = 0.0) -> None:
         message = from_frames(s.frames(header, age_ms=age_ms))
-        ticket = self.ledger.tell([Arrival(message, time.monotonic_ns())])
+        (ticket,) = self.ledger.tell([Arrival(message, time.monotonic_ns())])
+        assert ticket is not None
         assert self.ledger.has(ticket, 5.0)
 
     def rows(self) -> list[dict[str, Any]]:
@@ -186,7 +187,8 @@ def test_a_failing_disk_publishes_nothing_and_loses_nothing(
 
     monkeypatch.setattr(rig.ledger, "_write_output", fail)
     message = from_frames(s.frames(s.result(1, "p")))
-    ticket = rig.ledger.tell([Arrival(message, time.monotonic_ns())])
+    (ticket,) = rig.ledger.tell([Arrival(message, time.monotonic_ns())])
+    assert ticket is not None
     s.until(lambda: rig.ledger.trouble)
     assert not rig.ledger.has(ticket, 0.1)
     assert rig.outputs == []
@@ -265,7 +267,8 @@ def test_each_line_counts_for_itself(tmp_path: Path) -> None:
     thread.start()
     for seq, edge in enumerate(["a", "b", "a"], 1):
         message = from_frames(s.frames(s.result(seq, f"p{seq}", edge_id=edge)))
-        ticket = ledger.tell([Arrival(message, time.monotonic_ns())])
+        (ticket,) = ledger.tell([Arrival(message, time.monotonic_ns())])
+    assert ticket is not None
     assert ledger.has(ticket, 5.0)
     ledger.stop()
     thread.join(5)
@@ -454,9 +457,10 @@ def test_what_nobody_waits_for_is_committed_with_the_next_judgement(
     monkeypatch.setattr("plugin.ledger.PATIENCE_S", 600.0)
     rig = make()
     for number in range(3):
-        announced = rig.ledger.tell(
+        (announced,) = rig.ledger.tell(
             [Arrival(from_frames(s.frames(s.trigger(2 * number + 1, f"p{number}"))), time.monotonic_ns())]
         )
+        assert announced is not None
         rig.ledger.record(Sent("line-1", number, "test", "published", None, 0))
         assert not rig.ledger.has(announced, 0.05)
         rig.tell(s.result(2 * number + 2, f"p{number}"))
@@ -464,6 +468,29 @@ def test_what_nobody_waits_for_is_committed_with_the_next_judgement(
     rig.ledger.tell([Arrival(from_frames(s.frames(s.trigger(100, "p100"))), time.monotonic_ns())])
     assert rig.ledger.drain(5.0)
     assert rig.reader.counts()["open"] == 1
+
+
+def test_one_edge_that_floods_takes_no_room_of_another(tmp_path: Path) -> None:
+    """The ledger stands while one edge sends without measure; the other's event comes in the same burst."""
+    ledger = Ledger(tmp_path / "l.sqlite", lambda _edge: LineSettings(id="line-1", deadline_ms=60_000))
+
+    def arrival(edge: str, seq: int) -> Arrival:
+        header = s.result(seq, f"{edge}-{seq}", edge_id=edge, spool_id=edge)
+        return Arrival(from_frames(s.frames(header)), time.monotonic_ns())
+
+    flood = [arrival("greedy", 1)] * (MAX_WAITING + 1)
+    *greedy, modest = ledger.tell([*flood, arrival("modest", 1)])
+    assert greedy.count(None) == ledger.lost == len(flood) - MAX_OF_EDGE
+    assert modest == MAX_OF_EDGE + 1
+    assert ledger.tell([arrival("greedy", 2)]) == [None]
+    thread = threading.Thread(target=ledger.run)
+    thread.start()
+    assert ledger.has(modest, 20.0)
+    assert ledger.tell([arrival("greedy", 2)]) == [modest + 1], "there is room again"
+    ledger.stop()
+    thread.join(20)
+    assert [row["part_id"] for row in LedgerReader(ledger.path).outputs(0, 10)] == ["greedy-1", "modest-1", "greedy-2"]
+    assert not ledger._count_of_edge
 
 
 def test_a_deadline_is_not_kept_waiting_by_patience(make: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch) -> None:

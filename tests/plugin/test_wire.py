@@ -70,9 +70,9 @@ class Rig:
         for thread in self.threads:
             thread.start()
 
-    def _tell(self, arrivals: Any) -> int:
+    def _tell(self, arrivals: Any) -> list[int | None]:
         self.told += arrivals
-        return len(self.told)
+        return [len(self.told)] * len(arrivals)
 
     def stop(self) -> None:
         self.gate.open.set()
@@ -196,6 +196,31 @@ def test_one_edge_cannot_fill_the_backlog_of_all(tmp_path: Path, make_dealer: Ma
     rig.stop()
 
 
+def test_an_edge_whose_events_the_ledger_has_no_room_for_keeps_no_other_waiting(
+    rig: Rig, make_dealer: MakeDealer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = True
+
+    def tell(arrivals: Sequence[Arrival]) -> list[int | None]:
+        rig.told += arrivals
+        return [None if full and each.message.header.edge_id == "greedy" else 1 for each in arrivals]
+
+    rig.gate.open.set()
+    monkeypatch.setattr(rig.receiver, "_tell_ledger", tell)
+    greedy, modest = make_dealer(rig.receiver.endpoint), make_dealer(rig.receiver.endpoint)
+    for seq in range(1, 201):
+        greedy.send(s.frames(s.result(seq, f"greedy-{seq}", edge_id="greedy", spool_id="greedy")))
+        if seq % 50 == 0:
+            modest.send(s.frames(s.result(seq)))
+    modest.wait_acked(50, 100, 150, 200)
+    s.until(lambda: len(rig.told) == 204)
+    greedy.collect(100)
+    assert not greedy.acked
+    full = False
+    greedy.send(s.frames(s.result(1, "greedy-1", edge_id="greedy", spool_id="greedy"), attempt=2))
+    greedy.wait_acked(1, spool="greedy")
+
+
 def test_each_event_is_acknowledged_as_often_as_it_is_sent_and_stored_once(
     shared_host: HostProcess, make_dealer: MakeDealer
 ) -> None:
@@ -267,7 +292,7 @@ def test_whatever_one_message_provokes_the_next_is_received(
             raise RuntimeError("nobody foresaw this")
         return from_frames(frames)
 
-    def tell(arrivals: Sequence[Arrival]) -> int:
+    def tell(arrivals: Sequence[Arrival]) -> list[int | None]:
         if any(arrival.message.header.seq == 4 for arrival in arrivals):
             raise RuntimeError("nor this")
         return rig._tell(arrivals)
