@@ -64,13 +64,13 @@ class Measured(NamedTuple):
 
 
 class Proposal(NamedTuple):
-    """What a calibration would put into the bundle, and what it rests on; ``looked``: test images chose the limit."""
+    """What a calibration would put into the bundle, and what it rests on; defective images may have chosen a limit."""
 
     bundle: Bundle
     thresholds: Thresholds
     quality: QualityBounds
     measured: Measured
-    looked: bool
+    chosen_by_defects: bool
 
 
 class Calibrated(NamedTuple):
@@ -114,7 +114,7 @@ def propose(
     choice: Choice = Choice(),  # noqa: B008 - a tuple of constants
 ) -> Proposal:
     """What ``calibrate`` would write; nothing is written but, for test images, the record of looks at them."""
-    check(rates, choice)
+    chooses = check(rates, choice).needs_defects or choice.costs is not None
     bundle = open_bundle(folder)
     dataset = load_dataset(data, pattern_of(bundle, pattern))
     held = hold_out(bundle, dataset)
@@ -134,7 +134,7 @@ def propose(
         more_groups=[sample.group for _, parts in folds for sample in parts.unseen],
     )
     thresholds = thresholds_from(measured, rates, choice, looked)
-    return Proposal(bundle, thresholds, bounds_from(measured.pictures), measured, looked)
+    return Proposal(bundle, thresholds, bounds_from(measured.pictures), measured, bool(defects) and chooses)
 
 
 def measure_good(bundle: Bundle, held: HeldOut, engine_name: str, precision: Precision = "fp32") -> Measured:

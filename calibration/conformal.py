@@ -38,7 +38,8 @@ def require(groups: int, alpha: float) -> None:
     if groups < groups_needed(alpha):
         raise CalibrationError(
             f"a false-reject rate of {alpha:g} needs at least {groups_needed(alpha)} held-out good parts; there are "
-            f"{groups}. Ask for {math.ceil(1000 / (groups + 1)) / 1000:g} or more, or hold out more parts"
+            f"{groups}. Ask for {math.ceil(1000 / (groups + 1)) / 1000:g} or more, or hold out more parts "
+            "(flawline train --holdout)"
         )
 
 

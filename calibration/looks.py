@@ -24,7 +24,16 @@ LOOKS = (
 
 
 def append_look(path: Path, row: dict[str, Any]) -> None:
-    """Append a line with the columns LOOKS. Raises CalibrationError where ``path`` has other columns."""
+    """Append a line with the columns LOOKS. Raises CalibrationError where ``path`` has others or cannot be written."""
+    try:
+        _append(path, row)
+    except OSError as error:
+        raise CalibrationError(
+            f"{path}: the look at test images cannot be put on record ({error.strerror or error})"
+        ) from error
+
+
+def _append(path: Path, row: dict[str, Any]) -> None:
     with path.open("a+", newline="", encoding="utf-8") as file:
         file.seek(0)
         header = next(csv.reader(file), None)

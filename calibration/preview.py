@@ -50,4 +50,6 @@ def preview_rows(proposal: Proposal) -> list[tuple[str, str]]:
         limit = then.reject if then.review is None else then.review
         passed = sum(score <= limit for score in measured.defects)
         rows.append(("of the given defective images pass", rate(passed, len(measured.defects)).text()))
+        if proposal.chosen_by_defects:
+            rows.append(("", "these images chose a limit, so that more of those to come will pass"))
     return rows

@@ -123,7 +123,8 @@ def summary(thresholds: Thresholds) -> list[tuple[str, str]]:
         lines.append(("false-reject rate asked for", f"{100 * thresholds.false_reject_rate:g} %"))
     if thresholds.expected_low is not None and thresholds.expected_high is not None:
         low, high = 100 * thresholds.expected_low, 100 * thresholds.expected_high
-        lines.append(("rate to expect (nine in ten calibrations)", f"{low:.1f} to {high:.1f} %"))
+        by = "nine in ten calibrations" if promise_of(thresholds) else "90 %, by the held-out parts"
+        lines.append((f"rate to expect ({by})", f"{low:.1f} to {high:.1f} %"))
     lines.append(("promise", promise_of(thresholds) or "none"))
     lines += [("not promised", rule.caution) for rule in METHODS.values() if thresholds.method.startswith(rule.title)]
     if thresholds.review is not None:

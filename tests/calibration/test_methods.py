@@ -195,6 +195,9 @@ def test_test_images_choose_no_limit_unless_on_record(fresh: Path, drawn: Path, 
     for folder in (drawn / "test" / "spot", copied):
         with pytest.raises(CalibrationError, match=r"is a test image \(20 of 20 are\)"):
             propose(fresh, drawn, Rates(None), "onnxruntime", choice=Choice("f1", defects=(folder,)))
+    with pytest.raises(CalibrationError, match="cannot be put on record"):
+        unwritable = Choice("f1", defects=(copied,), looks=tmp_path / "absent" / "looks.csv")
+        propose(fresh, drawn, Rates(None), "onnxruntime", choice=unwritable)
     looks = tmp_path / "looks.csv"
     choice = Choice("f1", defects=(copied,), looks=looks)
     found = propose(fresh, drawn, Rates(None), "onnxruntime", choice=choice)
