@@ -21,9 +21,12 @@ def open_folds(bundle: Bundle, folders: Sequence[Path], dataset: Dataset) -> lis
     Raises CalibrationError for one that is trained otherwise, is this one, or knows no part that this one has seen.
     """
     own = {sample.group for sample in hold_out(bundle, dataset).unseen}
-    found = []
+    found: list[tuple[Bundle, HeldOut]] = []
     for folder in folders:
         fold = open_bundle(folder)
+        for other in (bundle, *(each for each, _ in found)):
+            if fold.model_sha256 == other.model_sha256:
+                raise CalibrationError(f"--fold-bundle {folder}: is the same network as {other.root}")
         _require_alike(bundle, fold)
         held = hold_out(fold, dataset)
         if not {sample.group for sample in held.unseen} - own:
@@ -37,8 +40,6 @@ def open_folds(bundle: Bundle, folders: Sequence[Path], dataset: Dataset) -> lis
 
 def _require_alike(bundle: Bundle, fold: Bundle) -> None:
     ours, theirs = bundle.manifest, fold.manifest
-    if fold.model_sha256 == bundle.model_sha256:
-        raise CalibrationError(f"--fold-bundle {fold.root}: is the same network as {bundle.root}")
     pairs = {
         "model": (ours.model.name, theirs.model.name),
         "recipe": (ours.recipe.model_dump(), theirs.recipe.model_dump()),

@@ -231,6 +231,8 @@ def test_cross_counts_parts_that_other_networks_have_not_seen(fresh: Path, drawn
     fold = fold_of(drawn, tmp_path / "fold", slice(0, 30))
     with pytest.raises(CalibrationError, match="at least 39 held-out good parts; there are 30"):
         propose(fresh, drawn, Rates(0.025), "onnxruntime")
+    with pytest.raises(CalibrationError, match="is the same network"):
+        propose(fresh, drawn, Rates(0.05), choice=Choice("cross", folds=(fold, fold)))
     choice = Choice("cross", folds=(fold,))
     found = propose(fresh, drawn, Rates(0.025), "onnxruntime", choice=choice)
     assert (found.thresholds.groups, found.thresholds.images) == (60, 60)
