@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from calibration.calibrate import Proposal
 
 WIDE = 400
 app = typer.Typer(
@@ -32,33 +35,96 @@ Pattern = Annotated[
 def thresholds(
     bundle: BundleFolder,
     data: Data,
-    false_reject_rate: Annotated[float, typer.Option(help="share of good parts that may be rejected")] = 0.05,
+    false_reject_rate: Annotated[
+        float | None, typer.Option(help="share of good parts that may be rejected; 0.05 unless said otherwise")
+    ] = None,
     review_rate: Annotated[
         float | None, typer.Option(help="share of good parts flagged in all; above the false-reject rate")
     ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="conformal (promises the rate on average) or pac (promises it with --confidence); without a promise: "
+            "cross, percentile, sigma, pot, f1, cost, value  [default: conformal, or value where --value is given]"
+        ),
+    ] = None,
+    confidence: Annotated[float, typer.Option(help="pac: how sure the rate must be")] = 0.95,
+    sigmas: Annotated[float, typer.Option(help="sigma: standard deviations above the mean")] = 3.0,
+    value: Annotated[float | None, typer.Option(help="an expert's own limit: reject above this score")] = None,
+    fold_bundle: Annotated[
+        list[Path] | None, typer.Option(metavar="BUNDLE", help="cross: trained like BUNDLE with another --seed")
+    ] = None,
+    defects: Annotated[
+        list[Path] | None, typer.Option(metavar="DIR", help="images of defective parts, for f1, cost and --cost-...")
+    ] = None,
+    looks: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="CSV on which defects that are test images go on record")
+    ] = None,
+    cost_escape: Annotated[float | None, typer.Option(help="what a defective part that passes costs")] = None,
+    cost_false_reject: Annotated[float | None, typer.Option(help="what a good part that is rejected costs")] = None,
+    cost_review_minute: Annotated[float | None, typer.Option(help="what a minute of an inspector costs")] = None,
+    review_minutes: Annotated[float, typer.Option(help="how long an inspector looks at a part")] = 1.0,
+    defect_rate: Annotated[float | None, typer.Option(help="share of defective parts on the line")] = None,
+    preview: Annotated[bool, typer.Option("--preview", help="show which held-out parts change; write nothing")] = False,
     engine: EngineName = "auto",
     precision: OfGraph = "fp32",
     group_pattern: Pattern = None,
 ) -> None:
     """Choose the false-reject rate; thresholds and the bounds of a usable picture go into the bundle.
 
-    Uses the good images of train/good whose parts training has never seen.
+    Uses the good images of train/good whose parts training has never seen. Costs are in any one currency; with a cost
+    for an inspector's minute they set the review band, with --method cost both limits.
 
     \b
     Examples:
       flawline calibrate thresholds bundle --data parts
       flawline calibrate thresholds bundle --data parts --false-reject-rate 0.02 --review-rate 0.1
+      flawline calibrate thresholds bundle --data parts --method pac --confidence 0.95
+      flawline calibrate thresholds bundle --data parts --method sigma --preview
+      flawline calibrate thresholds bundle --data parts --method cost --defects scratched --defect-rate 0.01 \\
+          --cost-escape 500 --cost-false-reject 5 --cost-review-minute 0.8
     """
-    from calibration.calibrate import Rates, calibrate
+    from calibration.calibrate import propose, write
+    from calibration.costs import costs_from
+    from calibration.methods import METHODS, Choice, Rates
     from calibration.report import EXCHANGEABLE, summary
     from contract.bundle import as_precision
 
-    result = calibrate(
-        bundle, data, Rates(false_reject_rate, review_rate), engine, group_pattern, as_precision(precision)
+    name = method or ("conformal" if value is None else "value")
+    rated = name not in METHODS or METHODS[name].rated
+    choice = Choice(
+        method=name,
+        confidence=confidence,
+        sigmas=sigmas,
+        value=value,
+        costs=costs_from(cost_escape, cost_false_reject, cost_review_minute, review_minutes, defect_rate),
+        defects=tuple(defects or ()),
+        looks=looks,
+        folds=tuple(fold_bundle or ()),
     )
-    _print(None, summary(result.thresholds))
-    typer.echo(f"picture bounds from {result.quality.samples} good images; report: {result.report}")
+    rates = Rates(0.05 if false_reject_rate is None and rated else false_reject_rate, review_rate)
+    found = propose(bundle, data, rates, engine, group_pattern, as_precision(precision), choice)
+    _print(None, summary(found.thresholds))
+    if choice.costs is not None and choice.costs.review is not None and found.thresholds.review is None:
+        typer.echo("no review band: with these costs and defects no look pays")
+    if preview:
+        _preview(found)
+    else:
+        report = write(found.bundle, found.thresholds, found.quality, found.measured)
+        typer.echo(f"picture bounds from {found.quality.samples} good images; report: {report}")
     typer.echo(EXCHANGEABLE)
+
+
+def _preview(proposal: Proposal) -> None:
+    from calibration.preview import HEADER, changes, preview_rows
+
+    _print(None, preview_rows(proposal))
+    found = changes(proposal)
+    total = len(proposal.measured.scores)
+    typer.echo(f"{len(found)} of {total} held-out images would change their verdict{':' if found else '.'}")
+    if found:
+        _print(HEADER, [(c.file, c.group, f"{c.score:.6g}", c.now, c.then) for c in found])
+    typer.echo("Nothing was written: leave out --preview to write it.")
 
 
 @app.command()

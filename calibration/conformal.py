@@ -1,22 +1,29 @@
-"""Split-conformal thresholds over parts, and what rate of false rejects to expect of them (before hop 5).
+"""Thresholds that keep a promise about parts to come, and what rate to expect of a threshold (before hop 5).
 
 A part may have several images, which are no independent witnesses. So each of the K held-out parts weighs
 1/(K+1), shared among its images, and 1/(K+1) stands at infinity for the part to come (Lee, Barber and Willett,
 "Distribution-free inference with hierarchical data", 2023). With one image a part it is the usual split-conformal
 rule. The promise: of parts exchangeable with the held-out ones, a share of at most ``alpha`` lies above on average.
+
+The PAC threshold promises it of this calibration, not of the average one: with probability 1 - delta over the draw of
+the K parts, at most ``alpha`` of the parts to come lie above (Wilks, "Determination of sample sizes for setting
+tolerance limits", 1941). The order statistic that gives this is exact for independent units, and several images of a
+part are not: the unit is the part, by its highest score, and "above" means any of its images.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from calibration.errors import CalibrationError
 
 ROUNDING = 1e-9
+Floats = NDArray[np.float64]
 
 
 def groups_needed(alpha: float) -> int:
@@ -31,7 +38,8 @@ def require(groups: int, alpha: float) -> None:
     if groups < groups_needed(alpha):
         raise CalibrationError(
             f"a false-reject rate of {alpha:g} needs at least {groups_needed(alpha)} held-out good parts; there are "
-            f"{groups}. Ask for {math.ceil(1000 / (groups + 1)) / 1000:g} or more, or hold out more parts"
+            f"{groups}. Ask for {math.ceil(1000 / (groups + 1)) / 1000:g} or more, or hold out more parts "
+            "(flawline train --holdout)"
         )
 
 
@@ -40,16 +48,97 @@ def threshold(scores: Sequence[float], groups: Sequence[str], alpha: float) -> f
 
     ``scores`` and ``groups`` have one entry an image. Raises CalibrationError where there are too few parts.
     """
+    values, weights, parts = _weighted(scores, groups)
+    require(parts, alpha)
+    return _at_mass(values, weights, (1 - alpha) * (parts + 1) / parts)
+
+
+def level(scores: Sequence[float], groups: Sequence[str], mass: float) -> float:
+    """Smallest score with at least a share ``mass`` of the held-out parts at or under it: a percentile, no promise."""
+    values, weights, _ = _weighted(scores, groups)
+    return _at_mass(values, weights, mass)
+
+
+def share_above(scores: Sequence[float], groups: Sequence[str], limit: float) -> float:
+    """Mean over the held-out parts of the share of their images that score above ``limit``."""
+    values, weights, _ = _weighted(scores, groups)
+    return float(weights[values > limit].sum())
+
+
+def finite(scores: Sequence[float]) -> Floats:
+    """The scores as an array; raises CalibrationError where one is no number."""
     values = np.asarray(scores, np.float64)
     if not np.isfinite(values).all():
         raise CalibrationError(f"{np.count_nonzero(~np.isfinite(values))} score(s) of good images are not finite")
-    sizes = Counter(groups)
-    require(len(sizes), alpha)
-    weights = np.array([1 / (sizes[group] * (len(sizes) + 1)) for group in groups])
+    return values
+
+
+def _weighted(scores: Sequence[float], groups: Sequence[str]) -> tuple[Floats, Floats, int]:
+    """Scores, the weight of each image (a part's sum to 1 / parts), and how many parts there are."""
+    values = finite(scores)
+    _, part, sizes = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)
+    return values, 1.0 / (sizes[part] * len(sizes)), len(sizes)
+
+
+def _at_mass(values: Floats, weights: Floats, mass: float) -> float:
     order = np.argsort(values, kind="stable")
-    mass = np.cumsum(weights[order])
-    at = int(np.searchsorted(mass, 1 - alpha - ROUNDING))
+    at = int(np.searchsorted(np.cumsum(weights[order]), mass - ROUNDING))
     return float(values[order][min(at, len(values) - 1)])
+
+
+def highest(scores: Sequence[float], groups: Sequence[str]) -> Floats:
+    """The highest score of each part, ascending."""
+    values = finite(scores)
+    names, part = np.unique(np.asarray(groups), return_inverse=True)
+    top = np.full(len(names), -np.inf)
+    np.maximum.at(top, part, values)
+    return np.sort(top)
+
+
+def pac_groups_needed(alpha: float, delta: float) -> int:
+    """Least number of held-out parts whose highest score keeps P(rate <= alpha) >= 1 - delta."""
+    return max(1, math.ceil(math.log(delta) / math.log1p(-alpha) - ROUNDING))
+
+
+def pac_require(groups: int, alpha: float, delta: float) -> None:
+    """Raise CalibrationError where ``groups`` held-out parts cannot carry ``alpha`` with confidence 1 - delta."""
+    if not 0 < alpha < 1:
+        raise CalibrationError(f"a rate must lie between 0 and 1, found {alpha:g}")
+    if not 0 < delta < 1:
+        raise CalibrationError(f"a confidence must lie between 0 and 1, found {1 - delta:g}")
+    needed = pac_groups_needed(alpha, delta)
+    if groups < needed:
+        carried = math.ceil(1000 * (1 - delta ** (1 / max(1, groups)))) / 1000
+        raise CalibrationError(
+            f"a false-reject rate of at most {alpha:g} with a confidence of {1 - delta:g} needs at least {needed} "
+            f"held-out good parts; there are {groups}. Ask for {carried:g} or more, for less confidence, or hold out "
+            f"more parts (--method conformal promises the average only and needs {groups_needed(alpha)})"
+        )
+
+
+@lru_cache(maxsize=64)
+def pac_rank(groups: int, alpha: float, delta: float) -> int:
+    """Which of ``groups`` scores in ascending order, from 1, is the PAC threshold: the lowest that keeps the promise.
+
+    Above the r-th of n lies a share of parts to come that is Beta(n+1-r, r) distributed, so it exceeds ``alpha`` with
+    probability P(Binomial(n, alpha) <= n - r); ties only lower it. Raises CalibrationError where no rank keeps it.
+    """
+    pac_require(groups, alpha, delta)
+    exceeded = 0.0
+    for above in range(groups):
+        exceeded += math.exp(_log_binomial(above, groups, alpha))
+        if exceeded > delta:
+            return groups - above + 1
+    return 1
+
+
+def pac_threshold(scores: Sequence[float], groups: Sequence[str], alpha: float, delta: float) -> float:
+    """Lowest limit with P(share of parts to come with an image above it <= alpha) >= 1 - delta.
+
+    ``scores`` and ``groups`` have one entry an image. Raises CalibrationError where there are too few parts.
+    """
+    tops = highest(scores, groups)
+    return float(tops[pac_rank(len(tops), alpha, delta) - 1])
 
 
 def expected_rate(groups: int, alpha: float) -> tuple[float, float]:
@@ -64,6 +153,27 @@ def expected_rate(groups: int, alpha: float) -> tuple[float, float]:
     return beta_quantile(0.05, groups + 1 - rank, rank), beta_quantile(0.95, groups + 1 - rank, rank)
 
 
+def pac_expected_rate(groups: int, alpha: float, delta: float) -> tuple[float, float]:
+    """5 and 95 % points of the share of parts to come that a PAC threshold rejects; exact for scores without ties."""
+    rank = pac_rank(groups, alpha, delta)
+    return beta_quantile(0.05, groups + 1 - rank, rank), beta_quantile(0.95, groups + 1 - rank, rank)
+
+
+def rate_at(scores: Sequence[float], groups: Sequence[str], limit: float) -> tuple[float, float]:
+    """What the held-out parts say of a limit that was found in another way: 90 % interval of its false-reject rate.
+
+    A limit between the r-th and the next of n scores rejects a share between Beta(n-r, r+1) and Beta(n+1-r, r)
+    (Clopper and Pearson, 1934). Parts with some of their images above count rounded to the wider side.
+    """
+    _, _, parts = _weighted(scores, groups)
+    above = share_above(scores, groups, limit) * parts
+    fewest, most = math.floor(above + ROUNDING), math.ceil(above - ROUNDING)
+    low = 0.0 if fewest == 0 else beta_quantile(0.05, fewest, parts - fewest + 1)
+    high = 1.0 if most == parts else beta_quantile(0.95, most + 1, parts - most)
+    return low, high
+
+
+@lru_cache(maxsize=4096)
 def beta_quantile(q: float, a: int, b: int) -> float:
     """Quantile of Beta(a, b) for whole a, b >= 1: bisection on a binomial tail, exact to 1e-12."""
     low, high = 0.0, 1.0
@@ -78,8 +188,10 @@ def _beta_cdf(x: float, a: int, b: int) -> float:
     if not 0 < x < 1:
         return float(x >= 1)
     n = a + b - 1
-    terms = (
-        math.lgamma(n + 1) - math.lgamma(j + 1) - math.lgamma(n - j + 1) + j * math.log(x) + (n - j) * math.log1p(-x)
-        for j in range(a, n + 1)
-    )
-    return math.fsum(math.exp(term) for term in terms)
+    return math.fsum(math.exp(_log_binomial(j, n, x)) for j in range(a, n + 1))
+
+
+def _log_binomial(hits: int, n: int, p: float) -> float:
+    """log P(Binomial(n, p) = hits) for 0 < p < 1."""
+    choose = math.lgamma(n + 1) - math.lgamma(hits + 1) - math.lgamma(n - hits + 1)
+    return choose + hits * math.log(p) + (n - hits) * math.log1p(-p)

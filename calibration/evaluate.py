@@ -8,7 +8,6 @@ if any of it is marked.
 
 from __future__ import annotations
 
-import csv
 import time
 from collections import Counter
 from datetime import UTC, datetime
@@ -23,6 +22,7 @@ from calibration.calibrate import threads
 from calibration.errors import CalibrationError
 from calibration.holdout import pattern_of
 from calibration.implant import extent_px
+from calibration.looks import LOOKS, append_look
 from calibration.metrics import DEFECTIVE_FROM, escapes_at, localization, ranking, resize_mask, scale_down
 from calibration.progress import steps
 from contract.bundle import Bundle, Precision, open_bundle
@@ -39,19 +39,6 @@ from edge_runtime.picture import join_maps
 GOOD = "good"
 FORMAT = "flawline.evaluation/1"
 FIXED_FALSE_REJECTS = 0.05
-LOOKS = (
-    "when",
-    "dataset",
-    "model",
-    "seed",
-    "bundle",
-    "calibration",
-    "images",
-    "image_auroc",
-    "aupro",
-    "false_rejects",
-    "escapes",
-)
 
 
 class Seen(NamedTuple):
@@ -231,7 +218,7 @@ def _verdicts(images: list[Seen]) -> dict[str, int]:
 
 
 def log_look(path: Path, figures: dict[str, Any]) -> None:
-    """Append a line to the record of looks at test images: who chooses by them must know how often that was done.
+    """Append the figures to the record of looks at test images.
 
     The record names the data set, never a folder of this machine, so that it can be published. Raises
     CalibrationError where ``path`` has other columns.
@@ -245,15 +232,4 @@ def log_look(path: Path, figures: dict[str, Any]) -> None:
         "false_rejects": figures["false_reject_hits"],
         "escapes": figures["escape_hits"],
     }
-    with path.open("a+", newline="", encoding="utf-8") as file:
-        file.seek(0)
-        header = next(csv.reader(file), None)
-        if header not in (None, list(LOOKS)):
-            raise CalibrationError(
-                f"{path}: has the columns {', '.join(header or [])}; expected {', '.join(LOOKS)}. "
-                "Give another file, or a new one"
-            )
-        writer = csv.DictWriter(file, LOOKS)
-        if header is None:
-            writer.writeheader()
-        writer.writerow(row)
+    append_look(path, row)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import NamedTuple
 
 from calibration.errors import CalibrationError
 from contract.bundle import ROLE_DATA, Bundle
 from contract.dataset import Dataset, Sample, sha256_of_image
 from contract.errors import BundleError
+from contract.images import Pixels
 
 SEEN_SPLITS = ("fit", "validation")
 
@@ -62,3 +64,26 @@ def hold_out(bundle: Bundle, dataset: Dataset) -> HeldOut:
             "give a folder with other good parts, or train with --holdout 0.3"
         )
     return held
+
+
+class Copies:
+    """Held-out images that are, pixel for pixel, images that training saw: saved anew, a file's hash is another."""
+
+    def __init__(self) -> None:
+        self._unseen: dict[bytes, Sample] = {}
+
+    def add_unseen(self, sample: Sample, part: Pixels) -> None:
+        self._unseen[_pixels(part)] = sample
+
+    def refuse(self, seen: Sample, part: Pixels) -> None:
+        """Raise CalibrationError where ``seen``, of a part that training saw, is among the unseen ones as well."""
+        twin = self._unseen.get(_pixels(part))
+        if twin is not None:
+            raise CalibrationError(
+                f"{twin.path} is pixel for pixel {seen.path}, a part that training has seen: calibrated on it, limits "
+                "come out too low. Remove the copy, or name both as one part in groups.csv"
+            )
+
+
+def _pixels(part: Pixels) -> bytes:
+    return hashlib.sha256(f"{part.shape}".encode() + part.tobytes()).digest()

@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from calibration.methods import METHOD, METHODS, Choice, Rates, promise
 from contract.bundle import Manifest
 from contract.recipe import QualityBounds, Thresholds
 from contract.stats import rate
 
 EXCHANGEABLE = (
-    "The rate holds only while the parts on the line are exchangeable with the calibration set: same product, "
+    "Promise and rates hold only while the parts on the line are exchangeable with the calibration set: same product, "
     "material, camera, lens, light and fixture. After a change of any of them, calibrate again."
 )
 WIDTH, HEIGHT, RIM = 720, 220, 28
@@ -117,15 +118,18 @@ def calibration_page(
 
 def summary(thresholds: Thresholds) -> list[tuple[str, str]]:
     """The lines that terminal and page both show."""
-    lines = [
-        ("reject above", f"{thresholds.reject:.6g}"),
-        ("false-reject rate asked for", f"{100 * thresholds.false_reject_rate:g} %"),
-    ]
+    lines = [("reject above", f"{thresholds.reject:.6g}")]
+    if thresholds.false_reject_rate is not None:
+        lines.append(("false-reject rate asked for", f"{100 * thresholds.false_reject_rate:g} %"))
     if thresholds.expected_low is not None and thresholds.expected_high is not None:
         low, high = 100 * thresholds.expected_low, 100 * thresholds.expected_high
-        lines.append(("rate to expect (nine in ten calibrations)", f"{low:.1f} to {high:.1f} %"))
-    if thresholds.review is not None and thresholds.review_rate is not None:
+        by = "nine in ten calibrations" if promise_of(thresholds) else "90 %, by the held-out parts"
+        lines.append((f"rate to expect ({by})", f"{low:.1f} to {high:.1f} %"))
+    lines.append(("promise", promise_of(thresholds) or "none"))
+    lines += [("not promised", rule.caution) for rule in METHODS.values() if thresholds.method.startswith(rule.title)]
+    if thresholds.review is not None:
         lines.append(("review above", f"{thresholds.review:.6g}"))
+    if thresholds.review_rate is not None:
         lines.append(("good parts flagged in all", f"{100 * thresholds.review_rate:g} %"))
     return [
         *lines,
@@ -134,6 +138,13 @@ def summary(thresholds: Thresholds) -> list[tuple[str, str]]:
         ("method", thresholds.method),
         ("measured with", thresholds.engine),
     ]
+
+
+def promise_of(thresholds: Thresholds) -> str | None:
+    """The promise; bundles of before promises were written down are split-conformal by their method's name."""
+    if thresholds.promise is None and thresholds.method == METHOD and thresholds.false_reject_rate is not None:
+        return promise(Rates(thresholds.false_reject_rate, thresholds.review_rate), Choice())
+    return thresholds.promise
 
 
 METRICS = ("image_auroc", "image_ap", "f1_max", "pixel_auroc", "pixel_ap", "aupro", "aupro_005")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from contract.config import Strict
 
@@ -101,6 +101,9 @@ class QualityBounds(Strict):
     samples: int = Field(ge=1)
 
 
+LATER_FIELDS = ("promise", "confidence")
+
+
 class Thresholds(Strict):
     """Calibrated limits with the counts that they rest on.
 
@@ -111,16 +114,24 @@ class Thresholds(Strict):
     review: float | None = None
     map: float
     method: str
-    false_reject_rate: float = Field(gt=0, lt=1)
+    false_reject_rate: float | None = Field(None, gt=0, lt=1, description="asked for; None: the rule has no rate")
     review_rate: float | None = None
     groups: int = Field(ge=1, description="held-out good parts that the threshold rests on")
     images: int = Field(ge=1)
     engine: str = Field(description="engine and precision that the scores were measured with")
     expected_low: float | None = Field(None, description="5 % point of the realised false-reject rate")
     expected_high: float | None = Field(None, description="95 % point of the realised false-reject rate")
+    promise: str | None = Field(None, description="what holds of parts exchangeable with those held out")
+    confidence: float | None = Field(None, gt=0, lt=1, description="of the promise; None: it is about the average")
 
     @model_validator(mode="after")
     def _ordered(self) -> Thresholds:
         if self.review is not None and self.review > self.reject:
             raise ValueError(f"review threshold {self.review} lies above the reject threshold {self.reject}")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_later_fields(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Fields that an older bundle does not have are left out where unset, so that its calibration id stays."""
+        fields: dict[str, Any] = write(self)
+        return {name: value for name, value in fields.items() if value is not None or name not in LATER_FIELDS}

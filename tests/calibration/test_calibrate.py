@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from calibration.calibrate import METHOD, ROLE_REPORT, Rates, calibrate
+from calibration.calibrate import ROLE_REPORT, Rates, calibrate
 from calibration.conformal import expected_rate
 from calibration.errors import CalibrationError
 from calibration.holdout import hold_out
+from calibration.methods import METHOD
 from contract.bundle import open_bundle, write_manifest
 from contract.dataset import load_dataset, sha256_of_image
 from contract.errors import BundleError, ImageError
@@ -120,6 +121,23 @@ def test_unreadable_list_of_training_images(text: str, fresh: Path, drawn: Path)
     bundle.path("data").write_text(text)
     with pytest.raises(BundleError, match="does not list the training images"):
         hold_out(bundle, load_dataset(drawn))
+
+
+def test_training_image_saved_anew_is_refused(fresh: Path, drawn: Path, tmp_path: Path) -> None:
+    import cv2
+
+    data = Path(shutil.copytree(drawn, tmp_path / "data"))
+    copy = data / "train" / "good" / "part_900.bmp"
+    cv2.imwrite(str(copy), cv2.imread(str(data / "train" / "good" / "part_003.png"), cv2.IMREAD_GRAYSCALE))
+    before = (fresh / "bundle.json").read_bytes()
+    with pytest.raises(CalibrationError, match=r"part_900\.bmp is pixel for pixel .*part_003\.png"):
+        calibrate(fresh, data, Rates(0.05), "onnxruntime")
+    assert (fresh / "bundle.json").read_bytes() == before
+    groups = data / "groups.csv"
+    files = sorted(path.relative_to(data).as_posix() for path in data.glob("t*/*/*"))
+    rows = [f"{name},{'3' if '900' in name or name.endswith('good/part_003.png') else name}" for name in files]
+    groups.write_text("file,group\n" + "\n".join(rows) + "\n")
+    assert calibrate(fresh, data, Rates(0.05), "onnxruntime").measured.held.groups == 30
 
 
 def test_unreadable_image_is_named(fresh: Path, drawn: Path, tmp_path: Path) -> None:

@@ -6,7 +6,22 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from calibration.conformal import beta_quantile, expected_rate, groups_needed, require, threshold
+from calibration.conformal import (
+    beta_quantile,
+    expected_rate,
+    groups_needed,
+    highest,
+    level,
+    pac_expected_rate,
+    pac_groups_needed,
+    pac_rank,
+    pac_require,
+    pac_threshold,
+    rate_at,
+    require,
+    share_above,
+    threshold,
+)
 from calibration.errors import CalibrationError
 
 
@@ -106,3 +121,59 @@ def test_expected_rate_is_what_calibrations_realise() -> None:
     assert (realised > high).mean() == pytest.approx(0.05, abs=0.01)
     with pytest.raises(CalibrationError, match="too few"):
         expected_rate(10, 0.05)
+
+
+@pytest.mark.parametrize(
+    ("alpha", "delta", "needed"), [(0.05, 0.05, 59), (0.01, 0.05, 299), (0.001, 0.05, 2995), (0.1, 0.1, 22)]
+)
+def test_parts_that_a_confidence_needs(alpha: float, delta: float, needed: int) -> None:
+    assert pac_groups_needed(alpha, delta) == needed
+    assert pac_rank(needed, alpha, delta) == needed
+    with pytest.raises(CalibrationError, match=rf"needs at least {needed} held-out good parts; there are {needed - 1}"):
+        pac_require(needed - 1, alpha, delta)
+
+
+def test_the_rate_that_a_refusal_names_is_carried() -> None:
+    with pytest.raises(CalibrationError, match=r"Ask for 0\.096 or more"):
+        pac_require(30, 0.05, 0.05)
+    pac_require(30, 0.096, 0.05)
+
+
+@pytest.mark.parametrize("parts", [59, 100, 300, 1000])
+@pytest.mark.parametrize("alpha", [0.05, 0.2])
+@pytest.mark.parametrize("delta", [0.05, 0.1])
+def test_rank_is_the_lowest_that_scipys_binomial_allows(parts: int, alpha: float, delta: float) -> None:
+    rank = pac_rank(parts, alpha, delta)
+    assert stats.binom.cdf(parts - rank, parts, alpha) <= delta
+    assert rank == 1 or stats.binom.cdf(parts - rank + 1, parts, alpha) > delta
+    assert stats.beta.sf(alpha, parts + 1 - rank, rank) <= delta
+    assert pac_expected_rate(parts, alpha, delta)[1] <= alpha or delta > 0.05
+
+
+def test_pac_counts_a_part_by_its_highest_score() -> None:
+    scores = [5.0, 1.0, 2.0, 3.0, 9.0, 4.0]
+    groups = ["b", "a", "a", "b", "c", "c"]
+    assert highest(scores, groups).tolist() == [2.0, 5.0, 9.0]
+    assert pac_threshold(scores, groups, 0.7, 0.05) == 9.0
+    assert pac_threshold(scores, groups, 0.7, 0.3) == 5.0
+
+
+def test_shares_and_percentiles_weigh_parts() -> None:
+    scores, groups = [1.0, 2.0, 3.0, 4.0], ["a", "a", "a", "b"]
+    assert share_above(scores, groups, 2.0) == pytest.approx(1 / 6 + 1 / 2)
+    assert level(scores, groups, 0.5) == 3.0
+    assert level(scores, groups, 0.51) == 4.0
+    assert level(scores, groups, 0.0) == 1.0
+
+
+@pytest.mark.parametrize("above", [0, 1, 5, 40])
+def test_rate_of_a_limit_is_clopper_and_pearsons(above: int) -> None:
+    found = rate_at([float(i) for i in range(40)], [str(i) for i in range(40)], 39.5 - above)
+    exact = stats.binomtest(above, 40).proportion_ci(0.9, "exact")
+    assert found == pytest.approx((exact.low, exact.high), abs=1e-9)
+
+
+def test_rate_of_a_limit_between_images_of_a_part_is_rounded_outwards() -> None:
+    scores, groups = [float(i) for i in range(40)], [str(i // 2) for i in range(40)]
+    low, high = rate_at(scores, groups, 38.5)  # one image of one part
+    assert (low, high) == (0.0, pytest.approx(float(stats.beta.ppf(0.95, 2, 19)), abs=1e-9))

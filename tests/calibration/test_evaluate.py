@@ -15,7 +15,8 @@ from sklearn.metrics import roc_auc_score
 
 from calibration.calibrate import Rates, calibrate
 from calibration.errors import CalibrationError
-from calibration.evaluate import LOOKS, evaluate
+from calibration.evaluate import evaluate
+from calibration.looks import LOOKS
 from contract.bundle import open_bundle
 from contract.dataset import load_dataset
 from contract.images import read_image
