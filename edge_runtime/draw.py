@@ -18,6 +18,8 @@ from edge_runtime.synthetic import DEFECTS, HEIGHT, PART_LENGTH_PX, WIDTH, Synth
 from edge_runtime.synthetic import write_truth as write_rows
 
 OTHER_SEED = 1_000_003  # far from any seed of a line: no part of the data set ever runs on one
+FURTHER_SEED = 5000
+FURTHER = 10_000
 Progress = Callable[[int], None]
 
 
@@ -61,16 +63,22 @@ def draw_dataset(
     return done
 
 
+def further_parts(url: str) -> Iterator[Pixels]:
+    """Good parts of the product of ``url`` that stand in no data set and run on no line of that seed."""
+    like = line_of(url)
+    yield from (drawn.pixels for drawn in _parts(like, 0.0, FURTHER, OTHER_SEED + 2 * like.seed + FURTHER_SEED))
+
+
 def write_truth(url: str, csv_path: Path) -> int:
     """Write the truth of each frame of a synthetic line as CSV; returns the number of rows."""
     return write_rows(line_of(url), csv_path)
 
 
-def _parts(like: SyntheticLine, defects: float, count: int) -> Iterator[Drawn]:
+def _parts(like: SyntheticLine, defects: float, count: int, seed: int | None = None) -> Iterator[Drawn]:
     """``count`` parts of a line like ``like``, in the frames in which the line would take them."""
     if count < 1:
         return
-    seed = OTHER_SEED + 2 * like.seed + (defects > 0)
+    seed = OTHER_SEED + 2 * like.seed + (defects > 0) if seed is None else seed
     # A few parts more than wanted: one that the line would not take whole is passed over here as well.
     line = SyntheticLine(seed, count + 8, like.fps, defects, like.speed, like.colour)
     kinds, drawn = list(DEFECTS), 0
