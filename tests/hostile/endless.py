@@ -31,13 +31,18 @@ def frame(size: int) -> bytes:
 
 
 def connected(endpoint: str) -> socket.socket:
+    if endpoint.startswith("ipc://"):
+        peer = socket.socket(socket.AF_UNIX)
+        peer.connect(endpoint.removeprefix("ipc://"))
+        return greeted(peer)
     host, port = endpoint.removeprefix("tcp://").split(":")
     return greeted(socket.create_connection((host, int(port)), 10))
 
 
 def greeted(peer: socket.socket) -> socket.socket:
     """After the handshake."""
-    peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if peer.family == socket.AF_INET:
+        peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     peer.sendall(GREETING)
     got = b""
     while len(got) < len(GREETING):

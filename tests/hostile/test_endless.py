@@ -138,6 +138,32 @@ def test_the_control_socket_is_bounded_too(host: HostProcess, at_rest: int, star
     assert host.get("/healthz")["control"]["cut"] >= CUTS
 
 
+def test_where_the_kernel_counts_no_bytes_the_growth_of_memory_decides(
+    tmp_path: Path, start: Start, make_dealer: Callable[..., Dealer]
+) -> None:
+    host = HostProcess(tmp_path, deadline_ms=60_000)
+    host.config.write_text(host.config.read_text().replace("tcp://127.0.0.1:*", f"ipc://{tmp_path}/events"))
+    host.start()
+    other = make_dealer(host.endpoint)
+
+    def polite(seq: int) -> None:
+        other.send(s.frames(s.result(seq)))
+        other.wait_acked(seq)
+
+    try:
+        polite(1)
+        before = memory(host)
+        whole = [MAGIC, b"{}", bytes(MAX_PART_BYTES), bytes(MAX_PART_BYTES - 4096)]
+        other.socket.send_multipart(whole, copy=False)
+        s.until(lambda: host.get("/healthz")["receiver"]["received"] == 2, 60)
+        assert host.get("/healthz")["receiver"]["cut"] == 0
+        most = endure(host, start(host.endpoint, "large"), lambda seq: polite(seq + 1))
+        assert most - before < MORE_BYTES
+        assert host.get("/healthz")["receiver"]["cut"] >= CUTS
+    finally:
+        host.end()
+
+
 def test_an_edge_ends_a_host_that_sends_without_an_end(start: Start) -> None:
     sender = start("listen", "large")
     endpoint = s.until(lambda: sender.log.read_text().partition("\n")[0])
