@@ -12,7 +12,7 @@ from edge_runtime.errors import EngineError
 
 if TYPE_CHECKING:
     from contract.bundle import Bundle, Precision
-    from edge_runtime.engines.base import Engine
+    from edge_runtime.engines.base import Engine, GraphSpec
 
 ENGINES = {
     "tensorrt": "edge_runtime.engines.tensorrt:TensorRtEngine",
@@ -93,6 +93,21 @@ def open_engine(name: str, bundle: Bundle, threads: int = 1, precision: Precisio
     """
     from edge_runtime.engines.base import graph_spec, read_graph
 
+    kind = _able(name, precision)
+    engine = kind(read_graph(bundle, precision), graph_spec(bundle, precision), threads)
+    engine.warm_up()
+    return engine
+
+
+def compile_graph(name: str, graph: bytes, spec: GraphSpec, threads: int = 1) -> Engine:
+    """A graph that stands in no bundle yet, compiled and warm as ``open_engine`` does it. Raises EngineError."""
+    engine = _able(name, spec.precision)(graph, spec, threads)
+    engine.warm_up()
+    return engine
+
+
+def _able(name: str, precision: Precision) -> type[Engine]:
+    """The class of an engine that computes in ``precision``; raises EngineError naming those that do."""
     chosen = choose(name)
     kind = _kind(chosen)
     if precision not in kind.precisions:
@@ -101,9 +116,7 @@ def open_engine(name: str, bundle: Bundle, threads: int = 1, precision: Precisio
             f"engine {chosen!r} computes in {' or '.join(kind.precisions)}, precision = {precision!r} is asked for; "
             f"use one of {', '.join(able)}, or precision = 'fp32'"
         )
-    engine = kind(read_graph(bundle, precision), graph_spec(bundle, precision), threads)
-    engine.warm_up()
-    return engine
+    return kind
 
 
 def _precisions(name: str) -> tuple[Precision, ...]:
