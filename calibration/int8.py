@@ -130,7 +130,7 @@ def make_int8(
     bundle = open_bundle(folder)
     rate = rate or (bundle.manifest.thresholds.false_reject_rate if bundle.manifest.thresholds else 0.05)
     parts = share_out(bundle, load_dataset(data, pattern_of(bundle, pattern)), rate)
-    choice = choose(bundle, _read_all(bundle, spread(parts.choosing, MOST_CHOOSING)))
+    choice = choose(bundle, read_parts(bundle, spread(parts.choosing, MOST_CHOOSING)))
     tried = admit(bundle, choice, parts, rate, engine)
     if not tried.faults:
         write(bundle, tried)
@@ -165,7 +165,8 @@ def spread(samples: Sequence[Sample], most: int) -> list[Sample]:
     return [samples[at] for at in np.linspace(0, len(samples) - 1, most).astype(int)]
 
 
-def _read_all(bundle: Bundle, samples: Sequence[Sample]) -> list[Pixels]:
+def read_parts(bundle: Bundle, samples: Sequence[Sample]) -> list[Pixels]:
+    """Tiles of each picture, uint8 [N, H, W, C], as the line cuts them."""
     recipe = bundle.manifest.recipe
     return [prepare(read_image(sample.path, recipe.channels), recipe).tiles for sample in samples]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -11,16 +12,22 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
+from calibration.agreement import Scored, agreement, images_to_show, rank_correlation
 from calibration.calibrate import Rates, calibrate
-from calibration.int8 import make_int8
+from calibration.errors import CalibrationError
+from calibration.int8 import LEAST_CHOOSING, Choice, admit, by_need, make_int8, read_parts, share_out, spread
 from calibration.qdq import layers_of, measure_ranges, quantize
-from contract.bundle import ROLE_GRAPH_INT8, open_bundle
+from contract.bundle import ROLE_GRAPH, ROLE_GRAPH_INT8, open_bundle
+from contract.dataset import load_dataset
 from edge_runtime.engines import compile_graph, open_engine
 from edge_runtime.engines.base import GraphSpec
 from edge_runtime.engines.golden import check_golden
 from edge_runtime.engines.tensorrt import BuildOptions, build_plan
 from edge_runtime.errors import ParityError
 from edge_runtime.recipes import precision_fault
+from flawline import main
+from tests.bundles import draw_part
+from tests.graphs import write_bundle
 from training.export import write_graph
 from training.graph import Inspector
 from training.models import MODELS, model_class
@@ -135,3 +142,110 @@ def test_an_admitted_graph_serves_with_limits_of_its_own(trained: Path, syntheti
     make_int8(trained, synthetic_data, engine="onnxruntime")  # limits of the graph before are not this one's
     assert open_bundle(trained).manifest.thresholds is None
     assert len(list(trained.glob("model.int8-*.onnx"))) == 1
+
+
+def test_a_graph_that_int8_cannot_hold_is_not_admitted(trained: Path, synthetic_data: Path) -> None:
+    """One channel that is a thousand times larger than its neighbours takes all the levels; FP32 does not mind."""
+    bundle = open_bundle(trained)
+    model = onnx.load(str(bundle.path(ROLE_GRAPH)))
+    weights = {value.name: value for value in model.graph.initializer}
+    first, second, *_ = layers_of(model)
+    for name, place, factor in ((first, np.s_[:1], 1000.0), (second, np.s_[:, :1], 0.001)):
+        values = numpy_helper.to_array(weights[name]).copy()
+        values[place] *= factor
+        weights[name].CopyFrom(numpy_helper.from_array(values, name))
+    parts = share_out(bundle, load_dataset(synthetic_data), 0.1)
+    graph = quantize(model, measure_ranges(model, read_parts(bundle, parts.choosing[:20])), [first])
+    tried = admit(bundle, Choice(graph.SerializeToString(), [], 0, 20), parts, 0.1, "onnxruntime")
+    assert any("good parts are sorted otherwise" in fault for fault in tried.faults)
+    assert tried.fields()["admitted"] is False
+
+
+def test_the_layer_that_int8_cannot_hold_is_found_and_left_out(trained: Path, synthetic_data: Path) -> None:
+    bundle = open_bundle(trained)
+    model = onnx.load(str(bundle.path(ROLE_GRAPH)))
+    second = list(layers_of(model))[1]
+    parts = read_parts(bundle, share_out(bundle, load_dataset(synthetic_data), 0.1).choosing[:16])
+    ranges = measure_ranges(model, parts)
+    ranges[layers_of(model)[second][0].input[0]] *= 100  # 1 level of 127 is left
+    order = by_need(bundle, model, ranges, parts[:4])
+    assert order[0].name == second and order[0].error > 3 * order[1].error
+    assert [layer.error for layer in order] == sorted((layer.error for layer in order), reverse=True)
+
+
+def test_a_refusal_leaves_the_bundle_as_it_was(
+    trained: Path,
+    synthetic_data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("calibration.agreement.LEAST_RANK", 1.1)
+    before = {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
+    figures = tmp_path / "int8.json"
+    words = ["calibrate", "int8", str(trained), "--data", str(synthetic_data), "--engine", "onnxruntime"]
+    assert main([*words, "--json", str(figures)]) == 2
+    said = capsys.readouterr()
+    assert "INT8 is refused and the bundle as it was: good parts are sorted otherwise" in said.err
+    assert "cannot show that at most 0.1% of verdicts flip: that takes 2995" in said.out
+    assert {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()} == before
+    found = json.loads(figures.read_text())
+    assert found["admitted"] is False and found["engine"].startswith("onnxruntime") and found["layers"] > 5
+
+
+def test_what_chooses_does_not_admit(fresh: Path, drawn: Path) -> None:
+    parts = share_out(open_bundle(fresh), load_dataset(drawn), 0.1)
+    assert not {sample.path for sample in parts.choosing} & {sample.path for sample in parts.good}
+    assert (len(parts.choosing), parts.limiting, len(parts.good), len(parts.defective)) == (30, 30, 60, 20)
+
+
+def test_where_training_s_images_are_not_there_a_third_of_the_others_chooses(drawn: Path, tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "bundle", [draw_part(1)])
+    dataset = load_dataset(drawn)
+    parts = share_out(bundle, dataset, 0.1)
+    assert (len(parts.choosing), parts.limiting) == (20, 40)
+    few = dataset._replace(train=dataset.train[:30])
+    with pytest.raises(CalibrationError, match=f"at least {LEAST_CHOOSING} are needed"):
+        share_out(bundle, few, 0.1)
+
+
+def test_a_graph_without_networks_of_ours_is_refused(fresh: Path, drawn: Path) -> None:
+    with pytest.raises(CalibrationError, match="no convolution whose weights are named judge"):
+        make_int8(fresh, drawn, engine="onnxruntime")
+
+
+def test_agreement_counts_flips_with_a_limit_for_each() -> None:
+    good, bad = np.arange(1.0, 101.0), np.arange(200.0, 220.0)
+    reference = Scored(good, bad, 95.0)
+    assert agreement(Scored(2 * good, 2 * bad, 190.0), reference).faults() == []
+    shifted = agreement(Scored(good, bad, 97.0), reference)
+    assert (shifted.flips, shifted.rank) == (2, pytest.approx(1.0))
+    assert shifted.faults() == ["2 of 120 verdicts flip at the limit, at most 0.1% may"]
+    assert 2 / 120 < shifted.flips_bound < 0.06
+    blind = agreement(Scored(good, bad / 3, 95.0), reference)
+    assert blind.auroc is not None and blind.auroc < 0.9 and any("AUROC is" in fault for fault in blind.faults())
+    alone = agreement(Scored(good[::-1], np.array([]), 95.0), Scored(good, np.array([]), 95.0))
+    assert alone.rank == pytest.approx(-1.0) and alone.auroc is None and "AUROC not compared" in alone.text()
+
+
+def test_what_a_number_of_images_allows_to_say() -> None:
+    enough = images_to_show()
+    calm = Scored(np.arange(1.0, enough + 1.0), np.array([]), float(enough))
+    assert agreement(calm, calm).flips_bound <= 0.001
+    fewer = Scored(calm.good[1:], np.array([]), float(enough))
+    assert agreement(fewer, fewer).flips_bound > 0.001
+
+
+def test_rank_correlation_shares_ranks_and_survives_what_is_no_number() -> None:
+    from scipy.stats import spearmanr
+
+    random = np.random.default_rng(3)
+    first, second = random.integers(0, 9, 60).astype(float), random.integers(0, 9, 60).astype(float)
+    assert rank_correlation(first, second) == pytest.approx(spearmanr(first, second)[0])
+    assert rank_correlation(first, np.full(60, np.nan)) == rank_correlation(first, np.ones(60)) == 0.0
+
+
+def test_images_are_taken_evenly(drawn: Path) -> None:
+    samples = load_dataset(drawn).train
+    assert spread(samples, 100) == samples
+    assert [samples.index(sample) for sample in spread(samples, 3)] == [0, 29, 59]
