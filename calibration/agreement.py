@@ -1,4 +1,4 @@
-"""Two precisions of one model on the same held-out parts: do they sort them alike and judge them alike (before hop 5)?
+"""Whether two precisions of one model sort and judge the same held-out parts alike (before hop 5).
 
 Each precision has a limit of its own, set by the same rule from the same good parts, as on the line. A flip is a part
 that one rejects and the other does not.
