@@ -7,6 +7,8 @@ once on held-out images, with the line's engine, and goes into the bundle only i
 from __future__ import annotations
 
 import hashlib
+import statistics
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,7 +37,7 @@ from contract.images import Pixels, read_image
 from contract.preprocess import prepare
 from contract.recipe import Thresholds
 from edge_runtime.engines import compile_graph, open_engine
-from edge_runtime.engines.base import graph_spec, read_graph
+from edge_runtime.engines.base import Engine, graph_spec, read_graph
 from edge_runtime.engines.golden import check_golden, deviations, golden_outputs
 from edge_runtime.inspector import Inspector
 
@@ -46,6 +48,8 @@ LEAST_CHOOSING = 16
 PROBES = 8  # images on which each layer is tried alone
 CHOSEN_RANK = 0.998  # nearer than what is admitted: flips cannot be counted on few images
 GROWTH = 1.5
+ROUNDS = 40
+WORTH = 1.5  # times FP32: less is no reason to carry another graph
 
 
 class Layer(NamedTuple):
@@ -69,12 +73,16 @@ class Choice(NamedTuple):
 
 
 class Tried(NamedTuple):
-    """What came of it; ``faults`` are why the bundle goes without INT8, empty where it has it now."""
+    """What came of it, and how many times as fast as FP32 it is on this machine.
+
+    ``faults`` are why the bundle goes without INT8, empty where it has it now.
+    """
 
     choice: Choice
     agreement: Agreement
     engine: str
     golden: GoldenInt8
+    times_fp32: float
     faults: list[str]
 
     def fields(self) -> dict[str, Any]:
@@ -82,6 +90,7 @@ class Tried(NamedTuple):
         return {
             "admitted": not self.faults,
             "engine": self.engine,
+            "times_fp32": round(self.times_fp32, 3),
             **self.agreement.fields(),
             "images_to_show_the_share_of_flips": images_to_show(),
             "faults": self.faults,
@@ -99,6 +108,8 @@ class Tried(NamedTuple):
             f"  stays FP32: {layer.name} (alone in INT8: scores off by {layer.error:.2%})" for layer in choice.left_out
         ]
         said.append(f"{self.engine}, {found.good} good and {found.defective} defective held-out images: {found.text()}")
+        gain = "" if self.times_fp32 >= WORTH else f"; below {WORTH:g} it is not worth another graph"
+        said.append(f"{self.times_fp32:.2f} times as fast as FP32 on this machine, one part at a time{gain}")
         if found.images < images_to_show():
             said.append(
                 f"{found.images} images cannot show that at most {MOST_FLIPS:.1%} of verdicts flip: that takes "
@@ -228,7 +239,19 @@ def admit(bundle: Bundle, choice: Choice, parts: Parts, rate: float, engine_name
     faults = compared.faults()
     if flips.any():
         faults.append(f"golden image(s) {np.flatnonzero(flips).tolist()} get another verdict")
-    return Tried(choice, compared, engine.describe(), golden, faults)
+    return Tried(choice, compared, engine.describe(), golden, speed(engine, reference), faults)
+
+
+def speed(engine: Engine, reference: Engine) -> float:
+    """How many times as fast as ``reference``: medians of one part at a time, in turns."""
+    tiles = np.full(engine.spec.input_shape, 128, np.uint8)
+    took: tuple[list[float], list[float]] = ([], [])
+    for _ in range(ROUNDS):
+        for one, times in zip((engine, reference), took, strict=True):
+            began = time.perf_counter()
+            one.infer(tiles)
+            times.append(time.perf_counter() - began)
+    return statistics.median(took[1]) / statistics.median(took[0])
 
 
 def _scored(scores: Scores, parts: Parts, groups: list[str], rate: float) -> Scored:

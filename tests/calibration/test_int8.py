@@ -190,6 +190,7 @@ def test_a_refusal_leaves_the_bundle_as_it_was(
     assert "cannot show that at most 0.1% of verdicts flip: that takes 2995" in said.out
     assert {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()} == before
     found = json.loads(figures.read_text())
+    assert "times as fast as FP32 on this machine" in said.out and found["times_fp32"] > 0
     assert found["admitted"] is False and found["engine"].startswith("onnxruntime") and found["layers"] > 5
 
 
