@@ -32,7 +32,6 @@ from training.export import write_graph
 from training.graph import Inspector
 from training.models import MODELS, model_class
 from training.operators import faults
-from training.settings import DEFAULT_MODEL
 
 SIDE = 64
 ENGINES_HERE = ("openvino", "onnxruntime")
@@ -108,11 +107,6 @@ def test_a_layer_that_is_left_out_stays_as_it_was(made: Made) -> None:
     assert quantize(made.full, ranges, [first, *rest]).graph.node == made.full.graph.node
 
 
-@pytest.mark.parametrize(
-    "made",
-    [pytest.param(name, marks=() if name == DEFAULT_MODEL else pytest.mark.long) for name in MODELS],
-    indirect=True,
-)
 def test_tensorrt_rtx_builds_int8(made: Made) -> None:
     """NVIDIA's own parser and builder, without a graphics card; nothing is run."""
     pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX's wheels are not installed")
