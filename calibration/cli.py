@@ -25,7 +25,9 @@ Data = Annotated[Path, typer.Option("--data", metavar="DIR", help="images in the
 EngineName = Annotated[
     str, typer.Option("--engine", help="auto, tensorrt, tensorrt-rtx, openvino or onnxruntime: the line's")
 ]
-OfGraph = Annotated[str, typer.Option("--precision", help="fp32 or fp16: which of the bundle's graphs the line runs")]
+OfGraph = Annotated[
+    str, typer.Option("--precision", help="fp32, fp16 or int8: which of the bundle's graphs the line runs")
+]
 Pattern = Annotated[
     str | None, typer.Option("--group-pattern", metavar="RE", help="its first brackets name the part in a file name")
 ]
@@ -125,6 +127,48 @@ def _preview(proposal: Proposal) -> None:
     if found:
         _print(HEADER, [(c.file, c.group, f"{c.score:.6g}", c.now, c.then) for c in found])
     typer.echo("Nothing was written: leave out --preview to write it.")
+
+
+@app.command()
+def int8(
+    bundle: BundleFolder,
+    data: Data,
+    false_reject_rate: Annotated[
+        float | None, typer.Option(help="sets the limits to compare verdicts at; default: the bundle's, else 0.05")
+    ] = None,
+    engine: EngineName = "auto",
+    json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="the figures, also where refused")] = None,
+    group_pattern: Pattern = None,
+) -> None:
+    """Make an INT8 graph of the bundle's FP32 graph; it goes into the bundle only if it agrees with FP32.
+
+    Ranges and the layers that stay FP32 come from good images of train/good that training saw. Held-out good images,
+    and test/good and test/<defect> where they are given, decide: rank correlation, verdicts at the limit, AUROC.
+
+    \b
+    Examples:
+      flawline calibrate int8 bundle --data parts
+      flawline calibrate int8 bundle --data parts --engine tensorrt --json int8.json
+    """
+    from json import dumps
+
+    from calibration.errors import CalibrationError
+    from calibration.int8 import make_int8
+
+    tried = make_int8(bundle, data, false_reject_rate, engine, group_pattern)
+    if json is not None:
+        _write(json, dumps(tried.fields(), indent=1, allow_nan=False) + "\n")
+    for line in tried.lines():
+        typer.echo(line)
+    if tried.faults:
+        raise CalibrationError(
+            f"INT8 is refused and the bundle as it was: {'; '.join(tried.faults)}. Stay with precision = 'fp32', or "
+            "'fp16' on a graphics card"
+        )
+    typer.echo(
+        f"the bundle has an INT8 graph; next: flawline calibrate thresholds {bundle} --data {data} "
+        f"--engine {tried.golden.engine} --precision int8"
+    )
 
 
 @app.command()

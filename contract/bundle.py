@@ -25,10 +25,12 @@ MAX_MANIFEST_BYTES = 16 << 20
 MAX_FILE_BYTES = 4 << 30
 ROLE_GRAPH = "graph.fp32"
 ROLE_GRAPH_FP16 = "graph.fp16"
+ROLE_GRAPH_INT8 = "graph.int8"
 ROLE_DATA = "data"
 
-Precision = Literal["fp32", "fp16"]
-GRAPHS: dict[Precision, str] = {"fp32": ROLE_GRAPH, "fp16": ROLE_GRAPH_FP16}  # precision -> role
+Precision = Literal["fp32", "fp16", "int8"]
+# precision -> role
+GRAPHS: dict[Precision, str] = {"fp32": ROLE_GRAPH, "fp16": ROLE_GRAPH_FP16, "int8": ROLE_GRAPH_INT8}
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -58,6 +60,15 @@ class ModelInfo(Strict):
     settings: dict[str, Any] = Field(default_factory=dict)
 
 
+class GoldenInt8(Strict):
+    """What the INT8 graph gave for the golden images on the engine that it was admitted with; it is for no other."""
+
+    engine: str = Field(description="name in the table of engines")
+    scores: list[float]
+    map_means: list[float]
+    tolerance: float = Field(0.05, gt=0, description="relative: processors round differently")
+
+
 class Golden(Strict):
     """An image (uint8 tiles stacked in one ``.npy`` of [N, H, W, C]) and the scores that PyTorch gave its tiles.
 
@@ -69,6 +80,13 @@ class Golden(Strict):
     map_means: list[float]
     tolerance: float = Field(1e-4, gt=0, description="relative, for the FP32 graph")
     tolerance_fp16: float | None = Field(None, gt=0, le=0.1, description="for the FP16 graph, where there is one")
+    int8: GoldenInt8 | None = Field(None, description="for the INT8 graph, where there is one")
+
+    def tolerance_of(self, precision: Precision) -> float | None:
+        """Relative, for the graph of ``precision``; None where the bundle has none."""
+        if precision == "int8":
+            return None if self.int8 is None else self.int8.tolerance
+        return self.tolerance if precision == "fp32" else self.tolerance_fp16
 
 
 class DataFingerprint(Strict):

@@ -63,7 +63,7 @@ class Asked(NamedTuple):
 def acceptance(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="calibrated bundle", show_default=False)],
     engine: Annotated[str, typer.Option(help="auto, tensorrt, tensorrt-rtx, openvino or onnxruntime")] = "auto",
-    precision: Annotated[str, typer.Option(help="fp32 or fp16: which of the bundle's graphs")] = "fp32",
+    precision: Annotated[str, typer.Option(help="fp32, fp16 or int8: which of the bundle's graphs")] = "fp32",
     minutes: Annotated[float, typer.Option(min=0.01, max=10_080, help="how long the soak lasts")] = 60.0,
     threads: Annotated[int, typer.Option(min=1, max=64, help="engine threads, as in edge.toml")] = 1,
     out: Annotated[Path, typer.Option(metavar="FILE", help="the page; FILE with .json is for machines")] = Path(
@@ -231,7 +231,7 @@ def parity(engine: Engine, bundle: Bundle, parts: list[Pixels]) -> dict[str, Any
         maps = max(maps, float(np.abs(ours.maps - theirs.maps).max()) / scale)
     return {
         "golden_images": len(golden.scores),
-        "tolerance": golden.tolerance if engine.spec.precision == "fp32" else golden.tolerance_fp16,
+        "tolerance": golden.tolerance_of(engine.spec.precision),
         "to_training": worst,
         "reference": reference.describe(),
         "score_to_reference": scores,
@@ -371,7 +371,7 @@ def soak(engine: Engine, bundle: Bundle, parts: list[Pixels], minutes: float, sa
 def soak_faults(soak: dict[str, Any], engine: Engine, bundle: Bundle) -> list[str]:
     """A sentence for each limit of the soak that was missed."""
     golden, windows = bundle.manifest.golden, soak["windows"]
-    tolerance = golden.tolerance if engine.spec.precision == "fp32" else golden.tolerance_fp16 or 0.0
+    tolerance = golden.tolerance_of(engine.spec.precision) or 0.0
     faults = []
     if soak["interrupted"] or not windows:
         faults.append(f"the soak was interrupted after {soak['minutes']:g} of {soak['asked_minutes']:g} minutes")

@@ -300,7 +300,8 @@ def _try_golden(bundle: Bundle, engine_name: str, precision: Precision) -> Findi
         deviation = check_golden(engine, bundle)
     except FlawlineError as error:
         return Finding("golden images", Status.FAIL, str(error), "try another engine, or train the bundle again")
-    return Finding("golden images", Status.OK, f"{engine.describe()} agrees with training to {deviation:.1e} relative")
+    witness = "its admission" if precision == "int8" else "training"
+    return Finding("golden images", Status.OK, f"{engine.describe()} agrees with {witness} to {deviation:.1e} relative")
 
 
 def check_plans(subject: Subject) -> Iterator[Finding]:

@@ -105,7 +105,7 @@ class EdgeSettings(Strict):
     bundles: BundleSettings = Field(default_factory=BundleSettings)
     state_dir: Path = Path("state")
     engine: Literal["auto", "tensorrt", "tensorrt-rtx", "openvino", "onnxruntime"] = "auto"
-    precision: Precision = Field("fp32", description="which of the bundle's graphs; fp16 for TensorRT")
+    precision: Precision = Field("fp32", description="which of the bundle's graphs: fp32, fp16 (TensorRT), int8")
     threads: int = Field(1, ge=1, le=64, description="engine threads")
     deadline_ms: int = Field(1000, ge=10, description="capture to verdict; later is NOT_INSPECTED")
     heartbeat_ms: int = Field(200, ge=100, description="the host's heartbeat to the line rests on it")

@@ -12,7 +12,7 @@ from edge_runtime.errors import EngineError
 
 if TYPE_CHECKING:
     from contract.bundle import Bundle, Precision
-    from edge_runtime.engines.base import Engine
+    from edge_runtime.engines.base import Engine, GraphSpec
 
 ENGINES = {
     "tensorrt": "edge_runtime.engines.tensorrt:TensorRtEngine",
@@ -95,6 +95,13 @@ def open_engine(name: str, bundle: Bundle, threads: int = 1, precision: Precisio
 
     kind = kind_for(name, precision)
     engine = kind(read_graph(bundle, precision), graph_spec(bundle, precision), threads)
+    engine.warm_up()
+    return engine
+
+
+def compile_graph(name: str, graph: bytes, spec: GraphSpec, threads: int = 1) -> Engine:
+    """A graph that stands in no bundle yet, compiled and warm as ``open_engine`` does it. Raises EngineError."""
+    engine = kind_for(name, spec.precision)(graph, spec, threads)
     engine.warm_up()
     return engine
 

@@ -62,10 +62,11 @@ def read_graph(bundle: Bundle, precision: Precision = "fp32") -> bytes:
     """
     role = GRAPHS[precision]
     if precision != "fp32" and role not in bundle.manifest.files:
-        raise BundleError(
-            f"{bundle.root}: the bundle has no {precision} graph: it was trained without one, or {precision} did not "
-            "agree with FP32 (its training said so); use precision = 'fp32'"
-        )
+        missing = {
+            "fp16": "it was trained without one, or fp16 did not agree with FP32 (its training said so)",
+            "int8": f"make it with flawline calibrate int8 {bundle.root} --data DIR, where it agrees with FP32",
+        }[precision]
+        raise BundleError(f"{bundle.root}: the bundle has no {precision} graph: {missing}; use precision = 'fp32'")
     path = bundle.path(role)
     try:
         data = path.read_bytes()

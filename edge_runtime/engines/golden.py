@@ -12,6 +12,7 @@ from contract.bundle import Bundle, Golden
 from contract.decision import decide
 from contract.errors import BundleError
 from contract.images import Pixels
+from contract.recipe import Thresholds
 from edge_runtime.engines.base import Engine
 from edge_runtime.errors import ParityError
 
@@ -41,31 +42,37 @@ def golden_tiles(bundle: Bundle) -> Pixels:
 
 
 def check_golden(engine: Engine, bundle: Bundle) -> float:
-    """Largest relative deviation of the engine from training over the golden images.
+    """Largest relative deviation of the engine from training (INT8: from its admission) over the golden images.
 
     Raises ParityError naming image, found and expected where it exceeds the bundle's tolerance for the engine's
     precision. Below FP32 no image may change its verdict either, but for one that lies on a limit: within half of what
     its score may deviate, which is twice what training itself has measured.
     """
     tiles = golden_tiles(bundle)
-    golden = bundle.manifest.golden
-    tolerance = _tolerance(engine, golden)
+    golden_scores, golden_means, tolerance = _expected(engine, bundle.manifest.golden)
     order, scores, means = _run(engine, tiles)
     worst = 0.0
-    for what, found, all_expected in (("score", scores, golden.scores), ("map mean", means, golden.map_means)):
+    for what, found, all_expected in (("score", scores, golden_scores), ("map mean", means, golden_means)):
         expected = [all_expected[index] for index in order]
         floor = _floor(engine, bundle, all_expected) if what == "score" else None
         for at, deviation in enumerate(deviations(found, expected, floor)):
             if not deviation <= tolerance:  # a NaN is not within any tolerance
                 raise ParityError(
-                    f"{engine.describe()} disagrees with training on golden image {order[at]}, place "
+                    f"{engine.describe()} disagrees with {_witness(engine)} on golden image {order[at]}, place "
                     f"{at % engine.spec.batch} of the batch: {what} {found[at]:.7g}, expected {expected[at]:.7g} "
-                    f"within {tolerance:g} relative; try {_way_out(engine)}, or train the bundle again"
+                    f"within {tolerance:g} relative; try {_way_out(engine)}"
                 )
             worst = max(worst, deviation)
     if engine.spec.precision != "fp32":
-        _refuse_other_verdicts(engine, bundle, order, scores, TOO_NEAR * tolerance)
+        _refuse_other_verdicts(engine, bundle, order, scores, golden_scores, TOO_NEAR * tolerance)
     return worst
+
+
+def golden_outputs(engine: Engine, bundle: Bundle) -> tuple[list[float], list[float]]:
+    """Score and map's mean of each golden image, in the bundle's order, whatever is expected of them."""
+    order, scores, means = _run(engine, golden_tiles(bundle))
+    first = [order.index(index) for index in range(len(bundle.manifest.golden.scores))]
+    return [scores[at] for at in first], [means[at] for at in first]
 
 
 def _floor(engine: Engine, bundle: Bundle, expected: Sequence[float]) -> float | None:
@@ -77,45 +84,72 @@ def _floor(engine: Engine, bundle: Bundle, expected: Sequence[float]) -> float |
     return min(FLOOR * max(abs(value) for value in expected), abs(limit)) or None
 
 
-def _tolerance(engine: Engine, golden: Golden) -> float:
-    if engine.spec.precision == "fp32":
-        return golden.tolerance
-    if golden.tolerance_fp16 is None:
-        raise BundleError("the bundle says nothing of how well its FP16 graph agrees; use precision = 'fp32'")
-    return golden.tolerance_fp16
+def _expected(engine: Engine, golden: Golden) -> tuple[list[float], list[float], float]:
+    """Scores and map means that the engine has to give, and within what. INT8 is held against INT8 as admitted.
+
+    Raises BundleError where the bundle says nothing of the engine's precision, ParityError for an engine that INT8 was
+    not admitted with: engines round it differently.
+    """
+    precision = engine.spec.precision
+    tolerance = golden.tolerance_of(precision)
+    if tolerance is None:
+        raise BundleError(
+            f"the bundle says nothing of how well its {precision.upper()} graph agrees; use precision = 'fp32'"
+        )
+    if precision != "int8" or golden.int8 is None:
+        return golden.scores, golden.map_means, tolerance
+    if engine.name != golden.int8.engine:
+        raise ParityError(
+            f"the INT8 graph was admitted with {golden.int8.engine}, and {engine.name} rounds otherwise: run flawline "
+            f"calibrate int8 BUNDLE --data DIR --engine {engine.name}, or use precision = 'fp32'"
+        )
+    return golden.int8.scores, golden.int8.map_means, tolerance
 
 
 def _way_out(engine: Engine) -> str:
-    return "engine = 'onnxruntime'" if engine.spec.precision == "fp32" else "precision = 'fp32'"
+    ways = {
+        "fp32": "engine = 'onnxruntime', or train the bundle again",
+        "fp16": "precision = 'fp32', or train the bundle again",
+        "int8": "precision = 'fp32', or run flawline calibrate int8 on a processor like this one",
+    }
+    return ways[engine.spec.precision]
+
+
+def _witness(engine: Engine) -> str:
+    return "its own admission" if engine.spec.precision == "int8" else "training"
 
 
 def _refuse_other_verdicts(
-    engine: Engine, bundle: Bundle, order: Sequence[int], scores: Sequence[float], margin: float
+    engine: Engine,
+    bundle: Bundle,
+    order: Sequence[int],
+    scores: Sequence[float],
+    golden_scores: Sequence[float],
+    margin: float,
 ) -> None:
-    """Raise ParityError where a golden image's own verdict is not that of training's score.
+    """Raise ParityError where a golden image's own verdict is not that of the score that is expected of it.
 
     ``margin``: how near to a limit, relative as the scores' deviation is, the verdict is not asked for.
     """
-    golden, thresholds = bundle.manifest.golden, bundle.manifest.thresholds
-    on_a_limit = _on_a_limit(bundle, _floor(engine, bundle, golden.scores), margin)
+    thresholds = bundle.manifest.thresholds
+    on_a_limit = _on_a_limit(thresholds, golden_scores, _floor(engine, bundle, golden_scores), margin)
     if on_a_limit:
         log.warning(
             "golden image(s) %s lie within %.2g of a limit, where rounding decides: their verdicts are not compared",
             sorted(on_a_limit), margin,
         )  # fmt: skip
     for index, found in zip(order, scores, strict=True):
-        expected = golden.scores[index]
+        expected = golden_scores[index]
         ours, theirs = decide(found, thresholds)[0], decide(expected, thresholds)[0]
         if ours is not theirs and index not in on_a_limit:
             raise ParityError(
-                f"{engine.describe()} decides otherwise than training on golden image {index}: {ours.value} with score "
-                f"{found:.7g}, {theirs.value} with {expected:.7g}; use precision = 'fp32'"
+                f"{engine.describe()} decides otherwise than {_witness(engine)} on golden image {index}: {ours.value} "
+                f"with score {found:.7g}, {theirs.value} with {expected:.7g}; use precision = 'fp32'"
             )
 
 
-def _on_a_limit(bundle: Bundle, floor: float | None, margin: float) -> set[int]:
+def _on_a_limit(thresholds: Thresholds | None, scores: Sequence[float], floor: float | None, margin: float) -> set[int]:
     """Golden images whose expected score is no farther than ``margin`` from the review or the reject limit."""
-    scores, thresholds = bundle.manifest.golden.scores, bundle.manifest.thresholds
     limits = () if thresholds is None else (thresholds.reject, thresholds.review)
     return {
         index

@@ -342,7 +342,7 @@ class TensorRtEngine(Engine):
     """The graph built for this card and the recipe's tiles, from the box's cache where it is there."""
 
     name: ClassVar[str] = "tensorrt"
-    precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "fp16")
+    precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "fp16", "int8")
 
     def _load(self, graph: bytes) -> set[str]:
         self._on = usable_card(self.name)

@@ -12,9 +12,11 @@ import os
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
+from calibration.qdq import measure_ranges, quantize
 from contract.bundle import GRAPHS, Precision
 from edge_runtime.engines import ON_A_CARD, installed, obstacle, plan_process
 from edge_runtime.engines.base import GraphSpec
@@ -65,7 +67,7 @@ def _own_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def graphs(
     kind: type[TensorRtEngine], request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[Precision, bytes]:
-    """A model's two graphs, its weights random."""
+    """A model's graphs, its weights random."""
     folder = tmp_path_factory.mktemp(request.param)
     torch.manual_seed(0)
     model = model_class(request.param).build(size=SIDE, channels=1, width=8, latent=16).eval()
@@ -73,6 +75,8 @@ def graphs(
     inspector = Inspector(model.deployed(), SIDE, score, type(model).pooling)
     expected = export(inspector, folder / "fp32.onnx", tiles(3))
     export_half(inspector, folder / "fp16.onnx", tiles(3), expected)
+    full = onnx.load(str(folder / "fp32.onnx"))
+    onnx.save_model(quantize(full, measure_ranges(full, [tiles(4).numpy()])), str(folder / "int8.onnx"))
     return {precision: (folder / f"{precision}.onnx").read_bytes() for precision in GRAPHS}
 
 
@@ -81,8 +85,10 @@ def test_agrees_with_onnx_runtime(
     kind: type[TensorRtEngine], graphs: dict[Precision, bytes], precision: Precision
 ) -> None:
     engine = kind(graphs[precision], SPEC._replace(precision=precision))
-    reference = OnnxRuntimeEngine(graphs["fp32"], SPEC)
-    within = 1e-4 if precision == "fp32" else 0.04
+    # INT8 is held against INT8: how far it may be from FP32 is for calibration to measure.
+    judge: Precision = "int8" if precision == "int8" else "fp32"
+    reference = OnnxRuntimeEngine(graphs[judge], SPEC._replace(precision=judge))
+    within = {"fp32": 1e-4, "fp16": 0.04, "int8": 0.05}[precision]
     try:
         for part in parts(4):
             ours, theirs = engine.infer(part), reference.infer(part)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from contract.bundle import GRAPHS, open_bundle
+from contract.bundle import ROLE_GRAPH, ROLE_GRAPH_FP16, open_bundle
 from contract.errors import ConfigError, DatasetError
 from edge_runtime.engines import open_engine
 from edge_runtime.engines.golden import check_golden
@@ -116,7 +116,7 @@ def test_the_command_trains_and_says_where_it_is(
     assert "FP16 graph exported as well; engines have to agree with FP32 within" in said
     bundle = open_bundle(tmp_path / "b")
     assert bundle.manifest.name == "plate"
-    assert set(GRAPHS.values()) <= set(bundle.manifest.files)
+    assert {ROLE_GRAPH, ROLE_GRAPH_FP16} <= set(bundle.manifest.files)
     engine = open_engine("onnxruntime", bundle, precision="fp16")
     assert 0.0 < check_golden(engine, bundle) <= (bundle.manifest.golden.tolerance_fp16 or 0.0) <= 0.04
 
