@@ -213,7 +213,8 @@ def thresholds_from(
 def _map_limit(measured: Measured, scores: Scores, limits: Limits, rates: Rates, choice: Choice) -> float:
     """The map's limit for the wider rate, or, by rules that promise none, one that as many good parts exceed."""
     wider = rates.review or rates.reject
-    if METHODS[choice.method].promise is not None and wider is not None:
+    parts = len(set(scores.groups))
+    if METHODS[choice.method].promise is not None and wider is not None and parts >= conformal.groups_needed(wider):
         return conformal.threshold(measured.peaks, scores.groups, wider)
     limit = limits.reject if limits.review is None else limits.review
     above = conformal.share_above(scores.good, scores.groups, limit)

@@ -55,7 +55,7 @@ class Trial(NamedTuple):
 
 
 class Detection(NamedTuple):
-    """Defects of one kind. ``pod`` is None where ``why`` says that no curve can be fitted."""
+    """Defects of one kind. ``why`` says why ``pod`` is None, or why it states no bound."""
 
     name: str
     detected: Rate
@@ -224,7 +224,15 @@ def _of_kind(inspector: Inspector, bases: Sequence[Sample], implants: Implants, 
         size_px = float(np.exp(low + (high - low) * (index + random.random()) / implants.defects))
         made = implant(good, kind, size_px, implants.contrast, random, implants.region)
         trials.append(Trial(size_px * scale, inspector.inspect(made.picture).verdict))
-    return detection(kind, trials)
+    return bounded_by(detection(kind, trials), len(bases))
+
+
+def bounded_by(found: Detection, pictures: int) -> Detection:
+    """Without its bound where too few pictures bear the defects: those of one picture are no independent witnesses."""
+    if found.pod is None or pictures >= LEAST_DEFECTS:
+        return found
+    why = f"drawn into {pictures} good picture(s); a bound needs {LEAST_DEFECTS} and more"
+    return found._replace(pod=found.pod._replace(a90_95=None), why=why)
 
 
 def _fields(each: Detection) -> dict[str, Any]:
@@ -232,7 +240,7 @@ def _fields(each: Detection) -> dict[str, Any]:
     return {
         **rate_fields("detected", each.detected),
         "not_inspected": each.not_inspected,
-        "why_no_curve": each.why,
+        "why_not": each.why,
         "a50": None if pod is None else pod.a50,
         "a90": None if pod is None else pod.a90,
         "a90_95": None if pod is None else pod.a90_95,

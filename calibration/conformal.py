@@ -127,8 +127,8 @@ def pac_rank(groups: int, alpha: float, delta: float) -> int:
     exceeded = 0.0
     for above in range(groups):
         exceeded += math.exp(_log_binomial(above, groups, alpha))
-        if exceeded > delta:
-            return groups - above + 1
+        if exceeded > delta * (1 + ROUNDING):
+            return min(groups, groups - above + 1)
     return 1
 
 

@@ -49,10 +49,17 @@ def implant(
     x = _inside((region[0] + region[2] * random.random()) * width, size_px / 2, width)
     y = _inside((region[1] + region[3] * random.random()) * height, size_px / 2, height)
     cover = _shrunk(draw, (height, width), (x, y), size_px, random)
-    sign = 1.0 if random.random() < 0.5 else -1.0
+    sign = _with_room(picture, cover, contrast, 1.0 if random.random() < 0.5 else -1.0)
     layer = cover if picture.ndim == 2 else cover[..., np.newaxis]
     drawn = np.clip(np.rint(picture + sign * contrast * layer), 0, 255).astype(np.uint8)
     return Implanted(drawn, cover > 0.5)
+
+
+def _with_room(picture: Pixels, cover: Float, contrast: float, sign: float) -> float:
+    """The sign wished for, or the other where that would be cut off at black or white, more than the other would be."""
+    grey = float(picture[cover > min(0.5, float(cover.max()) / 2)].mean())
+    room = {1.0: 255.0 - grey, -1.0: grey}
+    return sign if room[sign] >= min(contrast, room[-sign]) else -sign
 
 
 def _inside(at: float, half: float, side: int) -> float:

@@ -111,8 +111,11 @@ def fit(sizes: Sequence[float], detected: Sequence[bool]) -> Pod:
         if (near == before).all() or np.ptp(np.log(size[near])) < math.log(LEAST_RATIO):
             break
         found = _fit(cells_of(size[near], hit[near]), tested)
+    # The likelihood ratio's limit does not hold where nearly all are hits; fewer than LEAST_DEFECTS say nothing anyway.
+    least = float(np.sort(size)[LEAST_DEFECTS - 1])
+    a90_95 = None if found.a90_95 is None else max(found.a90_95, least)
     hits, bins = int(hit.sum()), bins_of(size, hit)
-    return Pod(found.intercept, found.slope, found.skew, first.a50, found.a90, found.a90_95, hits, bins)
+    return Pod(found.intercept, found.slope, found.skew, first.a50, found.a90, a90_95, hits, bins)
 
 
 def _nearest(x: Floats, log_a90: float) -> NDArray[np.bool_]:

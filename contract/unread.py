@@ -15,7 +15,7 @@ import socket
 import struct
 import time
 from contextlib import suppress
-from pathlib import Path
+from functools import cache
 
 import zmq
 
@@ -29,8 +29,14 @@ EXCESS_BYTES = 32 << 20
 """How much this process may grow beyond the bytes that came while a connection that owes the rest of a message
 completes none. Small, because the frames of a message that does end must be read one by one."""
 
-LITTLE_BYTES = 4096
-"""A connection that sent less since its last whole message is not what fills memory."""
+COPIES = 2
+"""A message that is being read is there twice: as ZeroMQ has it, and as it is handed on."""
+
+MOST_PER_BYTE = 32
+"""A frame of no bytes takes 64 in memory and 2 on the wire: more than so often what it sent no connection can fill."""
+
+MAX_NEW = 512
+"""Connections that have brought no whole message yet: of more, the one that came first is ended."""
 
 PINGS_BYTES_PER_S = 256
 """ZeroMQ's own heartbeats, both ways and generously."""
@@ -55,6 +61,7 @@ class _Connection:
         self.unread = 0
         self.read_since = 0
         self.heard = False
+        self.proven = False
         self.cut = False
 
 
@@ -71,19 +78,28 @@ class Unread:
         self._all_bytes = all_bytes
         self._quiet = quiet
         self._connections: dict[int, _Connection] = {}
+        self._new: dict[int, _Connection] = {}
         self._brought = 0
         self._was_drained = False
         self._last_look = -LOOK_S
         self._trim_at: float | None = None
+        own_memory()  # its file is open before anybody can use up all that there are
 
     def note(self, happening: Happening) -> None:
         """A connection came or went."""
         event, fd = happening
         if event in (zmq.EVENT_ACCEPTED, zmq.EVENT_CONNECTED):
-            with suppress(OSError):  # gone already
-                self._connections[fd] = _Connection(os.fstat(fd).st_ino, _received(fd), own_memory(), self._brought)
+            try:
+                inode = os.fstat(fd).st_ino
+            except OSError:  # gone already
+                return
+            connection = _Connection(inode, _received(fd), own_memory(), self._brought)
+            self._connections[fd] = self._new[fd] = connection
+            if len(self._new) > MAX_NEW:
+                self.cut(next(iter(self._new)))
         elif event == zmq.EVENT_DISCONNECTED:
             self._connections.pop(fd, None)
+            self._new.pop(fd, None)
 
     def heard(self, frame: zmq.Frame, size: int) -> int:
         """A whole message of ``size`` bytes was read, ``frame`` is one of it; returns its connection for ``cut``."""
@@ -94,7 +110,8 @@ class Unread:
         connection = self._connections.get(fd)
         if connection is not None:
             connection.read_since += size
-            connection.heard = True
+            connection.heard = connection.proven = True
+            self._new.pop(fd, None)
         return fd
 
     def look(self, drained: bool) -> list[str]:
@@ -125,6 +142,7 @@ class Unread:
     def cut(self, fd: int) -> bool:
         """End one connection; what was read of it stays read. False where it has ended by itself."""
         connection = self._connections.get(fd)
+        self._new.pop(fd, None)
         if connection is None or connection.cut:
             return False
         connection.cut = True
@@ -156,22 +174,27 @@ class Unread:
         problems = []
         there = {fd: each for fd, each in self._connections.items() if not each.cut}
         for fd, each in there.items():
-            excess = memory - each.base - (self._brought - each.base_brought)
+            excess = memory - each.base - COPIES * (self._brought - each.base_brought)
             allowed = EXCESS_BYTES + (self._message_bytes if each.received is None else 0)
             if drained and each.unread > self._message_bytes:
                 why = f"it sent {_mib(each.unread)} of a message that may have {_mib(self._message_bytes)}"
-            elif not self._quiet and excess > allowed and (each.received is None or each.unread > LITTLE_BYTES):
+            elif not self._quiet and excess > allowed and self._may_have_filled(each, allowed):
                 why = f"memory grew by {_mib(excess)} beyond all that came while it completed no message"
             else:
                 continue
             if self.cut(fd):
                 problems.append(f"a connection was cut: {why}")
+                for other in there.values():  # what it filled is nobody else's doing
+                    other.base, other.base_brought = memory, self._brought
         waiting = {fd: each.unread for fd, each in there.items() if not each.cut}
         if sum(waiting.values()) > self._all_bytes:
             fd = max(waiting, key=waiting.__getitem__)
             if self.cut(fd):
                 problems.append(f"a connection was cut: {_mib(sum(waiting.values()))} wait, most of them its own")
         return problems
+
+    def _may_have_filled(self, connection: _Connection, size: int) -> bool:
+        return connection.received is None or MOST_PER_BYTE * connection.unread > size
 
     def _trim(self, now: float) -> None:
         """Give back what was freed: memory that stays with the allocator would hide the next growth."""
@@ -183,8 +206,14 @@ class Unread:
 
 def own_memory() -> int:
     """Bytes of memory that this process alone has: resident, without files."""
-    _, resident, shared, *_ = Path("/proc/self/statm").read_bytes().split()
+    _, resident, shared, *_ = os.pread(_statm(os.getpid()), 256, 0).split()
     return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
+
+
+@cache
+def _statm(pid: int) -> int:
+    """Kept open: where all files are in use, none could be opened to look."""
+    return os.open(f"/proc/{pid}/statm", os.O_RDONLY | os.O_CLOEXEC)
 
 
 def _is(fd: int, inode: int) -> bool:

@@ -16,6 +16,7 @@ from edge_runtime.engines import AUTO_ORDER, ON_A_CARD, choose, installed, kind_
 from edge_runtime.engines.base import Engine, GraphSpec, graph_spec, read_graph
 from edge_runtime.engines.plans import Plan
 from edge_runtime.errors import EngineError
+from edge_runtime.recipes import refuse_unreleased
 from edge_runtime.settings import EdgeSettings, load_settings
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,8 @@ class Wanted(NamedTuple):
 def wanted(settings: EdgeSettings, number: int) -> Wanted:
     """The graph of recipe ``number`` as the edge would run it. Raises FlawlineError."""
     bundle = open_bundle(settings.bundle_folders()[number])
+    if settings.mode == "production":  # an unsigned graph is not even parsed
+        refuse_unreleased(bundle, settings)
     kind = kind_for(settings.engine, settings.precision)
     return Wanted(kind, read_graph(bundle, settings.precision), graph_spec(bundle, settings.precision))
 

@@ -283,10 +283,13 @@ class CameraProcess:
         """
         if controls == self._controls or self._stopped:
             return
-        self._controls, self._controls_ns = controls, time.monotonic_ns()
-        if self._child is not None and self._ring.live().state != ChildState.ENDED:
+        self._controls = controls
+        replaced = self._child is not None and self._ring.live().state != ChildState.ENDED
+        if self._child is not None and replaced:
             self._child.kill()
             self._child.wait()
+        self._controls_ns = time.monotonic_ns()  # only now can no picture of the old settings follow
+        if replaced:
             self._bury("the camera settings of another recipe are being set")
         if self._next_start is not None:
             self._next_start = time.monotonic()

@@ -13,9 +13,14 @@ from pathlib import Path
 
 from plugin.logs import LimitedLog
 
-PERIOD_S = 1.0
+PERIOD_S = 20.0
+"""The commit after a complete checkpoint begins the log anew and waits for the disk once: not more often than this."""
+
 LONG_PAGES = 8192
 """Of the log, 32 MB: then it is time that it begins anew, which only the hand that writes can bring about."""
+
+FAR_TOO_LONG = 8
+"""So many times that: now, whoever waits."""
 
 log = logging.getLogger(__name__)
 
@@ -29,13 +34,22 @@ class Checkpointer:
     """Checkpoints on a thread and a connection of its own; ``finish`` belongs to the thread that writes."""
 
     def __init__(self, path: Path, period_s: float = PERIOD_S, long_pages: int = LONG_PAGES) -> None:
-        self.is_long = False
+        self._pages = 0
         self._path = path
         self._period_s = period_s
         self._long_pages = long_pages
         self._stopping = threading.Event()
         self._log = LimitedLog(log)
         self._thread = threading.Thread(target=self._run, name="ledger checkpoints", daemon=True)
+
+    @property
+    def is_long(self) -> bool:
+        """Whether the log is to begin anew."""
+        return self._pages >= self._long_pages
+
+    def is_due(self, idle: bool) -> bool:
+        """Whether to ``finish`` now: when nobody waits, or when the log is far too long."""
+        return self._pages >= (self._long_pages if idle else FAR_TOO_LONG * self._long_pages)
 
     def start(self) -> None:
         """Begin to checkpoint, once every period."""
@@ -49,7 +63,7 @@ class Checkpointer:
 
     def finish(self, connection: sqlite3.Connection) -> None:
         """Checkpoint the few pages that came meanwhile: with none left, the next commit begins the log anew."""
-        self.is_long = False
+        self._pages = 0
         self._checkpoint(connection)
 
     def _run(self) -> None:
@@ -57,8 +71,8 @@ class Checkpointer:
             try:
                 with closing(sqlite3.connect(self._path, isolation_level=None)) as connection:
                     connection.execute("PRAGMA synchronous=NORMAL")
-                    self.is_long = self._checkpoint(connection) >= self._long_pages
-            except sqlite3.Error as error:
+                    self._pages = self._checkpoint(connection)
+            except (sqlite3.Error, OSError) as error:
                 self._log.warning("checkpoint", f"{self._path}: no checkpoint ({error}); the log grows until there is")
 
     def _checkpoint(self, connection: sqlite3.Connection) -> int:

@@ -239,7 +239,8 @@ class ControlServer:
                 for edge_id in gone:
                     self._peers.pop(edge_id, None)
                 for asked in [each for each in self._asked.values() if each.edge_id in gone]:
-                    self._resolve(asked, f"edge {asked.edge_id!r} is no longer authorised")
+                    if self._gate is None or not self._gate.authorises(asked.edge_id):  # not: its key was renewed
+                        self._resolve(asked, f"edge {asked.edge_id!r} is no longer authorised")
 
     def _receive_some(self) -> bool:
         """True: nothing is left."""

@@ -179,10 +179,19 @@ def _address(settings: HostSettings) -> tuple[dict[str, Any], str]:
 def _connection(settings: HostSettings, host: str, port: int) -> http.client.HTTPConnection:
     if settings.http.certificate is None:
         return http.client.HTTPConnection(host, port)
-    context = ssl.create_default_context(cafile=str(settings.http.certificate))
+    context = ssl.create_default_context(cadata=_first_certificate(settings.http.certificate))
     context.check_hostname = False  # it is held against the host's own file, whatever names stand in it
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     return http.client.HTTPSConnection(host, port, context=context)
+
+
+def _first_certificate(path: Path) -> str:
+    """The host's own, without its chain: whoever has another one of that authority is not this host."""
+    end = "-----END CERTIFICATE-----"
+    try:
+        return path.read_text(encoding="ascii").partition(end)[0].partition("-----BEGIN")[2].join(["-----BEGIN", end])
+    except (OSError, UnicodeError) as error:
+        raise AskError(f"{path}: the host's certificate cannot be read ({error})") from error
 
 
 def _print(found: Any, as_json: bool, text: str) -> None:

@@ -44,6 +44,7 @@ IDLE_S = 60.0
 PATIENCE_S = 0.01
 """What nobody waits for, announcements and outcomes, is committed together with what comes so soon after it."""
 
+NEAR_S = 3 * PATIENCE_S
 GRACE_NS = 10**9
 """A deadline that ran out longer ago than this, or than the line's deadline where that is longer, is not published."""
 
@@ -277,7 +278,7 @@ class Ledger:
                 closing = self._closing  # read first: all of the turn that follows is then without deadlines
                 if not self._settle(self._gather()):
                     return
-                if self._checkpointer.is_long and self._inbox.empty():
+                if self._checkpointer.is_due(self._inbox.empty()):
                     self._finish_checkpoint()
                 if closing and self._inbox.empty():
                     self._idle.set()
@@ -299,7 +300,7 @@ class Ledger:
             batch = list(self._inbox.get(timeout=self._time_left_s()))
         except queue.Empty:
             return []
-        urgent = _is_urgent(batch)
+        urgent = self._is_urgent(batch)
         patient_until = time.monotonic() + PATIENCE_S
         while len(batch) < BURST:
             wait_s = 0.0 if urgent else min(patient_until - time.monotonic(), self._time_left_s())
@@ -307,9 +308,17 @@ class Ledger:
                 items = self._inbox.get(timeout=max(0.0, wait_s))
             except queue.Empty:
                 break
-            urgent = urgent or _is_urgent(items)
+            urgent = urgent or self._is_urgent(items)
             batch += items
         return batch
+
+    def _is_urgent(self, items: Sequence[Told | Counted | Sent]) -> bool:
+        """Whether a judgement is among them, a part whose deadline is near, or nothing: who stops or drains is next."""
+        soon_ns = time.monotonic_ns() + int(NEAR_S * 1e9)
+        return not items or any(
+            isinstance(item, Told) and (not isinstance(item.header, Trigger) or self._new_part(item).due_ns < soon_ns)
+            for item in items
+        )
 
     def _time_left_s(self) -> float:
         """Until the next deadline. While draining there are none; the first turn then must not wait at all."""
@@ -595,11 +604,6 @@ class LedgerReader:
             connection.execute("PRAGMA query_only=ON")
             connection.row_factory = sqlite3.Row
             return [dict(row) for row in connection.execute(sql, values)]
-
-
-def _is_urgent(items: Sequence[Told | Counted | Sent]) -> bool:
-    """Whether a judgement is among them, or nothing at all: whoever stops or drains wants the turn."""
-    return not items or any(isinstance(item, Told) and not isinstance(item.header, Trigger) for item in items)
 
 
 def _open_file(path: Path) -> sqlite3.Connection:

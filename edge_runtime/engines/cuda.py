@@ -216,13 +216,14 @@ class PyCuda(Cuda):
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
         """As in the base class; what pycuda raises meanwhile is an EngineError outside."""
-        self._context.push()
         try:
-            yield
+            self._context.push()
+            try:
+                yield
+            finally:
+                self._pycuda.Context.pop()
         except self._pycuda.Error as error:
             raise EngineError(f"CUDA: {error}") from error
-        finally:
-            self._pycuda.Context.pop()
 
     def pinned(self, size: int) -> Pixels:
         """As in the base class."""

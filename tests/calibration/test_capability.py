@@ -7,11 +7,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
 from calibration.calibrate import Rates, calibrate
-from calibration.capability import ALL, Implants, Trial, agreement, detection, measure
+from calibration.capability import ALL, Implants, Trial, agreement, bounded_by, detection, measure
 from calibration.errors import CalibrationError
 from calibration.evaluate import LOOKS, Seen
 from calibration.implant import KINDS, extent_px, implant
@@ -21,6 +22,7 @@ from contract.dataset import Sample
 from contract.event import Verdict
 from contract.recipe import Recipe, View
 from flawline import main
+from tests.bundles import draw_part
 
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 
@@ -31,6 +33,15 @@ def calibrated(fresh: Path, drawn: Path) -> Path:
     return fresh
 
 
+@pytest.fixture(scope="module")
+def more(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with 30 good test images more: enough pictures for a bound."""
+    folder = Path(shutil.copytree(drawn, tmp_path_factory.mktemp("more") / "data"))
+    for number in range(30):
+        cv2.imwrite(str(folder / "test" / "good" / f"more_{number:03d}.png"), draw_part(50_000 + number))
+    return folder
+
+
 def run(bundle: Path, data: Path, tmp_path: Path, *more: str) -> tuple[dict[str, Any], str]:
     page, figures = tmp_path / "out" / "page.html", tmp_path / "out" / "figures.json"
     words = ["calibrate", "capability", str(bundle), "--data", str(data), "--html", str(page), "--json", str(figures)]
@@ -39,27 +50,27 @@ def run(bundle: Path, data: Path, tmp_path: Path, *more: str) -> tuple[dict[str,
 
 
 def test_command_writes_page_figures_and_record(
-    calibrated: Path, drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    calibrated: Path, more: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     looks = tmp_path / "looks.csv"
-    more = ("--implant", "spot", "--implant", "scratch", "--implants", "80", "--sizes", "1:24", "--contrast", "80")
-    found, page = run(calibrated, drawn, tmp_path, *more, "--looks", str(looks))
+    words = ("--implant", "spot", "--implant", "scratch", "--implants", "160", "--sizes", "0.5:24", "--contrast", "80")
+    found, page = run(calibrated, more, tmp_path, *words, "--looks", str(looks))
     assert found["unit"] == "px"
     assert found["evaluation"]["counts"]["defective"] == 20
     assert set(found["defects"]) == {ALL, "spot"}
     spots = found["defects"]["spot"]
     assert spots["detected_of"] + spots["not_inspected"] == 15, "those with a mask"
-    assert spots["a90_95"] is None and f"at least {LEAST_DEFECTS}" in spots["why_no_curve"]
+    assert spots["a90_95"] is None and f"at least {LEAST_DEFECTS}" in spots["why_not"]
     assert set(found["implanted"]) == {"spot", "scratch"}
     for kind in found["implanted"].values():
-        assert kind["detected_of"] + kind["not_inspected"] == 80
-        assert 1.0 <= kind["a90"] < kind["a90_95"] <= 24.0
+        assert kind["detected_of"] + kind["not_inspected"] == 160
+        assert 0.5 <= kind["a90"] < kind["a90_95"] <= 24.0
         assert kind["bins"][0]["detected_rate"] < kind["bins"][-1]["detected_rate"]
-    assert found["implants"]["good_pictures"] + found["evaluation"]["false_reject_hits"] == 30
+    assert found["implants"]["good_pictures"] + found["evaluation"]["false_reject_hits"] == 60
     assert page.count("<svg") == 2 and "a90/95" in page and "http" not in page and "approved by" in page
     assert looks.read_text().splitlines()[0] == ",".join(LOOKS) and len(looks.read_text().splitlines()) == 2
     assert "a90/95" in capsys.readouterr().out
-    again, _ = run(calibrated, drawn, tmp_path, *more)
+    again, _ = run(calibrated, more, tmp_path, *words)
     assert again["implanted"] == found["implanted"], "the same seed, the same defects"
 
 
@@ -118,6 +129,24 @@ def test_what_was_not_inspected_is_neither_hit_nor_miss() -> None:
     more = detection("kind", [*trials, *(Trial(3.0, Verdict.NOT_INSPECTED) for _ in range(40))])
     assert (plain.detected.hits, plain.detected.total, plain.not_inspected) == (40, 60, 0)
     assert more == plain._replace(not_inspected=40)
+
+
+def test_defects_of_few_pictures_have_no_bound() -> None:
+    sizes = [float(size) for size in range(1, 101)]
+    found = detection("kind", [Trial(size, Verdict.REJECT if size > 40 else Verdict.PASS) for size in sizes])
+    assert bounded_by(found, LEAST_DEFECTS) == found
+    fewer = bounded_by(found, 5)
+    assert found.pod is not None and found.pod.a90_95 is not None and fewer.pod is not None
+    assert fewer.pod == found.pod._replace(a90_95=None)
+    assert fewer.why == "drawn into 5 good picture(s); a bound needs 29 and more"
+
+
+@pytest.mark.parametrize("grey", [0, 10, 245, 255])
+def test_an_implant_shows_on_black_and_on_white(grey: int) -> None:
+    picture = np.full((60, 60), grey, np.uint8)
+    for seed in range(6):
+        made = implant(picture, "spot", 9.0, 40.0, np.random.default_rng(seed), WHOLE)
+        assert np.abs(made.picture.astype(int) - grey).max() == 40
 
 
 def seen(part: str, *verdicts: Verdict) -> list[Seen]:

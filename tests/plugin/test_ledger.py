@@ -493,6 +493,16 @@ def test_one_edge_that_floods_takes_no_room_of_another(tmp_path: Path) -> None:
     assert not ledger._count_of_edge
 
 
+def test_a_trigger_shortly_before_its_deadline_is_published(
+    make: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("plugin.ledger.PATIENCE_S", 600.0)
+    rig = make(deadline_ms=1000)
+    rig.ledger.tell([Arrival(from_frames(s.frames(s.trigger(1, "p"), age_ms=980.0)), time.monotonic_ns())])
+    s.until(lambda: rig.outputs)
+    assert rig.outputs[0].code == LineCode.NOT_INSPECTED
+
+
 def test_a_deadline_is_not_kept_waiting_by_patience(make: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch) -> None:
     rig = make(deadline_ms=150)
     rig.tell(s.trigger(1, "p"))
