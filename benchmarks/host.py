@@ -45,7 +45,7 @@ from contract.event import (
 from plugin.connectors.registers import SEQ_MAX, WORDS
 
 RATE = 200
-SECONDS = 20.0
+SECONDS = 60.0
 EVENTS = 20_000
 ROUNDS = 3
 WINDOW = 512
