@@ -15,6 +15,7 @@ from calibration.report import (
     MARK_COLOUR,
     class_rows,
     evaluation_rows,
+    interval_note,
     page,
     summary,
     table,
@@ -86,8 +87,7 @@ def _errors(found: Capability) -> str:
     figures = found.evaluation.figures
     return (
         f"<h2>Errors on the test images</h2>{table(('', ''), evaluation_rows(figures))}"
-        f"<p>Intervals are 95 % Wilson intervals over images; several images of one part make them narrower than they "
-        f"should be. Parts: {figures['counts']['parts']} ({escape(figures['grouping'])}).</p>"
+        f"{interval_note(figures)}"
         f"{table(CLASS_HEADER, class_rows(figures))}"
     )
 

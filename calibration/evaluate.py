@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from calibration.by_part import kept, rate_of_images
 from calibration.calibrate import threads
 from calibration.errors import CalibrationError
 from calibration.holdout import pattern_of
@@ -30,7 +31,8 @@ from contract.dataset import Dataset, Sample, load_dataset
 from contract.errors import FlawlineError, ImageError
 from contract.event import Verdict
 from contract.images import Pixels, read_image
-from contract.stats import Rate, rate, rate_fields
+from contract.recipe import Thresholds
+from contract.stats import Rate, rate_fields
 from edge_runtime.engines import open_engine
 from edge_runtime.engines.golden import check_golden
 from edge_runtime.inspector import Inspector
@@ -167,11 +169,17 @@ def _document(bundle: Bundle, dataset: Dataset, engine: str, seen: list[Seen]) -
         },
         "median_ms": float(np.median([image.took_ms for image in seen])),
         **_figures(good, bad),
+        "kept": _kept(manifest.thresholds, good),
         "verdicts": {"good": _verdicts(good), "defective": _verdicts(bad)},
         "classes": {
             label: _figures(good, images) | {"verdicts": _verdicts(images)} for label, images in classes.items()
         },
     }
+
+
+def _kept(thresholds: Thresholds | None, good: list[Seen]) -> dict[str, Any] | None:
+    inspected = _inspected(good)
+    return kept(thresholds, [image.verdict is Verdict.REJECT for image in inspected], _groups(inspected))
 
 
 def _figures(good: list[Seen], bad: list[Seen]) -> dict[str, Any]:
@@ -204,8 +212,17 @@ def _scores(images: list[Seen]) -> NDArray[np.float64]:
 
 
 def share(images: list[Seen], verdict: Verdict) -> Rate:
-    """How many of the inspected images got ``verdict``, with its interval."""
-    return rate(sum(image.verdict is verdict for image in images), len(images) - _not_inspected(images))
+    """How many of the inspected images got ``verdict``, with the interval that their parts allow."""
+    inspected = _inspected(images)
+    return rate_of_images([image.verdict is verdict for image in inspected], _groups(inspected))
+
+
+def _inspected(images: list[Seen]) -> list[Seen]:
+    return [image for image in images if image.verdict is not Verdict.NOT_INSPECTED]
+
+
+def _groups(images: list[Seen]) -> list[str]:
+    return [image.sample.group for image in images]
 
 
 def _not_inspected(images: list[Seen]) -> int:

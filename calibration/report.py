@@ -14,7 +14,7 @@ import numpy as np
 from calibration.methods import METHOD, METHODS, Choice, Rates, promise
 from contract.bundle import Manifest
 from contract.recipe import QualityBounds, Thresholds
-from contract.stats import rate
+from contract.stats import Rate, rate
 
 EXCHANGEABLE = (
     "Promise and rates hold only while the parts on the line are exchangeable with the calibration set: same product, "
@@ -152,7 +152,8 @@ METRICS = ("image_auroc", "image_ap", "f1_max", "pixel_auroc", "pixel_ap", "aupr
 
 def rate_text(figures: Mapping[str, Any], name: str) -> str:
     """A rate of an evaluation with its interval, in words."""
-    return rate(figures[f"{name}_hits"], figures[f"{name}_of"]).text()
+    low, high = figures[f"{name}_interval"] or (None, None)
+    return Rate(figures[f"{name}_hits"], figures[f"{name}_of"], figures[f"{name}_rate"], low, high).text()
 
 
 def evaluation_rows(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -162,6 +163,7 @@ def evaluation_rows(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("test images", f"{counts['good']} good, {counts['defective']} defective ({counts['with_mask']} with a mask)"),
         *((name, number(figures[name])) for name in METRICS),
         ("good parts rejected, of those inspected", rate_text(figures, "false_reject")),
+        *kept_rows(figures["kept"]),
         ("good parts to review", rate_text(figures, "review_good")),
         ("good parts not inspected", rate(figures["not_inspected_good"], counts["good"]).text()),
         ("defective parts passed (escapes), of those inspected", rate_text(figures, "escape")),
@@ -171,14 +173,40 @@ def evaluation_rows(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
+def kept_rows(found: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """What calibration said of the rate of false rejects, and what the good test parts say; empty without either."""
+    if found is None:
+        return []
+    asked = "" if found["asked"] is None else f", {100 * found['asked']:g} % asked for"
+    return [
+        (f"rate that calibration said to expect{asked}", _percent(found["expected"])),
+        (
+            f"rate on the {found['parts']} good test parts, counted as promised",
+            f"{100 * found['rate']:.1f} % ({_percent(found['interval'])}): {found['says']}",
+        ),
+    ]
+
+
+def _percent(interval: Sequence[float]) -> str:
+    return f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f} %"
+
+
+def interval_note(figures: Mapping[str, Any]) -> str:
+    """What the intervals of an evaluation are, as HTML."""
+    return (
+        "<p>Intervals are 95 % Wilson intervals, as wide as the parts allow: several images of one part count as less "
+        f"than as many parts. Parts: {figures['counts']['parts']} ({escape(figures['grouping'])}).</p>"
+    )
+
+
 def class_rows(figures: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """One row a defect class: images, image AUROC, pixel AUROC, AU-PRO, escapes, reviews, not inspected."""
+    """One row a defect class, under CLASS_HEADER."""
     return [
         (
             label,
             str(found["images"]),
             *(number(found[name]) for name in ("image_auroc", "pixel_auroc", "aupro")),
-            str(found["escape_hits"]),
+            rate_text(found, "escape"),
             str(found["review_defective_hits"]),
             str(found["not_inspected_defective"]),
         )
@@ -192,7 +220,7 @@ CLASS_HEADER = (
     "image AUROC",
     "pixel AUROC",
     "AU-PRO",
-    "passed (escapes)",
+    "passed (escapes), of those inspected",
     "to review",
     "not inspected",
 )
@@ -215,8 +243,7 @@ def evaluation_page(figures: Mapping[str, Any], scores: Mapping[str, Sequence[fl
         f"{escape(figures['when'])}</p>{uncalibrated}"
         f"<h2>Scores</h2>{histogram(scores, marks)}"
         f"<h2>Figures</h2>{table(('', ''), evaluation_rows(figures))}"
-        f"<p>Intervals are 95 % Wilson intervals over images; several images of one part make them narrower than "
-        f"they should be. Parts: {figures['counts']['parts']} ({escape(figures['grouping'])}).</p>"
+        f"{interval_note(figures)}"
         f"<h2>Defect classes</h2>{table(CLASS_HEADER, class_rows(figures))}"
     )
     return page("Evaluation", body)

@@ -28,14 +28,16 @@ def rate(hits: int, total: int) -> Rate:
         raise ValueError(f"hits must lie in 0..total, found {hits} of {total}")
     if total == 0:
         return Rate(0, 0, None, None, None)
+    return Rate(hits, total, hits / total, *wilson(hits / total, total))
+
+
+def wilson(share: float, total: float) -> tuple[float, float]:
+    """The 95 % Wilson score interval of a share of ``total`` independent looks, which need not be a whole number."""
     z = 1.959963984540054
-    p = hits / total
     scale = 1 + z * z / total
-    centre = (p + z * z / (2 * total)) / scale
-    half = z * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total)) / scale
-    low = 0.0 if hits == 0 else max(0.0, centre - half)
-    high = 1.0 if hits == total else min(1.0, centre + half)
-    return Rate(hits, total, p, low, high)
+    centre = (share + z * z / (2 * total)) / scale
+    half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total)) / scale
+    return 0.0 if share == 0 else max(0.0, centre - half), 1.0 if share == 1 else min(1.0, centre + half)
 
 
 def rate_fields(name: str, value: Rate | None) -> dict[str, Any]:
