@@ -40,11 +40,15 @@ def free_port() -> int:
 class Process:
     """One `flawline` command in a process group of its own, its output in a file."""
 
-    def __init__(self, log: Path, *words: str) -> None:
+    def __init__(self, log: Path, *words: str, environment: dict[str, str] | None = None) -> None:
         self.log = log
         with log.open("ab") as file:
             self._popen = subprocess.Popen(
-                [sys.executable, "-m", "flawline", *words], stdout=file, stderr=file, start_new_session=True
+                [sys.executable, "-m", "flawline", *words],
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+                env=environment,
             )
 
     @property
@@ -53,6 +57,10 @@ class Process:
 
     def running(self) -> bool:
         return self._popen.poll() is None
+
+    def code(self) -> int | None:
+        """Its exit status; negative where a signal ended it, None while it runs."""
+        return self._popen.poll()
 
     def kill(self) -> None:
         """SIGKILL to the process itself: its children have to notice by themselves."""
