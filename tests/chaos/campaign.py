@@ -226,7 +226,7 @@ class Campaign:
             results=found.results,
             missed=found.missed,
             gap=found.gap_parts,
-            unaccounted=found.lost,
+            unaccounted=found.lost + (found.unmatched or 0),
             duplicates=found.duplicates + self._told_twice(),
             false_ok=self._false_ok(rows),
             passes=sum(each.code == PASS for each in self._plc.taken),
@@ -264,7 +264,7 @@ class Campaign:
 
 def passed(truth: Truth, rows: list[dict[str, Any]]) -> Truth:
     """The parts up to the last one that was taken: those behind it were still to come when the edge was stopped."""
-    last = max(row["frame_no"] for row in rows)
+    last = max(row["frame_no"] for row in rows if row["box_px"])
     newest = [row for row in rows if row["frame_no"] == last]
     taken = [part.number for part in truth.parts for row in newest if overlaps(part, row)]
     return truth._replace(parts=[part for part in truth.parts if part.number <= max(taken)])
@@ -273,9 +273,9 @@ def passed(truth: Truth, rows: list[dict[str, Any]]) -> Truth:
 def overlaps(part: TruePart, row: dict[str, Any]) -> bool:
     """Whether the row's box lies on the part, in the frame in which it was taken."""
     box, at = part.boxes.get(row["frame_no"]), row["box_px"]
-    return box is not None and all(
-        abs(box[n] + box[n + 2] / 2 - at[n] - at[n + 2] / 2) < box[n + 2] / 2 for n in (0, 1)
-    )
+    if box is None or at is None:
+        return False
+    return all(abs(box[n] + box[n + 2] / 2 - at[n] - at[n + 2] / 2) < box[n + 2] / 2 for n in (0, 1))
 
 
 def schedule(kills: int, seed: int) -> list[str]:
