@@ -112,7 +112,7 @@ def thresholds(
     if preview:
         _preview(found)
     else:
-        report = write(found.bundle, found.thresholds, found.quality, found.measured)
+        report = write(found)
         typer.echo(f"picture bounds from {found.quality.samples} good images; report: {report}")
     typer.echo(EXCHANGEABLE)
 

@@ -6,7 +6,6 @@ once on held-out images, with the line's engine, and goes into the bundle only i
 
 from __future__ import annotations
 
-import hashlib
 import statistics
 import time
 from collections.abc import Sequence
@@ -23,15 +22,7 @@ from calibration.errors import CalibrationError
 from calibration.holdout import hold_out, pattern_of
 from calibration.progress import steps
 from calibration.qdq import Ranges, layers_of, measure_ranges, quantize
-from contract.bundle import (
-    ROLE_GRAPH_INT8,
-    Bundle,
-    GoldenInt8,
-    file_entry,
-    open_bundle,
-    write_atomic,
-    write_manifest,
-)
+from contract.bundle import ROLE_GRAPH_INT8, Bundle, GoldenInt8, open_bundle, put_file
 from contract.dataset import Dataset, Sample, load_dataset
 from contract.images import Pixels, read_image
 from contract.preprocess import prepare
@@ -261,27 +252,20 @@ def _scored(scores: Scores, parts: Parts, groups: list[str], rate: float) -> Sco
 
 
 def write(bundle: Bundle, tried: Tried) -> None:
-    """Put the graph and its figures into the bundle; until the manifest is replaced, the old one stays valid.
+    """Put the graph and its figures into the bundle.
 
     Limits that were measured with an earlier INT8 graph go: they are not this one's.
     """
-    graph, manifest = tried.choice.graph, bundle.manifest
-    name = f"model.int8-{hashlib.sha256(graph).hexdigest()[:8]}.onnx"
-    write_atomic(bundle.root / name, graph)
-    before = manifest.files.get(ROLE_GRAPH_INT8)
-    write_manifest(
-        bundle.root,
-        manifest.model_copy(
-            update={
-                "files": {**manifest.files, ROLE_GRAPH_INT8: file_entry(bundle.root, name)},
-                "golden": manifest.golden.model_copy(update={"int8": tried.golden}),
-                "thresholds": without_int8(manifest.thresholds),
-                "metrics": {**manifest.metrics, "int8": tried.fields()},
-            }
-        ),
+    manifest = bundle.manifest
+    put_file(
+        bundle,
+        ROLE_GRAPH_INT8,
+        "model.int8.onnx",
+        tried.choice.graph,
+        golden=manifest.golden.model_copy(update={"int8": tried.golden}),
+        thresholds=without_int8(manifest.thresholds),
+        metrics={**manifest.metrics, "int8": tried.fields()},
     )
-    if before is not None and before.path != name:
-        (bundle.root / before.path).unlink(missing_ok=True)
 
 
 def without_int8(thresholds: Thresholds | None) -> Thresholds | None:

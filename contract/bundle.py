@@ -259,6 +259,22 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     write_atomic(folder / MANIFEST, (content.model_dump_json(indent=1) + "\n").encode())
 
 
+def put_file(bundle: Bundle, role: str, name: str, data: bytes, **update: Any) -> Path:
+    """Make ``data`` the file of ``role``, and ``update`` (fields of the manifest) part of the bundle; returns its path.
+
+    The content's hash goes into the file's name: until the manifest is replaced, the old one stays whole and valid.
+    """
+    stem, dot, suffix = name.rpartition(".")
+    named = f"{stem}-{hashlib.sha256(data).hexdigest()[:8]}{dot}{suffix}"
+    write_atomic(bundle.root / named, data)
+    before = bundle.manifest.files.get(role)
+    files = {**bundle.manifest.files, role: file_entry(bundle.root, named)}
+    write_manifest(bundle.root, bundle.manifest.model_copy(update={**update, "files": files}))
+    if before is not None and before.path != named:
+        (bundle.root / before.path).unlink(missing_ok=True)
+    return bundle.root / named
+
+
 def _changed(folder: Path, manifest: Manifest) -> list[str]:
     """Names of what differs from the manifest that stands in ``folder``."""
     try:

@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from calibration.agreement import Scored, agreement, images_to_show, rank_correlation
-from calibration.calibrate import Rates, calibrate
+from calibration.calibrate import Rates, propose, write
 from calibration.errors import CalibrationError
 from calibration.int8 import LEAST_CHOOSING, Choice, admit, by_need, make_int8, read_parts, share_out, spread
 from calibration.qdq import layers_of, measure_ranges, quantize
@@ -125,7 +125,7 @@ def test_an_admitted_graph_serves_with_limits_of_its_own(trained: Path, syntheti
     assert tried.faults == [] and ROLE_GRAPH_INT8 in opened.manifest.files
     assert opened.manifest.metrics["int8"]["admitted"] and opened.manifest.metrics["int8"]["images"] > 50
     assert "the line would run in int8" in (precision_fault(opened, "int8") or "")
-    calibrate(trained, synthetic_data, Rates(0.1), "onnxruntime", precision="int8")
+    write(propose(trained, synthetic_data, Rates(0.1), "onnxruntime", precision="int8"))
     opened = open_bundle(trained)
     assert precision_fault(opened, "int8") is None
     assert "the line would run in fp32" in (precision_fault(opened, "fp32") or "")
