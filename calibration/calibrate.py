@@ -11,9 +11,10 @@ import numpy as np
 
 from calibration import conformal
 from calibration.costs import Limits
-from calibration.defects import find_defects, record
+from calibration.defects import find_defects
 from calibration.folds import open_folds
 from calibration.holdout import Copies, HeldOut, hold_out, pattern_of
+from calibration.looks import record
 from calibration.methods import (
     METHODS,
     Choice,
@@ -99,7 +100,7 @@ def propose(
     require(len({s.group for each in (held, *(fold[1] for fold in folds)) for s in each.unseen}), rates, choice)
     defects, looked = find_defects(choice.defects, dataset, choice.looks)
     if looked and choice.looks is not None:
-        record(choice.looks, bundle, dataset, len(defects))
+        record(choice.looks, bundle, dataset, "chosen by these images", len(defects))
     measured = measure_good(bundle, held, engine, precision)
     measured = measured._replace(
         defects=score_images(bundle, defects, engine, precision, "scoring defective parts"),

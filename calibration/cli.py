@@ -10,6 +10,7 @@ import typer
 
 if TYPE_CHECKING:
     from calibration.calibrate import Proposal
+    from contract.release import State
 
 WIDE = 400
 app = typer.Typer(
@@ -30,6 +31,9 @@ OfGraph = Annotated[
 ]
 Pattern = Annotated[
     str | None, typer.Option("--group-pattern", metavar="RE", help="its first brackets name the part in a file name")
+]
+Looks = Annotated[
+    Path | None, typer.Option("--looks", metavar="FILE", help="CSV to which every look at test images is appended")
 ]
 
 
@@ -114,7 +118,15 @@ def thresholds(
     else:
         report = write(found)
         typer.echo(f"picture bounds from {found.quality.samples} good images; report: {report}")
+        _say_draft(found.bundle.state, bundle)
     typer.echo(EXCHANGEABLE)
+
+
+def _say_draft(before: State, bundle: Path) -> None:
+    from contract.release import draft_again
+
+    if said := draft_again(before, str(bundle)):
+        typer.echo(said)
 
 
 def _preview(proposal: Proposal) -> None:
@@ -138,12 +150,14 @@ def int8(
     ] = None,
     engine: EngineName = "auto",
     json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="the figures, also where refused")] = None,
+    looks: Looks = None,
     group_pattern: Pattern = None,
 ) -> None:
     """Make an INT8 graph of the bundle's FP32 graph; it goes into the bundle only if it agrees with FP32.
 
     Ranges and the layers that stay FP32 come from good images of train/good that training saw. Held-out good images,
-    and test/good and test/<defect> where they are given, decide: rank correlation, verdicts at the limit, AUROC.
+    and test/good and test/<defect> where they are given, decide: rank correlation, verdicts at the limit, AUROC. That
+    is a look at test images, which --looks puts on record.
 
     \b
     Examples:
@@ -155,11 +169,14 @@ def int8(
     from calibration.errors import CalibrationError
     from calibration.int8 import make_int8
 
-    tried = make_int8(bundle, data, false_reject_rate, engine, group_pattern)
+    tried = make_int8(bundle, data, false_reject_rate, engine, group_pattern, looks)
     if json is not None:
         _write(json, dumps(tried.fields(), indent=1, allow_nan=False) + "\n")
     for line in tried.lines():
         typer.echo(line)
+    if tried.test_images:
+        where = "--looks FILE puts that on record" if looks is None else f"on record in {looks}"
+        typer.echo(f"{tried.test_images} test images were looked at to decide: {where}")
     if tried.faults:
         raise CalibrationError(
             f"INT8 is refused and the bundle as it was: {'; '.join(tried.faults)}. Stay with precision = 'fp32', or "
@@ -169,6 +186,7 @@ def int8(
         f"the bundle has an INT8 graph; next: flawline calibrate thresholds {bundle} --data {data} "
         f"--engine {tried.golden.engine} --precision int8"
     )
+    _say_draft(tried.was, bundle)
 
 
 @app.command()
@@ -177,9 +195,7 @@ def evaluate(
     data: Data,
     json: Annotated[Path, typer.Option("--json", metavar="FILE", help="the figures, for machines")],
     html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="the figures as a page")] = None,
-    looks: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="CSV to which every look at test images is appended")
-    ] = None,
+    looks: Looks = None,
     engine: EngineName = "auto",
     precision: OfGraph = "fp32",
     group_pattern: Pattern = None,
@@ -225,9 +241,7 @@ def capability(
         str, typer.Option(metavar="X,Y,W,H", help="where implants have their middle, as fractions of the picture")
     ] = "0.15,0.15,0.7,0.7",
     seed: Annotated[int, typer.Option(min=0, help="of the implants")] = 1,
-    looks: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="CSV to which every look at test images is appended")
-    ] = None,
+    looks: Looks = None,
     engine: EngineName = "auto",
     precision: OfGraph = "fp32",
     group_pattern: Pattern = None,

@@ -344,7 +344,13 @@ def test_calibrating_again_makes_a_draft(
     folder = people.sign(Path(shutil.copytree(bundle, tmp_path / "bundle")))
     assert main(["bundle", "verify", str(folder), "--trusted", str(people.trusted)]) == 0
     again = ["calibrate", "thresholds", str(folder), "--data", str(synthetic_data), "--false-reject-rate", "0.2"]
+    capsys.readouterr()
+    assert main([*again, "--preview"]) == 0
+    assert "draft" not in capsys.readouterr().out and open_bundle(folder).state == "released"
     assert main(again) == 0
+    assert f"{folder}: was released, is a draft again" in capsys.readouterr().out
     assert main(["bundle", "verify", str(folder), "--trusted", str(people.trusted)]) == 2
     assert "is a draft; expected a released one" in capsys.readouterr().err
     assert "thresholds" in open_bundle(folder).manifest.history[-1].why
+    assert main(again) == 0
+    assert "draft" not in capsys.readouterr().out, "it was one before"
