@@ -28,7 +28,7 @@ from calibration.methods import (
     require,
 )
 from calibration.progress import steps
-from calibration.quality import Seen, bounds_from, see
+from calibration.quality import Seen, bounds_from, see, sizes_of
 from calibration.report import calibration_page
 from contract.bundle import Bundle, Manifest, Precision, open_bundle, put_file
 from contract.dataset import Sample, load_dataset
@@ -210,6 +210,7 @@ def write(found: Proposal) -> Path:
         page.encode(),
         thresholds=thresholds,
         quality=found.quality,
+        pictures=sizes_of(measured.pictures),
         metrics={**bundle.manifest.metrics, "calibration": _metrics(bundle.manifest, thresholds, measured)},
     )
 

@@ -102,6 +102,13 @@ class DataFingerprint(Strict):
     grouping: str
 
 
+class PictureSizes(Strict):
+    """Smallest and largest good picture that a calibration saw, in pixels: how much of the frame was cut out."""
+
+    width: tuple[int, int]
+    height: tuple[int, int]
+
+
 class Manifest(Strict):
     """``bundle.json``. ``digest`` is the sha256 of the rest in canonical JSON."""
 
@@ -118,6 +125,7 @@ class Manifest(Strict):
     metrics: dict[str, Any] = Field(default_factory=dict)
     thresholds: Thresholds | None = None
     quality: QualityBounds | None = None
+    pictures: PictureSizes | None = Field(None, description="set with the thresholds")
     cameras: dict[str, CameraControls] = Field(default_factory=dict, max_length=64, description="by id, or `any`")
     history: list[Step] = Field(default_factory=list, max_length=MAX_STEPS, description="of its state; only added to")
     digest: str = ""
@@ -177,6 +185,11 @@ def open_bundle(folder: Path) -> Bundle:
         if role not in manifest.files:
             raise BundleError(f"{folder}: the bundle has no file of role {role!r}; train it again")
     return Bundle(folder, manifest, _content_of(raw), data == _as_signed(raw))
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest alone, its digest verified and its files not. Raises BundleError."""
+    return _read_manifest(folder)[0]
 
 
 def _content_of(raw: dict[str, Any]) -> str:

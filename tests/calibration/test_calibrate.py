@@ -13,7 +13,7 @@ from calibration.conformal import expected_rate
 from calibration.errors import CalibrationError
 from calibration.holdout import hold_out
 from calibration.methods import METHOD
-from contract.bundle import open_bundle, write_manifest
+from contract.bundle import PictureSizes, open_bundle, write_manifest
 from contract.dataset import load_dataset, sha256_of_image
 from contract.errors import BundleError, ImageError
 from contract.event import Verdict
@@ -36,6 +36,7 @@ def test_command_completes_the_bundle(fresh: Path, drawn: Path, capsys: pytest.C
     assert (found.expected_low, found.expected_high) == expected_rate(30, 0.05)
     assert found.review is not None and found.review < found.reject
     assert bundle.manifest.quality.samples == 60
+    assert bundle.manifest.pictures == PictureSizes(width=(80, 80), height=(80, 80))
     assert bundle.manifest.calibration_id()
     assert bundle.manifest.metrics["calibration"]["holdout_groups"] == 30
     assert found.engine in ("openvino-2026.4 fp32 cpu", open_engine("auto", bundle).describe())
