@@ -10,12 +10,11 @@ from calibration.capability import Capability, Detection
 from calibration.pod import RATE, Pod
 from calibration.repeats import NEAR, REPEATS, PartRepeats, Repeats
 from calibration.report import (
-    CLASS_HEADER,
     COLOURS,
     EXCHANGEABLE,
     MARK_COLOUR,
-    class_rows,
     evaluation_rows,
+    evaluation_tables,
     page,
     summary,
     table,
@@ -100,13 +99,7 @@ def _size(size: float | None, unit: str) -> str:
 def _errors(found: Capability) -> str:
     if found.evaluation is None:
         return "<h2>Errors</h2><p>There are no test images.</p>"
-    figures = found.evaluation.figures
-    return (
-        f"<h2>Errors on the test images</h2>{table(('', ''), evaluation_rows(figures))}"
-        f"<p>Intervals are 95 % Wilson intervals over images; several images of one part make them narrower than they "
-        f"should be. Parts: {figures['counts']['parts']} ({escape(figures['grouping'])}).</p>"
-        f"{table(CLASS_HEADER, class_rows(figures))}"
-    )
+    return f"<h2>Errors on the test images</h2>{evaluation_tables(found.evaluation.figures)}"
 
 
 def _implanted(found: Capability) -> str:

@@ -315,7 +315,7 @@ def repeats(
     Examples:
       flawline calibrate repeats bundle --config edge.toml --out repeats
       flawline calibrate repeats bundle --config edge.toml --out lying --lying --parts 5
-      flawline calibrate repeats bundle --url "synthetic://line?seed=7&parts=10&repeat=10&fps=100" --out repeats
+      flawline calibrate repeats bundle --url "synthetic://line?seed=7&parts=10&repeat=10&fps=50" --out repeats
       flawline calibrate capability bundle --data parts --html capability.html --repeats repeats
     """
     from json import dumps

@@ -174,7 +174,7 @@ def _fill(
     say: Say,
     await_part: Callable[[int], None] | None,
 ) -> None:
-    triggers = _triggers(process, asked.lying, f"{out}: {len(missing)} picture(s) are missing")
+    triggers = _triggers(process, asked.lying, out)
     for _ in range(skip):
         process.release(next(triggers))
     before, since_ns = 0, 0
@@ -204,21 +204,28 @@ def _counts(process: CameraProcess, trigger: CapturedTrigger, since_ns: int) -> 
     return False
 
 
-def _triggers(process: CameraProcess, lying: bool, what: str) -> Iterator[CapturedTrigger]:
+def _triggers(process: CameraProcess, lying: bool, out: Path) -> Iterator[CapturedTrigger]:
     """Triggers as they come. Of a lying part, frames that only came too fast are passed over.
 
-    Raises CalibrationError where none can follow.
+    Raises CalibrationError where none can follow, and where a recording went on faster than it was looked at: a pass
+    that nobody saw would put every later picture under the wrong part.
     """
+    live = is_live(process.settings.url)
     while True:
         select.select([process.fileno()], [], [], 0.05)
         process.supervise()
         status = process.status()
+        if status.skipped and not live and not lying:
+            raise CalibrationError(
+                f"{process.settings.url}: {status.skipped} frame(s) passed that this machine was too slow to look at, "
+                "so a part may have passed unseen; play it slower (fps=) and begin with a new folder"
+            )
         found = process.drain()
         yield from (each for each in found if not (lying and each.lost == OVERRUN))
         if not found and status.state in ("ended", "failed"):
             raise CalibrationError(
-                f"camera {process.settings.id}: {status.detail or status.state}; {what}. What was taken is kept: mend "
-                "the camera and give the same command again"
+                f"camera {process.settings.id}: {status.detail or status.state}; pictures are missing in "
+                f"{out}. What was taken is kept: mend the camera and give the same command again"
             )
 
 
