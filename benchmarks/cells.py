@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from benchmarks.common import machine
-from calibration.calibrate import Rates, calibrate
+from calibration.calibrate import Rates, propose, write
 from calibration.errors import CalibrationError
 from calibration.evaluate import FIXED_FALSE_REJECTS, evaluate, log_look
 from contract.bundle import MANIFEST, Bundle, open_bundle, write_atomic
@@ -168,7 +168,7 @@ def _measure(cell: Cell, bundle: Bundle, engine: str, looks: Path) -> dict[str, 
     thresholds = bundle.manifest.thresholds
     if thresholds is None or not is_engine(thresholds.engine, engine):
         try:
-            calibrate(bundle.root, data, Rates(FIXED_FALSE_REJECTS), engine, pattern)
+            write(propose(bundle.root, data, Rates(FIXED_FALSE_REJECTS), engine, pattern))
         except CalibrationError as error:  # too few parts for the rate: the ranking can still be measured
             refused = str(error)
     figures = evaluate(bundle.root, data, engine, pattern).figures

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,9 +11,10 @@ import numpy as np
 
 from calibration import conformal
 from calibration.costs import Limits
-from calibration.defects import find_defects, record
+from calibration.defects import find_defects
 from calibration.folds import open_folds
 from calibration.holdout import Copies, HeldOut, hold_out, pattern_of
+from calibration.looks import record
 from calibration.methods import (
     METHODS,
     Choice,
@@ -28,9 +28,9 @@ from calibration.methods import (
     require,
 )
 from calibration.progress import steps
-from calibration.quality import Seen, bounds_from, see
+from calibration.quality import Seen, bounds_from, see, sizes_of
 from calibration.report import calibration_page
-from contract.bundle import Bundle, Manifest, Precision, file_entry, open_bundle, write_atomic, write_manifest
+from contract.bundle import Bundle, Manifest, Precision, open_bundle, put_file
 from contract.dataset import Sample, load_dataset
 from contract.images import Pixels, read_image
 from contract.preprocess import prepare
@@ -73,35 +73,9 @@ class Proposal(NamedTuple):
     chosen_by_defects: bool
 
 
-class Calibrated(NamedTuple):
-    """The result, as it stands in the bundle."""
-
-    thresholds: Thresholds
-    quality: QualityBounds
-    measured: Measured
-    report: Path
-
-
 def threads() -> int:
     """Engine threads at the engineer's desk: the machine's cores, at most MAX_THREADS."""
     return min(MAX_THREADS, os.cpu_count() or 1)
-
-
-def calibrate(
-    folder: Path,
-    data: Path,
-    rates: Rates,
-    engine: str = "auto",
-    pattern: str | None = None,
-    precision: Precision = "fp32",
-    choice: Choice = Choice(),  # noqa: B008 - a tuple of constants
-) -> Calibrated:
-    """Measure with the engine and preprocessing of the line, then write thresholds and bounds into the bundle.
-
-    Raises CalibrationError where the held-out parts are too few for the rates, and whatever its steps raise.
-    """
-    found = propose(folder, data, rates, engine, pattern, precision, choice)
-    return Calibrated(*found[1:4], write(*found[:4]))
 
 
 def propose(
@@ -113,7 +87,11 @@ def propose(
     precision: Precision = "fp32",
     choice: Choice = Choice(),  # noqa: B008 - a tuple of constants
 ) -> Proposal:
-    """What ``calibrate`` would write; nothing is written but, for test images, the record of looks at them."""
+    """Measure with the engine and preprocessing of the line; what is found is put into the bundle by ``write``.
+
+    Nothing is written but, for test images, the record of looks at them. Raises CalibrationError where the held-out
+    parts are too few for the rates, and whatever its steps raise.
+    """
     chooses = check(rates, choice).needs_defects or choice.costs is not None
     bundle = open_bundle(folder)
     dataset = load_dataset(data, pattern_of(bundle, pattern))
@@ -122,7 +100,7 @@ def propose(
     require(len({s.group for each in (held, *(fold[1] for fold in folds)) for s in each.unseen}), rates, choice)
     defects, looked = find_defects(choice.defects, dataset, choice.looks)
     if looked and choice.looks is not None:
-        record(choice.looks, bundle, dataset, len(defects))
+        record(choice.looks, bundle, dataset, "chosen by these images", len(defects))
     measured = measure_good(bundle, held, engine, precision)
     measured = measured._replace(
         defects=score_images(bundle, defects, engine, precision, "scoring defective parts"),
@@ -221,30 +199,20 @@ def _map_limit(measured: Measured, scores: Scores, limits: Limits, rates: Rates,
     return conformal.level(measured.peaks, scores.groups, 1 - above)
 
 
-def write(bundle: Bundle, thresholds: Thresholds, quality: QualityBounds, measured: Measured) -> Path:
-    """Put the calibration into the bundle; until the manifest is replaced, the old one stays whole and valid.
-
-    The report's name carries its hash, so that the old manifest's report is not overwritten before its time.
-    """
-    manifest = bundle.manifest
-    page = calibration_page(manifest, thresholds, quality, measured.scores).encode()
-    name = f"report-{hashlib.sha256(page).hexdigest()[:8]}.html"
-    write_atomic(bundle.root / name, page)
-    before = manifest.files.get(ROLE_REPORT)
-    write_manifest(
-        bundle.root,
-        manifest.model_copy(
-            update={
-                "thresholds": thresholds,
-                "quality": quality,
-                "files": {**manifest.files, ROLE_REPORT: file_entry(bundle.root, name)},
-                "metrics": {**manifest.metrics, "calibration": _metrics(manifest, thresholds, measured)},
-            }
-        ),
+def write(found: Proposal) -> Path:
+    """Put the calibration and its report into the bundle; returns the report's path."""
+    bundle, thresholds, measured = found.bundle, found.thresholds, found.measured
+    page = calibration_page(bundle.manifest, thresholds, found.quality, measured.scores)
+    return put_file(
+        bundle,
+        ROLE_REPORT,
+        "report.html",
+        page.encode(),
+        thresholds=thresholds,
+        quality=found.quality,
+        pictures=sizes_of(measured.pictures),
+        metrics={**bundle.manifest.metrics, "calibration": _metrics(bundle.manifest, thresholds, measured)},
     )
-    if before is not None and before.path != name:
-        (bundle.root / before.path).unlink(missing_ok=True)
-    return bundle.root / name
 
 
 def _metrics(manifest: Manifest, thresholds: Thresholds, measured: Measured) -> dict[str, float | int | str]:

@@ -20,6 +20,7 @@ from calibration.holdout import hold_out, pattern_of
 from calibration.implant import KINDS, Region, implant
 from calibration.pod import LEAST_DEFECTS, Bin, Pod, fit
 from calibration.progress import steps
+from calibration.repeats import Repeats, judge
 from contract.bundle import Bundle, Precision, open_bundle
 from contract.dataset import Dataset, Sample, load_dataset
 from contract.event import Verdict
@@ -30,9 +31,6 @@ from edge_runtime.inspector import Inspector
 
 FORMAT = "flawline.capability/1"
 DETECTED = (Verdict.REJECT, Verdict.REVIEW)
-REPEATS = 10
-"""Pictures of a part that an agreement of verdicts should rest on (attribute agreement analysis, MSA)."""
-
 ALL = "all defects with a mask"
 
 
@@ -84,6 +82,7 @@ class Capability(NamedTuple):
     implants: Implants | None
     bases: int
     agreement: Agreement | None
+    repeats: Repeats | None = None
 
     def document(self) -> dict[str, Any]:
         """For machines: the figures of the evaluation, and the capability beside them."""
@@ -96,6 +95,7 @@ class Capability(NamedTuple):
             "implanted": {each.name: _fields(each) for each in self.implanted},
             "implants": None if self.implants is None else {**self.implants._asdict(), "good_pictures": self.bases},
             "agreement": None if self.agreement is None else _agreement_fields(self.agreement),
+            "repeats": None if self.repeats is None else self.repeats.fields(),
         }
 
 
@@ -106,15 +106,19 @@ def measure(
     pattern: str | None = None,
     precision: Precision = "fp32",
     implants: Implants | None = None,
+    repeats: Path | None = None,
 ) -> Capability:
-    """Inspect every test image, and implants if wanted. Raises CalibrationError where nothing can be said."""
+    """Inspect every test image, and implants and a folder of repeats if wanted.
+
+    Raises CalibrationError where nothing can be said.
+    """
     if implants is not None:
         _check(implants)
     bundle = open_bundle(folder)
     if bundle.manifest.thresholds is None:
         raise CalibrationError(f"{folder}: has no thresholds; run `flawline calibrate thresholds {folder}` first")
     dataset = load_dataset(data, pattern_of(bundle, pattern))
-    if not dataset.test and implants is None:
+    if not dataset.test and implants is None and repeats is None:
         raise CalibrationError(
             f"{data}: no test images; expected {data}/test/good and {data}/test/<defect>. Without any, defects can be "
             "implanted in good pictures: --implant spot"
@@ -135,6 +139,7 @@ def measure(
         implants,
         len(bases),
         agreement(seen),
+        None if repeats is None else judge(bundle, repeats, engine, precision),
     )
 
 

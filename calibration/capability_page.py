@@ -6,25 +6,40 @@ import math
 from collections.abc import Callable, Sequence
 from html import escape
 
-from calibration.capability import REPEATS, Capability, Detection
+from calibration.capability import Capability, Detection
 from calibration.pod import RATE, Pod
+from calibration.repeats import NEAR, REPEATS, PartRepeats, Repeats
 from calibration.report import (
-    CLASS_HEADER,
     COLOURS,
     EXCHANGEABLE,
     MARK_COLOUR,
-    class_rows,
     evaluation_rows,
-    interval_note,
+    evaluation_tables,
     page,
     summary,
     table,
 )
+from contract.event import Verdict
 from contract.stats import Rate
 
 WIDTH, HEIGHT, LEFT, RIM = 720, 260, 44, 30
 POINTS = 120
 DETECTION_HEADER = ("defects", "detected, of those inspected", "not inspected", "a50", "a90", "a90/95", "")
+REPEAT_HEADER = (
+    "part",
+    "pictures",
+    *(verdict.value for verdict in Verdict),
+    "commonest verdict",
+    "mean score",
+    "standard deviation",
+    "sigma from a limit",
+)
+REPEATABILITY = (
+    "A part before the camera again and again. The standard deviation of a repeat's score is that of all parts by "
+    "their degrees of freedom (repeatability of a gauge study; interval by chi-square). Sigma from a limit: from the "
+    "part's mean to the nearest limit, in standard deviations of a repeat, the larger of its own and all parts'. A "
+    f"part within {NEAR:g} of them gets different verdicts in time. What was not inspected has no score."
+)
 SIGNED = (("measured by", "", "", ""), ("approved by", "", "", ""))
 METHOD = (
     "Detection rate by size: MIL-HDBK-1823A, with a link that may come to 100 % more slowly than the logit "
@@ -62,7 +77,7 @@ def error_rows(found: Capability) -> list[tuple[str, str]]:
     rows = [] if found.evaluation is None else evaluation_rows(found.evaluation.figures)
     if found.agreement is not None:
         rows.append(("parts whose pictures all get one verdict", found.agreement.parts.text()))
-    return rows
+    return rows if found.repeats is None else [*rows, *repeats_rows(found.repeats)]
 
 
 def detection_rows(found: Capability) -> list[tuple[str, ...]]:
@@ -84,12 +99,7 @@ def _size(size: float | None, unit: str) -> str:
 def _errors(found: Capability) -> str:
     if found.evaluation is None:
         return "<h2>Errors</h2><p>There are no test images.</p>"
-    figures = found.evaluation.figures
-    return (
-        f"<h2>Errors on the test images</h2>{table(('', ''), evaluation_rows(figures))}"
-        f"{interval_note(figures)}"
-        f"{table(CLASS_HEADER, class_rows(figures))}"
-    )
+    return f"<h2>Errors on the test images</h2>{evaluation_tables(found.evaluation.figures)}"
 
 
 def _implanted(found: Capability) -> str:
@@ -115,15 +125,93 @@ def _detections(detections: Sequence[Detection], unit: str) -> str:
     return table(DETECTION_HEADER, [_row(each, unit) for each in detections]) + curves
 
 
+def repeats_rows(found: Repeats) -> list[tuple[str, str]]:
+    """The lines that terminal and page both show of parts that were put before the camera again and again."""
+    sigma, interval, camera = found.sigma, found.sigma_interval, found.camera
+    distances = [distance for part in found.parts if (distance := found.distance(part)) is not None]
+    spread = "—" if sigma is None or interval is None else f"{sigma:.4g} ({interval[0]:.4g} to {interval[1]:.4g})"
+    return [
+        (
+            "repeats taken by",
+            f"camera {camera['id']}, {camera['source']}, trigger {camera['trigger']}, fixture {camera['fixture']}; the "
+            f"part {'lay still' if camera['lying'] else 'was put before it each time'}",
+        ),
+        ("repeated parts whose pictures all get one verdict", found.agree.text()),
+        ("standard deviation of a repeat's score", spread),
+        ("nearest part to a limit", f"{min(distances):.3g} sigma" if distances else "—"),
+        (f"parts within {NEAR:g} sigma of a limit", found.near.text()),
+    ]
+
+
+def part_rows(found: Repeats) -> list[tuple[str, ...]]:
+    """One row for each part, by REPEAT_HEADER."""
+    return [_part_row(found, part) for part in found.parts]
+
+
+def _part_row(found: Repeats, part: PartRepeats) -> tuple[str, ...]:
+    figures = (part.mean, part.sigma, found.distance(part))
+    return (
+        str(part.part),
+        str(part.verdicts.total()),
+        *(str(part.verdicts[verdict]) for verdict in Verdict),
+        part.commonest.text(),
+        *("—" if value is None else f"{value:.4g}" for value in figures),
+    )
+
+
+def _again_and_again(found: Repeats) -> str:
+    few = min(part.verdicts.total() for part in found.parts)
+    note = f'<p class="note">Ten repeats are usual; some parts have {few}.</p>' if few < REPEATS else ""
+    return (
+        f"{table(('', ''), repeats_rows(found))}<p>{REPEATABILITY}</p>{note}{_scatter(found)}"
+        f"{table(REPEAT_HEADER, part_rows(found))}"
+    )
+
+
+def _scatter(found: Repeats) -> str:
+    """SVG of every score above its part, with the limits."""
+    scores = [score for part in found.parts for score in part.scores]
+    if not scores:
+        return ""
+    low, high = min(*scores, *found.limits), max(*scores, *found.limits)
+    step = (WIDTH - LEFT - 10) / len(found.parts)
+
+    def y(score: float) -> float:
+        return RIM / 2 + (HEIGHT - 1.5 * RIM) * ((high - score) / (high - low) if high > low else 0.5)
+
+    limits = "".join(
+        f'<line x1="{LEFT}" y1="{y(limit):.1f}" x2="{WIDTH - 10}" y2="{y(limit):.1f}" stroke="{MARK_COLOUR}" '
+        f'stroke-dasharray="5 3"/><text x="{LEFT - 6}" y="{y(limit) + 4:.1f}" text-anchor="end">{limit:.3g}</text>'
+        for limit in found.limits
+    )
+    points = "".join(
+        f'<circle cx="{LEFT + (at + 0.5) * step:.1f}" cy="{y(score):.1f}" r="3" fill="{COLOURS[0]}" '
+        'fill-opacity="0.55"/>'
+        for at, part in enumerate(found.parts)
+        for score in part.scores
+    )
+    return (
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="scores of the repeats of each part">{limits}'
+        f'{points}<text x="{WIDTH / 2}" y="{HEIGHT - 8}" text-anchor="middle">part 1 to {len(found.parts)}</text></svg>'
+    )
+
+
 def _repeats(found: Capability) -> str:
+    taken = "" if found.repeats is None else _again_and_again(found.repeats)
+    if found.repeats is not None and found.agreement is None:
+        return taken
+    return taken + _of_test_images(found)
+
+
+def _of_test_images(found: Capability) -> str:
     agreement = found.agreement
     if agreement is None:
         return (
             "<p>No part has several test pictures, so agreement was not measured. Take ten pictures of each of some "
-            "parts, name the part in the file names, and give <code>--group-pattern</code>.</p>"
+            "parts at the line: <code>flawline calibrate repeats</code>, then <code>--repeats DIR</code>.</p>"
         )
     rows = [
-        ("parts whose pictures all get one verdict", agreement.parts.text()),
+        ("parts of the test images whose pictures all get one verdict", agreement.parts.text()),
         ("pairs of pictures of one part with one verdict", agreement.pairs.text()),
         ("pictures", f"{agreement.pictures}, at least {agreement.least} of a part"),
     ]

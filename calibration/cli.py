@@ -10,6 +10,8 @@ import typer
 
 if TYPE_CHECKING:
     from calibration.calibrate import Proposal
+    from contract.release import State
+    from edge_runtime.settings import CameraSettings, EdgeSettings
 
 WIDE = 400
 app = typer.Typer(
@@ -30,6 +32,9 @@ OfGraph = Annotated[
 ]
 Pattern = Annotated[
     str | None, typer.Option("--group-pattern", metavar="RE", help="its first brackets name the part in a file name")
+]
+Looks = Annotated[
+    Path | None, typer.Option("--looks", metavar="FILE", help="CSV to which every look at test images is appended")
 ]
 
 
@@ -112,9 +117,17 @@ def thresholds(
     if preview:
         _preview(found)
     else:
-        report = write(found.bundle, found.thresholds, found.quality, found.measured)
+        report = write(found)
         typer.echo(f"picture bounds from {found.quality.samples} good images; report: {report}")
+        _say_draft(found.bundle.state, bundle)
     typer.echo(EXCHANGEABLE)
+
+
+def _say_draft(before: State, bundle: Path) -> None:
+    from contract.release import draft_again
+
+    if said := draft_again(before, str(bundle)):
+        typer.echo(said)
 
 
 def _preview(proposal: Proposal) -> None:
@@ -138,12 +151,14 @@ def int8(
     ] = None,
     engine: EngineName = "auto",
     json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="the figures, also where refused")] = None,
+    looks: Looks = None,
     group_pattern: Pattern = None,
 ) -> None:
     """Make an INT8 graph of the bundle's FP32 graph; it goes into the bundle only if it agrees with FP32.
 
     Ranges and the layers that stay FP32 come from good images of train/good that training saw. Held-out good images,
-    and test/good and test/<defect> where they are given, decide: rank correlation, verdicts at the limit, AUROC.
+    and test/good and test/<defect> where they are given, decide: rank correlation, verdicts at the limit, AUROC. That
+    is a look at test images, which --looks puts on record.
 
     \b
     Examples:
@@ -155,11 +170,14 @@ def int8(
     from calibration.errors import CalibrationError
     from calibration.int8 import make_int8
 
-    tried = make_int8(bundle, data, false_reject_rate, engine, group_pattern)
+    tried = make_int8(bundle, data, false_reject_rate, engine, group_pattern, looks)
     if json is not None:
         _write(json, dumps(tried.fields(), indent=1, allow_nan=False) + "\n")
     for line in tried.lines():
         typer.echo(line)
+    if tried.test_images:
+        where = "--looks FILE puts that on record" if looks is None else f"on record in {looks}"
+        typer.echo(f"{tried.test_images} test images were looked at to decide: {where}")
     if tried.faults:
         raise CalibrationError(
             f"INT8 is refused and the bundle as it was: {'; '.join(tried.faults)}. Stay with precision = 'fp32', or "
@@ -169,6 +187,7 @@ def int8(
         f"the bundle has an INT8 graph; next: flawline calibrate thresholds {bundle} --data {data} "
         f"--engine {tried.golden.engine} --precision int8"
     )
+    _say_draft(tried.was, bundle)
 
 
 @app.command()
@@ -177,9 +196,7 @@ def evaluate(
     data: Data,
     json: Annotated[Path, typer.Option("--json", metavar="FILE", help="the figures, for machines")],
     html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="the figures as a page")] = None,
-    looks: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="CSV to which every look at test images is appended")
-    ] = None,
+    looks: Looks = None,
     engine: EngineName = "auto",
     precision: OfGraph = "fp32",
     group_pattern: Pattern = None,
@@ -225,9 +242,10 @@ def capability(
         str, typer.Option(metavar="X,Y,W,H", help="where implants have their middle, as fractions of the picture")
     ] = "0.15,0.15,0.7,0.7",
     seed: Annotated[int, typer.Option(min=0, help="of the implants")] = 1,
-    looks: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="CSV to which every look at test images is appended")
+    repeats: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="pictures taken by flawline calibrate repeats")
     ] = None,
+    looks: Looks = None,
     engine: EngineName = "auto",
     precision: OfGraph = "fp32",
     group_pattern: Pattern = None,
@@ -241,6 +259,7 @@ def capability(
     Examples:
       flawline calibrate capability bundle --data parts --html capability.html
       flawline calibrate capability bundle --data parts --html c.html --implant spot --implant scratch --sizes 2:24
+      flawline calibrate capability bundle --data parts --html capability.html --repeats repeats
     """
     from json import dumps
 
@@ -254,7 +273,7 @@ def capability(
         low, high = _numbers("--sizes", sizes, ":", 2)
         x, y, w, h = _numbers("--region", region, ",", 4)
         asked = Implants(tuple(implant), implants, contrast, (low, high), (x, y, w, h), seed)
-    result = measure(bundle, data, engine, group_pattern, as_precision(precision), asked)
+    result = measure(bundle, data, engine, group_pattern, as_precision(precision), asked, repeats)
     _write(html, capability_page(result))
     if json is not None:
         _write(json, dumps(result.document(), indent=1, allow_nan=False) + "\n")
@@ -263,6 +282,93 @@ def capability(
     _print(None, error_rows(result))
     _print(DETECTION_HEADER, detection_rows(result))
     typer.echo(f"page: {html}")
+
+
+@app.command()
+def repeats(
+    bundle: BundleFolder,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="where the pictures go, and where they go on")],
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="edge.toml: its camera as the edge is set up")
+    ] = None,
+    camera: Annotated[str | None, typer.Option(metavar="ID", help="which of edge.toml's cameras")] = None,
+    url: Annotated[str | None, typer.Option(metavar="URL", help="a camera without an edge.toml: usb://0, ...")] = None,
+    parts: Annotated[int, typer.Option(min=1, help="how many parts; some near the limit say most")] = 10,
+    times: Annotated[int, typer.Option(min=2, help="how often each")] = 10,
+    lying: Annotated[
+        bool, typer.Option("--lying", help="each part lies before the camera, which takes its pictures one by one")
+    ] = False,
+    ask: Annotated[
+        bool | None,
+        typer.Option("--ask/--no-ask", help="wait for Enter before each part  [default: unless it is a recording]"),
+    ] = None,
+    json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="the figures, for machines")] = None,
+    engine: Annotated[str | None, typer.Option(help="the line's  [default: edge.toml's, or auto]")] = None,
+    precision: Annotated[str | None, typer.Option(help="of the graph  [default: edge.toml's, or fp32]")] = None,
+) -> None:
+    """Put some parts before the line's camera ten times each: how well verdict and score repeat.
+
+    Taken, cut and judged as the edge does; stop the edge first where both would open one camera. Pictures are kept:
+    the same command goes on where it was interrupted, and a part whose folder is removed is taken again.
+
+    \b
+    Examples:
+      flawline calibrate repeats bundle --config edge.toml --out repeats
+      flawline calibrate repeats bundle --config edge.toml --out lying --lying --parts 5
+      flawline calibrate repeats bundle --url "synthetic://line?seed=7&parts=10&repeat=10&fps=50" --out repeats
+      flawline calibrate capability bundle --data parts --html capability.html --repeats repeats
+    """
+    from json import dumps
+
+    from calibration.capability_page import REPEAT_HEADER, part_rows, repeats_rows
+    from calibration.repeats import Asked, judge, take
+    from contract.bundle import as_precision, open_bundle
+    from edge_runtime.cameras import is_live
+    from edge_runtime.recipes import refuse_unfit
+
+    opened = open_bundle(bundle)
+    settings = _edge_of(bundle, config, url)
+    if precision is not None:
+        settings = settings.model_copy(update={"precision": as_precision(precision)})
+    refuse_unfit(opened, settings)
+    chosen = _one_camera(settings, camera)
+    if lying:
+        chosen = chosen.model_copy(update={"trigger": "every-frame"})
+
+    def await_part(part: int) -> None:
+        how = "lay it before the camera" if lying else f"put it before the camera {times} times"
+        input(f"Part {part} of {parts}: {how}. Enter begins ")
+
+    wait = await_part if (is_live(chosen.url) if ask is None else ask) else None
+    take(opened, Asked(chosen, parts, times, lying), out, typer.echo, wait)
+    result = judge(opened, out, engine or settings.engine, settings.precision)
+    if json is not None:
+        _write(json, dumps(result.fields(), indent=1, allow_nan=False) + "\n")
+    _print(REPEAT_HEADER, part_rows(result))
+    _print(None, repeats_rows(result))
+    typer.echo(f"onto the page: flawline calibrate capability {bundle} --data DIR --html FILE --repeats {out}")
+
+
+def _edge_of(bundle: Path, config: Path | None, url: str | None) -> EdgeSettings:
+    """The edge whose camera takes the pictures. Raises ConfigError."""
+    from contract.errors import ConfigError
+    from edge_runtime.settings import CameraSettings, EdgeSettings, load_settings
+
+    if (config is None) == (url is None):
+        raise ConfigError("give --config edge.toml, or --url URL for a camera without one")
+    if config is not None:
+        return load_settings(config)
+    return EdgeSettings(edge_id="repeats", bundle=bundle, cameras=[CameraSettings(id="top", url=url or "")])
+
+
+def _one_camera(settings: EdgeSettings, camera: str | None) -> CameraSettings:
+    from contract.errors import ConfigError
+
+    found = [each for each in settings.cameras if camera in (None, each.id)]
+    if len(found) != 1:
+        known = ", ".join(each.id for each in settings.cameras)
+        raise ConfigError(f"{f'no camera {camera!r}' if camera else 'several cameras'}: --camera ID, of {known}")
+    return found[0]
 
 
 def _numbers(option: str, text: str, between: str, count: int) -> list[float]:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
 from calibration.errors import CalibrationError
-from calibration.looks import append_look
-from contract.bundle import Bundle
 from contract.dataset import Dataset, Sample, images_in, sha256_of_image
 
 GOOD = "good"
@@ -51,20 +48,3 @@ def _in_folder(folder: Path) -> list[Sample]:
 def _below_test(path: Path) -> bool:
     """Whether the image lies in the test folder of a data set in the MVTec AD layout."""
     return any(place.name == "test" and (place.parent / "train" / GOOD).is_dir() for place in path.resolve().parents)
-
-
-def record(looks: Path, bundle: Bundle, dataset: Dataset, images: int) -> None:
-    """Put on record that test images were used to choose a limit; it names the data set, never a folder."""
-    manifest = bundle.manifest
-    append_look(
-        looks,
-        {
-            "when": datetime.now(UTC).isoformat(timespec="seconds"),
-            "dataset": dataset.root.resolve().name,
-            "model": manifest.model.name,
-            "seed": manifest.training.get("settings", {}).get("seed"),
-            "bundle": manifest.id,
-            "calibration": "chosen by these images",
-            "images": images,
-        },
-    )

@@ -6,7 +6,6 @@ once on held-out images, with the line's engine, and goes into the bundle only i
 
 from __future__ import annotations
 
-import hashlib
 import statistics
 import time
 from collections.abc import Sequence
@@ -21,21 +20,15 @@ from calibration.calibrate import threads, without_limits
 from calibration.conformal import require, threshold
 from calibration.errors import CalibrationError
 from calibration.holdout import hold_out, pattern_of
+from calibration.looks import record
 from calibration.progress import steps
 from calibration.qdq import Ranges, layers_of, measure_ranges, quantize
-from contract.bundle import (
-    ROLE_GRAPH_INT8,
-    Bundle,
-    GoldenInt8,
-    file_entry,
-    open_bundle,
-    write_atomic,
-    write_manifest,
-)
+from contract.bundle import ROLE_GRAPH_INT8, Bundle, GoldenInt8, open_bundle, put_file
 from contract.dataset import Dataset, Sample, load_dataset
 from contract.images import Pixels, read_image
 from contract.preprocess import prepare
 from contract.recipe import Thresholds
+from contract.release import State
 from edge_runtime.engines import compile_graph, open_engine
 from edge_runtime.engines.base import Engine, graph_spec, read_graph
 from edge_runtime.engines.golden import check_golden, deviations, golden_outputs
@@ -75,7 +68,8 @@ class Choice(NamedTuple):
 class Tried(NamedTuple):
     """What came of it, and how many times as fast as FP32 it is on this machine.
 
-    ``faults`` are why the bundle goes without INT8, empty where it has it now.
+    ``faults`` are why the bundle goes without INT8, empty where it has it now. ``test_images``: how many decided.
+    ``was``: the state of the bundle before, which is a draft where it has INT8 now.
     """
 
     choice: Choice
@@ -84,6 +78,8 @@ class Tried(NamedTuple):
     golden: GoldenInt8
     times_fp32: float
     faults: list[str]
+    test_images: int
+    was: State
 
     def fields(self) -> dict[str, Any]:
         """The figures as JSON, admitted or not."""
@@ -93,6 +89,7 @@ class Tried(NamedTuple):
             "times_fp32": round(self.times_fp32, 3),
             **self.agreement.fields(),
             "images_to_show_the_share_of_flips": images_to_show(),
+            "test_images": self.test_images,
             "faults": self.faults,
             "layers": len(self.choice.layers),
             "left_out": [layer._asdict() for layer in self.choice.left_out],
@@ -121,7 +118,7 @@ class Tried(NamedTuple):
 class Parts(NamedTuple):
     """``choosing``: good images for ranges and layers; ``good`` and ``defective`` are held out from that.
 
-    The limit is set from ``good[:limiting]``, which are those of ``train/good``.
+    The limit is set from ``good[:limiting]``, which are those of ``train/good``; the others are test images.
     """
 
     choosing: list[Sample]
@@ -129,21 +126,35 @@ class Parts(NamedTuple):
     defective: list[Sample]
     limiting: int
 
+    @property
+    def test_images(self) -> int:
+        return len(self.good) - self.limiting + len(self.defective)
+
 
 def make_int8(
-    folder: Path, data: Path, rate: float | None = None, engine: str = "auto", pattern: str | None = None
+    folder: Path,
+    data: Path,
+    rate: float | None = None,
+    engine: str = "auto",
+    pattern: str | None = None,
+    looks: Path | None = None,
 ) -> Tried:
     """Make and try an INT8 graph; it is in the bundle if ``faults`` of what is returned is empty.
 
     ``rate`` of false rejects sets the limits at which verdicts are compared; None: the bundle's own, else 0.05.
+    ``looks``: the record of looks at test images, written before the bundle is.
     Raises CalibrationError where there are too few images, and whatever the engines raise.
     """
     bundle = open_bundle(folder)
     limits = bundle.manifest.thresholds
     rate = rate or (None if limits is None else limits.false_reject_rate) or 0.05
-    parts = share_out(bundle, load_dataset(data, pattern_of(bundle, pattern)), rate)
+    dataset = load_dataset(data, pattern_of(bundle, pattern))
+    parts = share_out(bundle, dataset, rate)
     choice = choose(bundle, read_parts(bundle, spread(parts.choosing, MOST_CHOOSING)))
     tried = admit(bundle, choice, parts, rate, engine)
+    if looks is not None and tried.test_images:
+        decided = f"INT8 {'refused' if tried.faults else 'admitted'} by these images"
+        record(looks, bundle, dataset, decided, tried.test_images, tried.agreement.auroc)
     if not tried.faults:
         write(bundle, tried)
     return tried
@@ -240,7 +251,9 @@ def admit(bundle: Bundle, choice: Choice, parts: Parts, rate: float, engine_name
     faults = compared.faults()
     if flips.any():
         faults.append(f"golden image(s) {np.flatnonzero(flips).tolist()} get another verdict")
-    return Tried(choice, compared, engine.describe(), golden, speed(engine, reference), faults)
+    return Tried(
+        choice, compared, engine.describe(), golden, speed(engine, reference), faults, parts.test_images, bundle.state
+    )
 
 
 def speed(engine: Engine, reference: Engine) -> float:
@@ -261,27 +274,20 @@ def _scored(scores: Scores, parts: Parts, groups: list[str], rate: float) -> Sco
 
 
 def write(bundle: Bundle, tried: Tried) -> None:
-    """Put the graph and its figures into the bundle; until the manifest is replaced, the old one stays valid.
+    """Put the graph and its figures into the bundle.
 
     Limits that were measured with an earlier INT8 graph go: they are not this one's.
     """
-    graph, manifest = tried.choice.graph, bundle.manifest
-    name = f"model.int8-{hashlib.sha256(graph).hexdigest()[:8]}.onnx"
-    write_atomic(bundle.root / name, graph)
-    before = manifest.files.get(ROLE_GRAPH_INT8)
-    write_manifest(
-        bundle.root,
-        manifest.model_copy(
-            update={
-                "files": {**manifest.files, ROLE_GRAPH_INT8: file_entry(bundle.root, name)},
-                "golden": manifest.golden.model_copy(update={"int8": tried.golden}),
-                "thresholds": without_int8(manifest.thresholds),
-                "metrics": {**manifest.metrics, "int8": tried.fields()},
-            }
-        ),
+    manifest = bundle.manifest
+    put_file(
+        bundle,
+        ROLE_GRAPH_INT8,
+        "model.int8.onnx",
+        tried.choice.graph,
+        golden=manifest.golden.model_copy(update={"int8": tried.golden}),
+        thresholds=without_int8(manifest.thresholds),
+        metrics={**manifest.metrics, "int8": tried.fields()},
     )
-    if before is not None and before.path != name:
-        (bundle.root / before.path).unlink(missing_ok=True)
 
 
 def without_int8(thresholds: Thresholds | None) -> Thresholds | None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from calibration.errors import CalibrationError
+from contract.bundle import Bundle
+from contract.dataset import Dataset
 
 LOOKS = (
     "when",
@@ -21,6 +24,27 @@ LOOKS = (
     "false_rejects",
     "escapes",
 )
+
+
+def record(path: Path, bundle: Bundle, dataset: Dataset, decided: str, images: int, auroc: float | None = None) -> None:
+    """Put on record that test images decided something: ``decided`` says what, in the column of the calibration.
+
+    It names the data set, never a folder of this machine. Raises CalibrationError as ``append_look`` does.
+    """
+    manifest = bundle.manifest
+    append_look(
+        path,
+        {
+            "when": datetime.now(UTC).isoformat(timespec="seconds"),
+            "dataset": dataset.root.resolve().name,
+            "model": manifest.model.name,
+            "seed": manifest.training.get("settings", {}).get("seed"),
+            "bundle": manifest.id,
+            "calibration": decided,
+            "images": images,
+            "image_auroc": auroc,
+        },
+    )
 
 
 def append_look(path: Path, row: dict[str, Any]) -> None:

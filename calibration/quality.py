@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from contract.bundle import PictureSizes
 from contract.preprocess import MEASURES, SHARPNESS, Prepared, likeness, measure, thumbnail
 from contract.recipe import Bounds, QualityBounds
 
@@ -15,10 +16,11 @@ Values = NDArray[np.float64]
 
 
 class Seen(NamedTuple):
-    """What is kept of one good picture, per view: its measures and its thumbnail, float32 [256]."""
+    """What is kept of one good picture: its size, and per view its measures and its thumbnail, float32 [256]."""
 
     measures: dict[str, dict[str, float]]
     thumbs: dict[str, NDArray[np.float32]]
+    hw: tuple[int, int]
 
 
 def see(prepared: Prepared, part_hw: tuple[int, int]) -> Seen:
@@ -27,7 +29,14 @@ def see(prepared: Prepared, part_hw: tuple[int, int]) -> Seen:
     return Seen(
         {view: measure(canvas, part_hw, None) for view, canvas in views},
         {view: thumbnail(canvas) for view, canvas in views},
+        part_hw,
     )
+
+
+def sizes_of(pictures: Sequence[Seen]) -> PictureSizes:
+    """Of at least one good picture."""
+    heights, widths = zip(*(picture.hw for picture in pictures), strict=True)
+    return PictureSizes(width=(min(widths), max(widths)), height=(min(heights), max(heights)))
 
 
 def _spread(values: Values) -> float:

@@ -242,8 +242,15 @@ def evaluation_page(figures: Mapping[str, Any], scores: Mapping[str, Sequence[fl
         f'<p class="quiet">Bundle {escape(figures["bundle"])}, images {escape(figures["data"])}, '
         f"{escape(figures['when'])}</p>{uncalibrated}"
         f"<h2>Scores</h2>{histogram(scores, marks)}"
-        f"<h2>Figures</h2>{table(('', ''), evaluation_rows(figures))}"
-        f"{interval_note(figures)}"
-        f"<h2>Defect classes</h2>{table(CLASS_HEADER, class_rows(figures))}"
+        f"<h2>Figures</h2>{evaluation_tables(figures)}"
     )
     return page("Evaluation", body)
+
+
+def evaluation_tables(figures: Mapping[str, Any]) -> str:
+    """The figures in all and by class, with what their intervals are."""
+    return (
+        f"{table(('', ''), evaluation_rows(figures))}"
+        f"{interval_note(figures)}"
+        f"<h3>Defect classes</h3>{table(CLASS_HEADER, class_rows(figures))}"
+    )

@@ -102,6 +102,13 @@ class DataFingerprint(Strict):
     grouping: str
 
 
+class PictureSizes(Strict):
+    """Smallest and largest good picture that a calibration saw, in pixels: how much of the frame was cut out."""
+
+    width: tuple[int, int]
+    height: tuple[int, int]
+
+
 class Manifest(Strict):
     """``bundle.json``. ``digest`` is the sha256 of the rest in canonical JSON."""
 
@@ -118,6 +125,7 @@ class Manifest(Strict):
     metrics: dict[str, Any] = Field(default_factory=dict)
     thresholds: Thresholds | None = None
     quality: QualityBounds | None = None
+    pictures: PictureSizes | None = Field(None, description="set with the thresholds")
     cameras: dict[str, CameraControls] = Field(default_factory=dict, max_length=64, description="by id, or `any`")
     history: list[Step] = Field(default_factory=list, max_length=MAX_STEPS, description="of its state; only added to")
     digest: str = ""
@@ -177,6 +185,11 @@ def open_bundle(folder: Path) -> Bundle:
         if role not in manifest.files:
             raise BundleError(f"{folder}: the bundle has no file of role {role!r}; train it again")
     return Bundle(folder, manifest, _content_of(raw), data == _as_signed(raw))
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest alone, its digest verified and its files not. Raises BundleError."""
+    return _read_manifest(folder)[0]
 
 
 def _content_of(raw: dict[str, Any]) -> str:
@@ -257,6 +270,22 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         manifest = manifest.model_copy(update={"history": [*manifest.history, draft(manifest.history, why)]})
     content = manifest.model_copy(update={"digest": manifest.computed_digest()})
     write_atomic(folder / MANIFEST, (content.model_dump_json(indent=1) + "\n").encode())
+
+
+def put_file(bundle: Bundle, role: str, name: str, data: bytes, **update: Any) -> Path:
+    """Make ``data`` the file of ``role``, and ``update`` (fields of the manifest) part of the bundle; returns its path.
+
+    The content's hash goes into the file's name: until the manifest is replaced, the old one stays whole and valid.
+    """
+    stem, dot, suffix = name.rpartition(".")
+    named = f"{stem}-{hashlib.sha256(data).hexdigest()[:8]}{dot}{suffix}"
+    write_atomic(bundle.root / named, data)
+    before = bundle.manifest.files.get(role)
+    files = {**bundle.manifest.files, role: file_entry(bundle.root, named)}
+    write_manifest(bundle.root, bundle.manifest.model_copy(update={**update, "files": files}))
+    if before is not None and before.path != named:
+        (bundle.root / before.path).unlink(missing_ok=True)
+    return bundle.root / named
 
 
 def _changed(folder: Path, manifest: Manifest) -> list[str]:

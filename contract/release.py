@@ -86,6 +86,24 @@ def state_of(history: Sequence[Step]) -> State:
     return history[-1].state if history else "draft"
 
 
+def signed_of(history: Sequence[Step]) -> list[Step]:
+    """The signed steps since the last draft: those of the content as it is now."""
+    found: list[Step] = []
+    for step in history:
+        found = [] if step.state == "draft" else [*found, step]
+    return found
+
+
+def draft_again(before: State, where: str) -> str:
+    """What whoever changed a bundle must be told; empty where it was a draft ``before``."""
+    if before == "draft":
+        return ""
+    return (
+        f"{where}: was {before}, is a draft again: no edge in production takes it until it is validated and released "
+        f"anew: flawline bundle validate {where}"
+    )
+
+
 def draft(history: Sequence[Step], why: str) -> Step:
     """The unsigned step that a new or changed content begins with, in the name of whoever runs this."""
     try:
@@ -152,9 +170,8 @@ def verify_history(history: Sequence[Step], content: str, where: str) -> None:
         if step.state != "draft" and not signed_by(step.key or "", step.signature or "", step.message()):
             raise BundleError(f"{name} is wrongly signed: step or signature was changed; copy the bundle again")
         before = step
-    drafts = [number for number, step in enumerate(history) if step.state == "draft"]
-    for step in history[drafts[-1] :] if drafts else []:
-        if step.content not in (None, content):
+    for step in signed_of(history):
+        if step.content != content:
             raise BundleError(
                 f"{where}: {step.who} signed it as {step.state} with content {(step.content or '')[:16]} and it has "
                 f"{content[:16]}: it was changed since, or the signature is another bundle's; copy it again, or have "

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from contract.errors import ConfigError, FlawlineError
+from contract.errors import BundleError, ConfigError, FlawlineError
 
 if TYPE_CHECKING:
     from contract.bundle import Bundle, Precision
@@ -100,6 +100,9 @@ def acceptance(
 
 def examine(bundle: Bundle, asked: Asked, say: Say) -> dict[str, Any]:
     """All measurements as JSON types. A step that fails is a fault with its reason, and the next are not made up."""
+    from contract.keys import fingerprint
+    from contract.release import signed_of
+
     manifest = bundle.manifest
     result: dict[str, Any] = {
         "format": FORMAT,
@@ -112,6 +115,13 @@ def examine(bundle: Bundle, asked: Asked, say: Say) -> dict[str, Any]:
             "digest": manifest.digest,
             "calibration": manifest.calibration_id(),
             "thresholds_measured_with": manifest.thresholds.engine if manifest.thresholds else None,
+            "state": bundle.state,
+            "content": bundle.content,
+            "signed": [
+                {"state": step.state, "who": step.who, "when": step.when, "key": fingerprint(step.key)}
+                for step in signed_of(manifest.history)
+                if step.key
+            ],
         },
         "asked": asked._asdict(),
         "engine": None,
@@ -130,9 +140,14 @@ def examine(bundle: Bundle, asked: Asked, say: Say) -> dict[str, Any]:
 
 
 def _unfit(bundle: Bundle, asked: Asked) -> list[str]:
-    """Why no part could be judged with these limits on this engine, whatever it measures."""
+    """Why no part should be judged with this bundle and these limits on this engine, whatever it measures."""
+    from contract.release import verify_history
     from edge_runtime.recipes import precision_fault
 
+    try:
+        verify_history(bundle.manifest.history, bundle.content, str(bundle.root))
+    except BundleError as error:
+        return [str(error)]
     if bundle.manifest.thresholds is None:
         return ["the bundle is not calibrated: every part would be NOT_INSPECTED"]
     fault = precision_fault(bundle, asked.precision)

@@ -78,6 +78,12 @@ def _ran(result: dict[str, Any]) -> Iterable[tuple[str, str]]:
 def _bundle(bundle: dict[str, Any]) -> Iterable[tuple[str, str]]:
     yield "Identity", f"{bundle['name']}, {bundle['model']}, {bundle['id']}"
     yield "Digest", bundle["digest"]
+    yield "State", bundle["state"] + ("" if bundle["signed"] else ", signed by nobody")
+    for step in bundle["signed"]:
+        yield step["state"].capitalize(), f"by {step['who']} on {step['when']}, key {step['key']}"
+    if bundle["signed"]:
+        yield "Whose keys these are", "was not asked: flawline bundle verify BUNDLE --trusted DIR"
+    yield "Content", bundle["content"]
     yield "Calibration", bundle["calibration"] or "none"
     yield "Limits measured with", bundle["thresholds_measured_with"] or "nothing"
 

@@ -10,6 +10,7 @@ import typer
 if TYPE_CHECKING:
     from contract.bundle import Bundle
     from contract.camera import CameraControls
+    from contract.release import State
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -135,12 +136,8 @@ def release(bundle: Folder, key: Key, why: Why) -> None:
     Example:
       flawline bundle release bundle --key keys/grace.sign_secret --why "approved for line 3"
     """
-    from contract.bundle import advance, open_bundle
-    from contract.signing import load_signing_pair
-
-    pair = load_signing_pair(key)
-    done = advance(open_bundle(bundle), "released", pair, why)
-    typer.echo(f"{bundle}: released by {pair.name}, content {done.content[:16]}")
+    done = _sign(bundle, "released", key, why)
+    typer.echo(f"{bundle}: released by {done.manifest.history[-1].who}, content {done.content[:16]}")
     typer.echo(f"Next, on the edge's box: flawline bundle verify {bundle} --trusted DIR")
 
 
@@ -154,13 +151,18 @@ def retire(bundle: Folder, key: Key, why: Why) -> None:
     Example:
       flawline bundle retire bundle --key keys/grace.sign_secret --why "escapes of 12 March"
     """
+    done = _sign(bundle, "retired", key, why)
+    typer.echo(f"{bundle}: retired by {done.manifest.history[-1].who}. For edges that have another copy, in edge.toml:")
+    typer.echo(f'[bundles]\nretired = ["{done.content[:16]}"]')
+
+
+def _sign(bundle: Path, state: State, key: Path, why: str) -> Bundle:
+    """One step with one person's key; returns the bundle as it stands then."""
     from contract.bundle import advance, open_bundle
     from contract.signing import load_signing_pair
 
     pair = load_signing_pair(key)
-    done = advance(open_bundle(bundle), "retired", pair, why)
-    typer.echo(f"{bundle}: retired by {pair.name}. For edges that have another copy, in edge.toml:")
-    typer.echo(f'[bundles]\nretired = ["{done.content[:16]}"]')
+    return advance(open_bundle(bundle), state, pair, why)
 
 
 @app.command()
@@ -216,6 +218,7 @@ def camera(
     from contract.camera import CameraFile
     from contract.config import load_toml
     from contract.errors import ConfigError
+    from contract.release import draft_again
 
     if (config is not None) + (file is not None) + clear != 1:
         raise ConfigError("give one of --config edge.toml, --file camera.toml and --clear")
@@ -224,7 +227,9 @@ def camera(
     write_manifest(bundle, opened.manifest.model_copy(update={"cameras": cameras}))
     for name, controls in cameras.items():
         typer.echo(f"camera {name}: {_listed(controls)}")
-    typer.echo(f"{bundle}: {len(cameras)} camera(s) in the bundle, which is a draft now")
+    typer.echo(f"{bundle}: {len(cameras)} camera(s) in the bundle")
+    if said := draft_again(opened.state, str(bundle)):
+        typer.echo(said)
 
 
 def read_cameras(config: Path) -> dict[str, CameraControls]:

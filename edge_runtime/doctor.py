@@ -241,6 +241,7 @@ def check_release(subject: Subject) -> Iterator[Finding]:
         found = "trial: every calibrated bundle runs, whoever made it"
         way_out = 'in a plant set mode = "production" and trusted = "signers" under [bundles]; flawline bundle --help'
         yield Finding("mode", Status.WARN, found, way_out)
+        yield from _cuts_of(settings)
         return
     from contract.signing import read_trusted
 
@@ -254,6 +255,7 @@ def check_release(subject: Subject) -> Iterator[Finding]:
     way_out = f"flawline keys sign-trust NAME.sign --may {missing[0]}" if missing else ""
     yield Finding("mode", Status.FAIL if missing else Status.OK, f"production: {may}", way_out)
     yield from _releases_of(settings)
+    yield from _cuts_of(settings)
 
 
 def _releases_of(settings: EdgeSettings) -> Iterator[Finding]:
@@ -268,6 +270,24 @@ def _releases_of(settings: EdgeSettings) -> Iterator[Finding]:
         else:
             last = bundle.manifest.history[-1]
             yield Finding(f"recipe {number}", Status.OK, f"{bundle.root}: released by {last.who} on {last.when}")
+
+
+def _cuts_of(settings: EdgeSettings) -> Iterator[Finding]:
+    """Recipes that leave a camera as another set it, and pictures that the line cuts otherwise than calibration."""
+    from contract.bundle import open_bundle
+    from edge_runtime.recipes import cut_doubts, unset_controls
+
+    status = Status.FAIL if settings.mode == "production" else Status.WARN
+    for number, faults in unset_controls(settings).items():
+        for fault in faults:
+            yield Finding(f"recipe {number}", status, *fault.split(": ", 1))
+    for number, folder in settings.bundle_folders().items():
+        try:
+            doubts = cut_doubts(open_bundle(folder), settings)
+        except FlawlineError:
+            continue  # said elsewhere
+        for doubt in doubts:
+            yield Finding(f"recipe {number}", Status.WARN, doubt)
 
 
 def check_bundle(subject: Subject) -> Iterator[Finding]:

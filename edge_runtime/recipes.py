@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -9,12 +10,20 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from contract.bundle import GRAPHS, Bundle, Precision, open_bundle, refuse_unfit_for_production, write_atomic
+from contract.bundle import (
+    GRAPHS,
+    Bundle,
+    Precision,
+    open_bundle,
+    read_manifest,
+    refuse_unfit_for_production,
+    write_atomic,
+)
 from contract.camera import ANY, controls_of
 from contract.config import Strict
 from contract.errors import BundleError, ConfigError, FlawlineError
 from contract.signing import read_trusted
-from edge_runtime.cameras import is_live
+from edge_runtime.cameras import is_live, is_settable
 from edge_runtime.engines import open_engine
 from edge_runtime.engines.base import Engine
 from edge_runtime.engines.golden import check_golden
@@ -22,6 +31,9 @@ from edge_runtime.inspector import Inspector
 from edge_runtime.settings import EdgeSettings
 
 FILE = "recipe.json"
+SIZE_LOW, SIZE_HIGH = 0.8, 1.25  # times the smallest and the largest picture: a cut outside is another one
+
+log = logging.getLogger(__name__)
 
 
 class Judge:
@@ -62,6 +74,8 @@ NEVER_ASKED = Choice(number=1, inspecting=True)
 def load_judge(settings: EdgeSettings, number: int) -> Judge:
     """Open, check and warm up a recipe and prove its engine on the golden images. Raises FlawlineError."""
     bundle = open_fit(settings, number)
+    for doubt in cut_doubts(bundle, settings):
+        log.warning("%s", doubt)
     engine = open_engine(settings.engine, bundle, settings.threads, settings.precision)
     try:
         check_golden(engine, bundle)
@@ -79,8 +93,49 @@ def open_fit(settings: EdgeSettings, number: int) -> Bundle:
     bundle = open_bundle(bundles[number])
     if settings.mode == "production":
         refuse_unreleased(bundle, settings)
+        if faults := unset_controls(settings).get(number):
+            raise ConfigError("; ".join(faults))
     refuse_unfit(bundle, settings)
     return bundle
+
+
+def refuse_uneven(settings: EdgeSettings) -> None:
+    """In production raise ConfigError where a recipe leaves a camera as another one set it; on trial say so."""
+    faults = [fault for each in unset_controls(settings).values() for fault in each]
+    if faults and settings.mode == "production":
+        raise ConfigError("; ".join(faults))
+    for fault in faults:
+        log.warning("%s", fault)
+
+
+def unset_controls(settings: EdgeSettings) -> dict[int, list[str]]:
+    """For each recipe a sentence for each camera of which it does not ask what another recipe asks.
+
+    What nobody sets stays as the recipe before has left it. A bundle that cannot be read is refused by itself, and a
+    camera that nothing can be set at keeps nothing.
+    """
+    held = {}
+    for number, folder in settings.bundle_folders().items():
+        with suppress(BundleError):
+            held[number] = read_manifest(folder).cameras
+    faults: dict[int, list[str]] = {}
+    for camera in settings.cameras:
+        if not is_settable(camera.url):
+            continue
+        controls = {number: controls_of(cameras, camera.id) for number, cameras in held.items()}
+        asked = {number: {} if found is None else found.asked() for number, found in controls.items()}
+        setter = {name: number for number in sorted(asked, reverse=True) for name in asked[number]}
+        for number, found in asked.items():
+            if missing := [name for name in setter if name not in found]:
+                others = sorted({setter[name] for name in missing})
+                folder = settings.bundle_folders()[number]
+                faults.setdefault(number, []).append(
+                    f"recipe {number} ({folder}) does not ask camera {camera.id} for {', '.join(missing)}, which "
+                    f"recipe {', '.join(map(str, others))} sets: it would run with what that left. Every "
+                    "recipe must set what any of them sets: "
+                    f"flawline bundle camera {folder} --config edge.toml, or --file camera.toml"
+                )
+    return faults
 
 
 def refuse_unreleased(bundle: Bundle, settings: EdgeSettings) -> None:
@@ -135,6 +190,60 @@ def refuse_unfit(bundle: Bundle, settings: EdgeSettings) -> None:
     if len({view.camera for view in manifest.recipe.views}) > 1:
         raise ConfigError("the recipe's views come from several cameras; this version joins views of one camera only")
     _refuse_other_cameras(bundle, settings)
+    _refuse_other_shape(bundle, settings)
+    if settings.mode == "production" and (fault := _size_fault(bundle, settings)) is not None:
+        raise BundleError(fault)
+
+
+def _refuse_other_shape(bundle: Bundle, settings: EdgeSettings) -> None:
+    """Raise BundleError where the region is so much wider or higher that the quality gate would let no part pass."""
+    quality = bundle.manifest.quality
+    for camera in settings.cameras:
+        if camera.fixture != "region" or camera.region is None or quality is None:
+            continue
+        aspect = camera.region[2] / camera.region[3]
+        for view, bounds in quality.views.items():
+            if "aspect" in bounds and (breach := bounds["aspect"].breach(aspect)) is not None:
+                raise BundleError(
+                    f"{bundle.root}: camera {camera.id}: region = {list(camera.region)} has width over height {breach} "
+                    f"of the pictures it was calibrated with (view {view!r}), so no part could pass; cut the region "
+                    "that they show, or calibrate with pictures cut by this one"
+                )
+
+
+def _size_fault(bundle: Bundle, settings: EdgeSettings) -> str | None:
+    """How a region's size differs from that of the pictures the bundle was calibrated with; None: it does not."""
+    sizes = bundle.manifest.pictures
+    for camera in settings.cameras:
+        if sizes is None or camera.fixture != "region" or camera.region is None:
+            continue
+        spans = zip(camera.region[2:], (sizes.width, sizes.height), strict=True)
+        if not all(SIZE_LOW * low <= found <= SIZE_HIGH * high for found, (low, high) in spans):
+            return (
+                f"{bundle.root}: camera {camera.id} cuts {camera.region[2]} x {camera.region[3]} px out of its frame, "
+                f"and the bundle was calibrated with pictures of {_span(sizes.width)} x {_span(sizes.height)} px: "
+                "another cut, or another scale. Cut what those pictures show, or calibrate with pictures cut by this "
+                "camera and region"
+            )
+    return None
+
+
+def _span(sizes: tuple[int, int]) -> str:
+    return str(sizes[0]) if sizes[0] == sizes[1] else f"{sizes[0]} to {sizes[1]}"
+
+
+def cut_doubts(bundle: Bundle, settings: EdgeSettings) -> list[str]:
+    """What looks as if the line cut its pictures otherwise than those that the bundle was calibrated with."""
+    doubts = [fault] if (fault := _size_fault(bundle, settings)) is not None else []
+    sizes = bundle.manifest.pictures
+    around = [camera.id for camera in settings.cameras if camera.fixture == "foreground"]
+    if sizes is not None and around and sizes.width[0] == sizes.width[1] and sizes.height[0] == sizes.height[1]:
+        doubts.append(
+            f"{bundle.root}: every picture it was calibrated with is {sizes.width[0]} x {sizes.height[0]} px, and "
+            f"camera {', '.join(around)} cuts around each part, which differs from part to part: were they whole "
+            'pictures? Then set fixture = "region" and the region that they show'
+        )
+    return doubts
 
 
 def _refuse_other_cameras(bundle: Bundle, settings: EdgeSettings) -> None:

@@ -22,7 +22,7 @@ from edge_runtime.control import Control
 from edge_runtime.emitter import Emitter
 from edge_runtime.errors import CardLostError
 from edge_runtime.link import load_keys
-from edge_runtime.recipes import Judge, faults_of_others, load_judge, read_choice
+from edge_runtime.recipes import Judge, faults_of_others, load_judge, read_choice, refuse_uneven
 from edge_runtime.settings import load_settings
 from edge_runtime.spool import Spool
 from edge_runtime.station import Station
@@ -46,6 +46,7 @@ def run_edge(config: Path, quiet: bool = False) -> int:
     settings.state_dir.mkdir(parents=True, exist_ok=True)
     with _only_one(settings.state_dir), zmq.Context() as context:
         choice = read_choice(settings)  # only now: an edge that is still stopping may be asked for another one
+        refuse_uneven(settings)
         judge = load_judge(settings, choice.number)
         if settings.mode == "production":
             for fault in faults_of_others(settings, choice.number):

@@ -79,7 +79,11 @@ class Sprite(NamedTuple):
 
 
 class SyntheticLine:
-    """A belt with ``parts`` plates, ``defects`` of them (a share) defective, moving right ``speed`` px a frame."""
+    """A belt with ``parts`` plates, ``defects`` of them (a share) defective, moving right ``speed`` px a frame.
+
+    With ``repeat`` each plate passes so many times, one after another, laid down anew each time: another turn and
+    place, other noise. ``Part.number`` counts the passes.
+    """
 
     def __init__(
         self,
@@ -89,15 +93,17 @@ class SyntheticLine:
         defects: float = 0.25,
         speed: int = 12,
         colour: bool = False,
+        repeat: int = 1,
     ) -> None:
-        if parts < 1 or fps <= 0 or not 0 <= defects <= 1 or not 1 <= speed <= 100:
+        if parts < 1 or fps <= 0 or not 0 <= defects <= 1 or not 1 <= speed <= 100 or repeat < 1:
             raise ConfigError(
-                f"synthetic line: parts={parts}, fps={fps:g}, defects={defects:g}, speed={speed}: expected 1 part or "
-                "more, fps above 0, defects from 0 to 1 and speed from 1 to 100 px a frame"
+                f"synthetic line: parts={parts}, fps={fps:g}, defects={defects:g}, speed={speed}, repeat={repeat}: "
+                "expected 1 part or more, fps above 0, defects from 0 to 1, speed from 1 to 100 px a frame and repeat "
+                "1 or more"
             )
-        self.seed, self.fps, self.speed, self.colour = seed, fps, speed, colour
+        self.seed, self.fps, self.speed, self.colour, self.repeat = seed, fps, speed, colour, repeat
         self.source = f"synthetic://line?seed={seed}"
-        self.parts = _lay_out(seed, parts, defects)
+        self.parts = _lay_out(seed, parts, defects, repeat)
         self.frames = (self.parts[-1].front + self.parts[-1].box_w + WIDTH) // speed + 4
         self._fronts = np.array([part.front for part in self.parts])
         self._belt = _belt(seed)
@@ -114,7 +120,8 @@ class SyntheticLine:
         """The picture of a part, drawn when first asked for; the last few are kept."""
         found = self._sprites.get(index)
         if found is None:
-            found = _draw_part(self.seed, index, self.parts[index].defect)
+            plate, again = divmod(index, self.repeat)
+            found = _draw_part(self.seed, plate, self.parts[index].defect, again)
             self._sprites[index] = found
             if len(self._sprites) > _KEPT:
                 self._sprites.popitem(last=False)
@@ -195,18 +202,25 @@ def write_truth(line: SyntheticLine, path: Path) -> int:
 # The belt ------------------------------------------------------------------------------------------------------------
 
 
-def _lay_out(seed: int, parts: int, defects: float) -> list[Part]:
-    """Where the parts lie: about one in six touches the one before it, the others follow at 40 to 330 px."""
+def _lay_out(seed: int, parts: int, defects: float, repeat: int) -> list[Part]:
+    """Where the parts lie: about one in six touches the one before it, the others follow at 40 to 330 px.
+
+    Parts that pass again are laid down one by one, so that none touches.
+    """
     found: list[Part] = []
     front = 0
-    for index in range(parts):
-        rng = np.random.default_rng([seed, index, 1])
+    for index in range(parts * repeat):
+        plate, again = divmod(index, repeat)
+        rng = np.random.default_rng([seed, plate, 1])
         kind = str(rng.choice(list(DEFECTS))) if rng.random() < defects else "good"
-        pose = _pose(seed, index)
+        pose = _pose(seed, plate, again)
         box_w, box_h = _turned_size(pose)
         y = (HEIGHT - box_h) // 2 + int(pose["y"])
         if index:
-            gap = int(rng.integers(0, 3)) if rng.random() < 0.16 else int(rng.integers(40, 330))
+            if again:
+                rng = np.random.default_rng([seed, plate, 1, again])
+            touches = rng.random() < 0.16 and repeat == 1
+            gap = int(rng.integers(0, 3)) if touches else int(rng.integers(40, 330))
             front += found[-1].box_w + gap
         found.append(Part(index, kind, front, box_w, box_h, y))
     return found
@@ -271,9 +285,10 @@ _TINTS = (_tint(0.86, 1.04), _tint(1.10, 1.0), _tint(0.98, 0.90))
 # The part ------------------------------------------------------------------------------------------------------------
 
 
-def _pose(seed: int, index: int) -> dict[str, float]:
+def _pose(seed: int, index: int, again: int = 0) -> dict[str, float]:
+    """How a plate lies and is lit; ``again`` counts how often it was laid down before."""
     rng = np.random.default_rng([seed, index, 2])
-    return {
+    pose = {
         "turn": float(rng.uniform(-1.8, 1.8)),
         "scale": float(rng.uniform(0.993, 1.007)),
         "y": float(rng.integers(-22, 23)),
@@ -281,6 +296,11 @@ def _pose(seed: int, index: int) -> dict[str, float]:
         "tilt_x": float(rng.uniform(-0.05, 0.05)),
         "tilt_y": float(rng.uniform(-0.04, 0.04)),
     }
+    if again:
+        rng = np.random.default_rng([seed, index, 2, again])
+        pose["turn"] += float(rng.uniform(-0.4, 0.4))
+        pose["y"] += float(rng.integers(-4, 5))
+    return pose
 
 
 def _turned_size(pose: dict[str, float]) -> tuple[int, int]:
@@ -400,9 +420,9 @@ def _blank(filled: int = -1) -> _Blank:
     return _blanks[filled]
 
 
-def _draw_part(seed: int, index: int, defect: str) -> Sprite:
+def _draw_part(seed: int, index: int, defect: str, again: int) -> Sprite:
     """Picture of one part: brushed metal over the shared plate, the defect, then turned, sized and lit."""
-    rng, pose = np.random.default_rng([seed, index, 3]), _pose(seed, index)
+    rng, pose = np.random.default_rng([seed, index, 3]), _pose(seed, index, again)
     filled = int(rng.integers(0, 4))
     blank = _blank(filled if defect == "missing_hole" else -1)
     grey = blank.grey + _brushed(rng) * blank.surface
@@ -565,6 +585,7 @@ def line_from(options: dict[str, Any]) -> SyntheticLine:
         "fps": float,
         "defects": float,
         "speed": int,
+        "repeat": int,
         "colour": lambda text: {"0": False, "1": True}[text],
     }
     values = {}

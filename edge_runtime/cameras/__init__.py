@@ -20,8 +20,17 @@ CAMERAS = {
 
 def is_live(url: str) -> bool:
     """Whether a real sensor is behind ``url``, which never gives the same picture twice; False for a wrong URL."""
+    return bool(getattr(_class_of(url), "live", False))
+
+
+def is_settable(url: str) -> bool:
+    """Whether the camera behind ``url`` keeps the settings that a recipe gives it; False for a wrong URL."""
+    return bool(getattr(_class_of(url), "settable", False))
+
+
+def _class_of(url: str) -> object:
     module, _, name = CAMERAS.get(urlsplit(url).scheme, "").partition(":")
-    return bool(module) and bool(getattr(importlib.import_module(module), name).live)
+    return getattr(importlib.import_module(module), name) if module else None
 
 
 def make_camera(url: str, camera_id: str, state_dir: Path, stall_s: float = 3.0) -> Camera:

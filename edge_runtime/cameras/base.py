@@ -67,6 +67,7 @@ class Camera(ABC):
     """One camera, used by one thread of one process."""
 
     live = True  # a real sensor: two frames are never the same
+    settable = False  # keeps what ``set_control`` sets, also when another recipe comes
     fps = 25.0
 
     def __init__(self, source: Source) -> None:

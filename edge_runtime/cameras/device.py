@@ -119,6 +119,7 @@ class UsbCamera(_OpencvCamera):
     """``usb://0`` for /dev/video0; options ``width``, ``height``, ``fps``."""
 
     properties = DEVICE
+    settable = True
 
     def set_control(self, name: str, value: Value) -> None:
         if self._capture is not None:

@@ -9,7 +9,7 @@ from edge_runtime.synthetic import HEIGHT, WIDTH, SyntheticLine, line_from
 
 
 class SyntheticCamera(Camera):
-    """``synthetic://line?seed=1&parts=50&fps=25&defects=0.25&speed=12&colour=0``."""
+    """``synthetic://line?seed=1&parts=50&fps=25&defects=0.25&speed=12&colour=0&repeat=1``."""
 
     live = False
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from calibration.calibrate import ROLE_REPORT, Rates, calibrate
+from calibration.calibrate import ROLE_REPORT, Rates, propose, write
 from calibration.conformal import expected_rate
 from calibration.errors import CalibrationError
 from calibration.holdout import hold_out
 from calibration.methods import METHOD
-from contract.bundle import open_bundle, write_manifest
+from contract.bundle import PictureSizes, open_bundle, write_manifest
 from contract.dataset import load_dataset, sha256_of_image
 from contract.errors import BundleError, ImageError
 from contract.event import Verdict
@@ -36,13 +36,14 @@ def test_command_completes_the_bundle(fresh: Path, drawn: Path, capsys: pytest.C
     assert (found.expected_low, found.expected_high) == expected_rate(30, 0.05)
     assert found.review is not None and found.review < found.reject
     assert bundle.manifest.quality.samples == 60
+    assert bundle.manifest.pictures == PictureSizes(width=(80, 80), height=(80, 80))
     assert bundle.manifest.calibration_id()
     assert bundle.manifest.metrics["calibration"]["holdout_groups"] == 30
     assert found.engine in ("openvino-2026.4 fp32 cpu", open_engine("auto", bundle).describe())
 
 
 def test_threshold_is_the_rule_on_the_held_out_scores(fresh: Path, drawn: Path) -> None:
-    calibrate(fresh, drawn, Rates(0.1))
+    write(propose(fresh, drawn, Rates(0.1)))
     bundle = open_bundle(fresh)
     inspector = Inspector(bundle, open_engine("auto", bundle))
     held = load_dataset(drawn).train[30:]
@@ -52,20 +53,20 @@ def test_threshold_is_the_rule_on_the_held_out_scores(fresh: Path, drawn: Path) 
 
 
 def test_report_stands_alone(fresh: Path, drawn: Path) -> None:
-    result = calibrate(fresh, drawn, Rates(0.05, 0.2))
-    page = result.report.read_text()
-    assert open_bundle(fresh).path(ROLE_REPORT) == result.report
+    report = write(propose(fresh, drawn, Rates(0.05, 0.2)))
+    page = report.read_text()
+    assert open_bundle(fresh).path(ROLE_REPORT) == report
     assert "<svg" in page and "exchangeable" in page and "review above" in page and "likeness" in page
     for loaded in ("http://", "https://", "<script", "<link", "src="):
         assert loaded not in page
 
 
 def test_calibrating_again_replaces_the_report(fresh: Path, drawn: Path) -> None:
-    first = calibrate(fresh, drawn, Rates(0.05))
+    first = write(propose(fresh, drawn, Rates(0.05)))
     before = open_bundle(fresh).manifest.calibration_id()
-    second = calibrate(fresh, drawn, Rates(0.1))
+    second = write(propose(fresh, drawn, Rates(0.1)))
     assert open_bundle(fresh).manifest.calibration_id() != before
-    assert first.report != second.report and not first.report.exists()
+    assert first != second and not first.exists()
     assert len(list(fresh.glob("report-*.html"))) == 1
 
 
@@ -80,7 +81,7 @@ def test_too_small_a_rate_is_refused_before_work(fresh: Path, drawn: Path, capsy
 @pytest.mark.parametrize("review", [0.05, 0.01, 1.0])
 def test_review_rate_must_lie_above(fresh: Path, drawn: Path, review: float) -> None:
     with pytest.raises(CalibrationError, match="--review-rate"):
-        calibrate(fresh, drawn, Rates(0.05, review))
+        write(propose(fresh, drawn, Rates(0.05, review)))
 
 
 def test_parts_that_training_saw_are_not_used(fresh: Path, drawn: Path) -> None:
@@ -104,8 +105,8 @@ def test_parts_are_told_apart_as_training_did(fresh: Path, drawn: Path) -> None:
     pattern = r"_0(\d)\d"  # ten pictures a part
     write_manifest(fresh, manifest.model_copy(update={"training": {"settings": {"group_pattern": pattern}}}))
     with pytest.raises(CalibrationError, match="there are 3"):
-        calibrate(fresh, drawn, Rates(0.05), "onnxruntime")
-    assert calibrate(fresh, drawn, Rates(0.3), "onnxruntime").measured.held.groups == 3
+        write(propose(fresh, drawn, Rates(0.05), "onnxruntime"))
+    assert propose(fresh, drawn, Rates(0.3), "onnxruntime").measured.held.groups == 3
 
 
 def test_nothing_left_to_calibrate_with(drawn: Path, tmp_path: Path) -> None:
@@ -131,24 +132,24 @@ def test_training_image_saved_anew_is_refused(fresh: Path, drawn: Path, tmp_path
     cv2.imwrite(str(copy), cv2.imread(str(data / "train" / "good" / "part_003.png"), cv2.IMREAD_GRAYSCALE))
     before = (fresh / "bundle.json").read_bytes()
     with pytest.raises(CalibrationError, match=r"part_900\.bmp is pixel for pixel .*part_003\.png"):
-        calibrate(fresh, data, Rates(0.05), "onnxruntime")
+        write(propose(fresh, data, Rates(0.05), "onnxruntime"))
     assert (fresh / "bundle.json").read_bytes() == before
     groups = data / "groups.csv"
     files = sorted(path.relative_to(data).as_posix() for path in data.glob("t*/*/*"))
     rows = [f"{name},{'3' if '900' in name or name.endswith('good/part_003.png') else name}" for name in files]
     groups.write_text("file,group\n" + "\n".join(rows) + "\n")
-    assert calibrate(fresh, data, Rates(0.05), "onnxruntime").measured.held.groups == 30
+    assert propose(fresh, data, Rates(0.05), "onnxruntime").measured.held.groups == 30
 
 
 def test_unreadable_image_is_named(fresh: Path, drawn: Path, tmp_path: Path) -> None:
     data = Path(shutil.copytree(drawn, tmp_path / "data"))
     (data / "train" / "good" / "part_040.png").write_bytes(b"torn")
     with pytest.raises(ImageError, match="part_040"):
-        calibrate(fresh, data, Rates(0.05))
+        write(propose(fresh, data, Rates(0.05)))
 
 
 def test_good_parts_pass_and_defects_do_not(fresh: Path, drawn: Path) -> None:
-    calibrate(fresh, drawn, Rates(0.05))
+    write(propose(fresh, drawn, Rates(0.05)))
     bundle = open_bundle(fresh)
     inspector = Inspector(bundle, open_engine("auto", bundle))
     good = [inspector.inspect(draw_part(20_000 + number)).verdict for number in range(200)]

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from calibration.calibrate import Rates, calibrate
+from calibration.calibrate import Rates, propose, write
 from calibration.capability import ALL, Implants, Trial, agreement, bounded_by, detection, measure
 from calibration.errors import CalibrationError
 from calibration.evaluate import LOOKS, Seen
@@ -29,7 +29,7 @@ WHOLE = (0.0, 0.0, 1.0, 1.0)
 
 @pytest.fixture
 def calibrated(fresh: Path, drawn: Path) -> Path:
-    calibrate(fresh, drawn, Rates(0.05))
+    write(propose(fresh, drawn, Rates(0.05)))
     return fresh
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from calibration.calibrate import Rates, calibrate
+from calibration.calibrate import Rates, propose, write
 from calibration.errors import CalibrationError
 from calibration.evaluate import evaluate
 from calibration.looks import LOOKS
@@ -32,7 +32,7 @@ def run(bundle: Path, data: Path, tmp_path: Path, *more: str) -> dict[str, Any]:
 
 
 def test_command_writes_figures_page_and_record(fresh: Path, drawn: Path, tmp_path: Path) -> None:
-    calibrate(fresh, drawn, Rates(0.05))
+    write(propose(fresh, drawn, Rates(0.05)))
     page, looks = tmp_path / "figures.html", tmp_path / "looks.csv"
     for _ in range(2):
         found = run(fresh, drawn, tmp_path, "--html", str(page), "--looks", str(looks))
@@ -68,7 +68,7 @@ def test_command_writes_figures_page_and_record(fresh: Path, drawn: Path, tmp_pa
 
 
 def test_auroc_is_that_of_the_raw_scores(fresh: Path, drawn: Path) -> None:
-    calibrate(fresh, drawn, Rates(0.05))
+    write(propose(fresh, drawn, Rates(0.05)))
     bundle = open_bundle(fresh)
     inspector = Inspector(bundle, open_engine("auto", bundle))
     test = load_dataset(drawn).test
@@ -86,7 +86,7 @@ def test_uncalibrated_bundle_has_figures_but_no_verdicts(fresh: Path, drawn: Pat
 
 
 def test_without_defects_the_rankings_are_null(fresh: Path, drawn: Path, tmp_path: Path) -> None:
-    calibrate(fresh, drawn, Rates(0.05))
+    write(propose(fresh, drawn, Rates(0.05)))
     data = Path(shutil.copytree(drawn, tmp_path / "data", ignore=shutil.ignore_patterns("spot")))
     found = run(fresh, data, tmp_path, "--html", str(tmp_path / "page.html"))
     for name in (
@@ -124,7 +124,7 @@ def test_without_masks_only_image_figures(fresh: Path, drawn: Path, tmp_path: Pa
 
 
 def test_unreadable_test_image_counts_as_not_inspected(fresh: Path, drawn: Path, tmp_path: Path) -> None:
-    calibrate(fresh, drawn, Rates(0.05))
+    write(propose(fresh, drawn, Rates(0.05)))
     data = Path(shutil.copytree(drawn, tmp_path / "data"))
     next((data / "test" / "spot").iterdir()).write_bytes(b"")
     found = evaluate(fresh, data).figures

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from calibration.agreement import Scored, agreement, images_to_show, rank_correlation
-from calibration.calibrate import Rates, calibrate
+from calibration.calibrate import Rates, propose, write
 from calibration.errors import CalibrationError
 from calibration.int8 import LEAST_CHOOSING, Choice, admit, by_need, make_int8, read_parts, share_out, spread
 from calibration.qdq import layers_of, measure_ranges, quantize
@@ -120,12 +121,18 @@ def trained(bundle: Path, tmp_path: Path) -> Path:
 
 
 def test_an_admitted_graph_serves_with_limits_of_its_own(trained: Path, synthetic_data: Path, tmp_path: Path) -> None:
-    tried = make_int8(trained, synthetic_data, engine="onnxruntime")
+    looks = tmp_path / "looks.csv"
+    tried = make_int8(trained, synthetic_data, engine="onnxruntime", looks=looks)
+    (row,) = csv.DictReader(looks.read_text().splitlines())
+    tests = len(load_dataset(synthetic_data).test)
+    assert (row["calibration"], row["images"]) == ("INT8 admitted by these images", str(tests))
+    assert float(row["image_auroc"]) == tried.agreement.auroc and str(tmp_path) not in looks.read_text()
     opened = open_bundle(trained)
+    assert opened.manifest.metrics["int8"]["test_images"] == tests > 0
     assert tried.faults == [] and ROLE_GRAPH_INT8 in opened.manifest.files
     assert opened.manifest.metrics["int8"]["admitted"] and opened.manifest.metrics["int8"]["images"] > 50
     assert "the line would run in int8" in (precision_fault(opened, "int8") or "")
-    calibrate(trained, synthetic_data, Rates(0.1), "onnxruntime", precision="int8")
+    write(propose(trained, synthetic_data, Rates(0.1), "onnxruntime", precision="int8"))
     opened = open_bundle(trained)
     assert precision_fault(opened, "int8") is None
     assert "the line would run in fp32" in (precision_fault(opened, "fp32") or "")
@@ -178,8 +185,11 @@ def test_a_refusal_leaves_the_bundle_as_it_was(
     before = {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
     figures = tmp_path / "int8.json"
     words = ["calibrate", "int8", str(trained), "--data", str(synthetic_data), "--engine", "onnxruntime"]
-    assert main([*words, "--json", str(figures)]) == 2
+    looks = tmp_path / "looks.csv"
+    assert main([*words, "--json", str(figures), "--looks", str(looks)]) == 2
     said = capsys.readouterr()
+    assert f"test images were looked at to decide: on record in {looks}" in said.out
+    assert "INT8 refused by these images" in looks.read_text()
     assert "INT8 is refused and the bundle as it was: good parts are sorted otherwise" in said.err
     assert "cannot show that at most 0.1% of verdicts flip: that takes 2995" in said.out
     assert {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()} == before

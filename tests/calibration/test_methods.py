@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from calibration.calibrate import calibrate, propose
+from calibration.calibrate import propose, write
 from calibration.conformal import rate_at
 from calibration.costs import Costs
 from calibration.errors import CalibrationError
@@ -147,14 +147,15 @@ def test_pac_in_the_bundle_and_its_report(fresh: Path, drawn: Path, capsys: pyte
 
 @pytest.mark.parametrize("name", sorted(set(METHODS) - PROMISING - {"pot", "cross"}))
 def test_other_rules_promise_nothing(name: str, fresh: Path, drawn: Path, own_defects: Path) -> None:
-    result = calibrate(fresh, drawn, rates_of(name), "onnxruntime", choice=choice_of(name, own_defects))
+    result = propose(fresh, drawn, rates_of(name), "onnxruntime", choice=choice_of(name, own_defects))
+    report = write(result)
     found = open_bundle(fresh).manifest.thresholds
     assert found is not None and found.promise is None and found.confidence is None
     scores = result.measured.by_part()
     assert (found.expected_low, found.expected_high) == rate_at(scores.good, scores.groups, found.reject)
     rows = dict(summary(found))
     assert rows["promise"] == "none" and rows["not promised"] == METHODS[name].caution
-    assert METHODS[name].caution in result.report.read_text().replace("&#x27;", "'")
+    assert METHODS[name].caution in report.read_text().replace("&#x27;", "'")
     if METHODS[name].needs_defects:
         assert "12 defective images" in found.method
         assert open_bundle(fresh).manifest.metrics["calibration"]["defects"] == 12
@@ -171,7 +172,7 @@ def test_review_band_from_costs_under_a_promised_limit(fresh: Path, drawn: Path,
 
 
 def test_preview_shows_changes_and_writes_nothing(fresh: Path, drawn: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    calibrate(fresh, drawn, Rates(0.05), "onnxruntime")
+    write(propose(fresh, drawn, Rates(0.05), "onnxruntime"))
     before = {path.name: path.read_bytes() for path in fresh.iterdir()}
     asked = ["--data", str(drawn), "--engine", "onnxruntime", "--method", "percentile", "--false-reject-rate", "0.2"]
     assert main(["calibrate", "thresholds", str(fresh), *asked, "--preview"]) == 0

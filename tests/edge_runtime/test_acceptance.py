@@ -19,6 +19,7 @@ from edge_runtime.engines import open_engine
 from flawline import main
 from tests.bundles import draw_part
 from tests.graphs import write_bundle
+from tests.signed import People
 
 GOOD = [draw_part(number) for number in range(12)]
 LIMITS = Thresholds(
@@ -107,6 +108,25 @@ def test_an_engine_that_is_not_there_is_a_fault_not_a_traceback(bundle: Path, tm
     out = tmp_path / "a.html"
     assert main(["acceptance", str(bundle), "--engine", "tensorrt", "--minutes", "0.05", "--out", str(out)]) == 1
     assert "none: tensorrt could not be opened" in Text(out.read_text()).words
+
+
+def test_the_page_says_in_what_state_the_bundle_is_and_who_signed_it(bundle: Path, tmp_path: Path) -> None:
+    from contract.bundle import open_bundle
+    from contract.keys import fingerprint
+    from edge_runtime.acceptance_page import page
+
+    asked = Asked("onnxruntime", "fp32", 1, 0.001)
+    assert "State draft, signed by nobody" in Text(page(examine(open_bundle(bundle), asked, print))).words
+    people = People(tmp_path / "people")
+    opened = open_bundle(people.sign(bundle))
+    result = examine(opened, asked, print)
+    words = " ".join(Text(page(result)).words.split())
+    validated, released = opened.manifest.history[-2:]
+    for step in (validated, released):
+        assert f"{step.state.capitalize()} by {step.who} on {step.when}, key {fingerprint(step.key or '')}" in words
+    assert f"State released Validated by {validated.who}" in words and f"Content {opened.content}" in words
+    opened.manifest.history[-1] = released.model_copy(update={"who": "mallory"})
+    assert "mallory" in examine(opened, asked, print)["faults"][0]
 
 
 def test_mistaken_places_are_refused_before_an_hour_is_spent(

@@ -11,12 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from contract.bundle import MANIFEST, open_bundle, write_manifest
+from contract.bundle import MANIFEST, PictureSizes, open_bundle, write_manifest
 from contract.camera import CameraControls
 from contract.errors import BundleError, ConfigError, FlawlineError, KeyFileError
 from contract.event import Result, Trigger, Verdict
 from edge_runtime.doctor import Status, Subject, check_release
-from edge_runtime.recipes import faults_of_others, load_judge
+from edge_runtime.recipes import (
+    cut_doubts,
+    faults_of_others,
+    load_judge,
+    open_fit,
+    refuse_uneven,
+    unset_controls,
+)
 from edge_runtime.settings import BundleSettings, CameraSettings, EdgeSettings, RecipeSettings, load_settings
 from flawline import main
 from tests.edge_runtime.test_control import LONG_S, Edge, Host, there
@@ -296,6 +303,86 @@ def test_settings_of_a_camera_that_is_not_there_and_of_another_region(
     load_judge(made.model_copy(update={"cameras": [camera]}), 1).engine.close()
 
 
+def test_recipes_that_leave_a_camera_as_another_set_it(
+    drafts: Path, people: People, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Refused at the start of an edge in production and when selected; on trial, and where nothing is set, not."""
+    washer, gasket = (Path(shutil.copytree(drafts / name, tmp_path / name)) for name in ("washer", "gasket"))
+    with_cameras(washer, width=640, exposure=156)
+    with_cameras(gasket, width=640)
+    for bundle in (washer, gasket):
+        people.sign(bundle)
+    recorded = settings(washer, people.trusted, tmp_path, gasket)
+    assert unset_controls(recorded) == {}, "nothing can be set at a recording"
+    cameras = [CameraSettings(id="top", url="usb://0")]
+    made = recorded.model_copy(update={"cameras": cameras})
+    said = rf"recipe 2 \({gasket}\) does not ask camera top for exposure, which recipe 1 sets.*bundle camera {gasket}"
+    with pytest.raises(ConfigError, match=said):
+        refuse_uneven(made)
+    with pytest.raises(ConfigError, match=said):
+        open_fit(made, 2)
+    open_fit(made, 1)
+    trial = made.model_copy(update={"mode": "trial"})
+    refuse_uneven(trial)
+    assert re.search(said, caplog.text)
+    open_fit(trial, 2)
+    path = tmp_path / "edge.toml"
+    recipe = f'[[recipes]]\nnumber = 2\nbundle = "{gasket}"'
+    path.write_text(CONFIG.format(bundle=washer, url="usb://0", more=recipe))
+    assert [(each.name, each.status) for each in check_release(Subject(None, path))] == [
+        ("mode", Status.WARN),
+        ("recipe 2", Status.WARN),
+    ]
+    more = f'mode = "production"\n[bundles]\ntrusted = "{people.trusted}"\n{recipe}'
+    path.write_text(CONFIG.format(bundle=washer, url="usb://0", more=more))
+    assert main(["doctor", "--config", str(path)]) == 1
+    with_cameras(gasket, width=640, exposure=20)
+    assert unset_controls(made) == {}
+
+
+def test_an_edge_in_production_does_not_start_with_such_recipes(
+    drafts: Path, people: People, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    washer = people.sign(with_cameras(Path(shutil.copytree(drafts / "washer", tmp_path / "washer")), gain=3))
+    gasket = people.sign(Path(shutil.copytree(drafts / "gasket", tmp_path / "gasket")))
+    path = tmp_path / "edge.toml"
+    more = f'mode = "production"\n[bundles]\ntrusted = "{people.trusted}"\n[[recipes]]\nnumber = 2\nbundle = "{gasket}"'
+    path.write_text(CONFIG.format(bundle=washer, url="usb://0", more=more))
+    assert main(["edge", "run", str(path)]) == 2
+    assert "does not ask camera top for gain, which recipe 1 sets" in capsys.readouterr().err
+
+
+def test_a_cut_that_is_not_that_of_the_calibration(
+    drafts: Path, people: People, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bundle = Path(shutil.copytree(drafts / "washer", tmp_path / "washer"))
+    manifest = open_bundle(bundle).manifest
+    sizes = PictureSizes(width=(80, 80), height=(80, 80))
+    write_manifest(bundle, manifest.model_copy(update={"pictures": sizes}))
+    made = settings(people.sign(bundle), people.trusted, tmp_path)
+
+    def cut(mode: str, *region: int) -> EdgeSettings:
+        camera = CameraSettings(id="top", url=URL, fixture="region", region=region)  # type: ignore[arg-type]
+        return made.model_copy(update={"mode": mode, "cameras": [camera]})
+
+    open_fit(cut("production", 8, 8, 82, 78), 1)
+    with pytest.raises(BundleError, match=r"region = \[8, 8, 200, 80\] has width over height 2.5 above 1.25.*no part"):
+        open_fit(cut("trial", 8, 8, 200, 80), 1)
+    with pytest.raises(BundleError, match=r"camera top cuts 200 x 200 px out of its frame.*pictures of 80 x 80 px"):
+        open_fit(cut("production", 8, 8, 200, 200), 1)
+    load_judge(cut("trial", 8, 8, 200, 200), 1).engine.close()
+    assert "camera top cuts 200 x 200 px" in caplog.text
+    caplog.clear()
+    load_judge(made, 1).engine.close()
+    assert "every picture it was calibrated with is 80 x 80 px" in caplog.text
+    spread = PictureSizes(width=(70, 90), height=(80, 80))
+    varied = open_bundle(bundle)
+    varied.manifest.pictures = spread
+    assert cut_doubts(varied, made) == []
+    varied.manifest.pictures = None
+    assert cut_doubts(varied, cut("production", 8, 8, 200, 200)) == [], "a bundle of before"
+
+
 def test_doctor_says_what_a_plant_should_set_and_what_would_be_refused(
     drafts: Path, released: Path, people: People, tmp_path: Path
 ) -> None:
@@ -344,7 +431,13 @@ def test_calibrating_again_makes_a_draft(
     folder = people.sign(Path(shutil.copytree(bundle, tmp_path / "bundle")))
     assert main(["bundle", "verify", str(folder), "--trusted", str(people.trusted)]) == 0
     again = ["calibrate", "thresholds", str(folder), "--data", str(synthetic_data), "--false-reject-rate", "0.2"]
+    capsys.readouterr()
+    assert main([*again, "--preview"]) == 0
+    assert "draft" not in capsys.readouterr().out and open_bundle(folder).state == "released"
     assert main(again) == 0
+    assert f"{folder}: was released, is a draft again" in capsys.readouterr().out
     assert main(["bundle", "verify", str(folder), "--trusted", str(people.trusted)]) == 2
     assert "is a draft; expected a released one" in capsys.readouterr().err
     assert "thresholds" in open_bundle(folder).manifest.history[-1].why
+    assert main(again) == 0
+    assert "draft" not in capsys.readouterr().out, "it was one before"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +98,24 @@ def test_a_frame_is_drawn_fast() -> None:
     for number in range(100):
         line.render(number)
     assert (time.process_time() - started) / 100 < 0.02  # 1 to 3 ms; the rest is a busy machine
+
+
+def test_a_part_that_passes_again_is_the_same_part_in_another_place() -> None:
+    line, once = SyntheticLine(seed=3, parts=4, defects=0.5, repeat=5), SyntheticLine(seed=3, parts=4, defects=0.5)
+    assert len(line.parts) == 20 and [part.number for part in line.parts] == list(range(20))
+    assert [part.defect for part in line.parts[::5]] == [part.defect for part in once.parts]
+    assert np.array_equal(line.sprite(5).grey, once.sprite(1).grey), "the first pass is the part as it was"
+    for plate in range(4):
+        passes = line.parts[5 * plate : 5 * plate + 5]
+        assert len({part.defect for part in passes}) == 1
+        assert len({(part.y, part.box_w, part.box_h) for part in passes}) > 1
+        first, second = (line.sprite(part.number).grey.astype(np.float64) for part in passes[:2])
+        other = line.sprite((5 * plate + 5) % 20).grey.astype(np.float64)
+        rows, columns = (min(each.shape[at] for each in (first, second, other)) - 20 for at in (0, 1))
+        inner = np.s_[20:rows, 20:columns]
+        assert np.abs(first[inner] - second[inner]).mean() < 0.7 * np.abs(first[inner] - other[inner]).mean()
+    gaps = [after.front - before.front - before.box_w for before, after in pairwise(line.parts)]
+    assert min(gaps) >= 40
 
 
 def test_options_that_are_wrong_are_explained() -> None:

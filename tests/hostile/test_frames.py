@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from calibration.calibrate import Rates, calibrate
+from calibration.calibrate import Rates, propose, write
 from contract.bundle import open_bundle
 from contract.dataset import load_dataset, sha256_of_image
 from contract.event import Verdict
@@ -90,7 +90,7 @@ def inspector(
         fitted = load_dataset(synthetic_data).train[:FITTED]
         hashes = [sha256_of_image(sample.path) for sample in fitted]
         write_bundle(folder, [read_image(sample.path, 1) for sample in fitted], Recipe(), fit=hashes)
-        calibrate(folder, synthetic_data, Rates(0.05))
+        write(propose(folder, synthetic_data, Rates(0.05)))
         bundle = open_bundle(folder)
     return Inspector(bundle, open_engine("auto", bundle))
 
