@@ -34,6 +34,7 @@ from contract.bundle import (
 )
 from contract.dataset import Dataset, Sample, load_dataset
 from contract.images import Pixels, read_image
+from contract.places import locate
 from contract.preprocess import prepare
 from contract.recipe import Thresholds
 from edge_runtime.engines import compile_graph, open_engine
@@ -179,8 +180,9 @@ def spread(samples: Sequence[Sample], most: int) -> list[Sample]:
 
 def read_parts(bundle: Bundle, samples: Sequence[Sample]) -> list[Pixels]:
     """Tiles of each picture, uint8 [N, H, W, C], as the line cuts them."""
-    recipe = bundle.manifest.recipe
-    return [prepare(read_image(sample.path, recipe.channels), recipe).tiles for sample in samples]
+    recipe, places = bundle.manifest.recipe, locate(bundle)
+    neutralise = None if places is None else places.neutralise
+    return [prepare(read_image(sample.path, recipe.channels), recipe, neutralise).tiles for sample in samples]
 
 
 def choose(bundle: Bundle, parts: list[Pixels]) -> Choice:

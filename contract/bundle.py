@@ -15,7 +15,7 @@ from pydantic import Field
 from contract.camera import CameraControls
 from contract.config import Strict, validate
 from contract.errors import BundleError, ConfigError
-from contract.recipe import QualityBounds, Recipe, Thresholds
+from contract.recipe import Places, QualityBounds, Recipe, Thresholds
 from contract.release import MAX_STEPS, State, Step, digest_of, draft, refuse_unreleased, sign, state_of
 from contract.signing import SigningPair, Trusted
 
@@ -27,6 +27,11 @@ ROLE_GRAPH = "graph.fp32"
 ROLE_GRAPH_FP16 = "graph.fp16"
 ROLE_GRAPH_INT8 = "graph.int8"
 ROLE_DATA = "data"
+# What a calibration knows of places, one file a view, by the view's index: `level.0`
+ROLE_LEVEL = "level"
+ROLE_MASK = "mask"
+ROLE_FILL = "fill"
+PLACE_ROLES = (ROLE_LEVEL, ROLE_MASK, ROLE_FILL)
 
 Precision = Literal["fp32", "fp16", "int8"]
 # precision -> role
@@ -118,6 +123,7 @@ class Manifest(Strict):
     metrics: dict[str, Any] = Field(default_factory=dict)
     thresholds: Thresholds | None = None
     quality: QualityBounds | None = None
+    places: Places | None = None
     cameras: dict[str, CameraControls] = Field(default_factory=dict, max_length=64, description="by id, or `any`")
     history: list[Step] = Field(default_factory=list, max_length=MAX_STEPS, description="of its state; only added to")
     digest: str = ""
@@ -126,11 +132,17 @@ class Manifest(Strict):
         """sha256 over everything but the digest itself."""
         return digest_of(self.model_dump(mode="json", exclude={"digest"}))
 
+    def place_files(self) -> dict[str, FileEntry]:
+        """The files of normal levels and masks, by role."""
+        return {role: entry for role, entry in self.files.items() if role.partition(".")[0] in PLACE_ROLES}
+
     def calibration_id(self) -> str | None:
-        """Short hash of thresholds and quality bounds: changes whenever a verdict could."""
+        """Short hash of thresholds, quality bounds and what is known of places: changes whenever a verdict could."""
         if self.thresholds is None or self.quality is None:
             return None
         parts = [self.thresholds.model_dump_json(), self.quality.model_dump_json()]
+        parts += [] if self.places is None else [self.places.model_dump_json()]
+        parts += [f"{role} {entry.sha256}" for role, entry in sorted(self.place_files().items())]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
