@@ -19,7 +19,7 @@ SIDE = 32  # places along a view's longer side
 HIGH = 0.95
 POOLED = 200  # values that a place's quantiles rest on, neighbours included
 LEAST_PARTS = 10
-FLOOR = 0.25  # of the mean spread: a few quiet places must not become over-sensitive
+FLOOR = 0.5  # of the mean spread: quiet places must not become over-sensitive; chosen on implants, docs/decisions/0041
 FOLDS = 5
 
 Grids = dict[str, Floats]

@@ -73,7 +73,7 @@ class Located:
         blanks: dict[str, Blank],
         levels: dict[str, Level],
     ) -> None:
-        """Raises ValueError where a zone covers no pixel of its view's map or levels do not fit."""
+        """Raises ValueError where a zone could never count."""
         self.recipe = recipe
         self.places = places
         self.blanks = blanks
@@ -272,10 +272,10 @@ def _zones(view: View, recipe: Recipe, places: Places, shape: tuple[int, int]) -
         return None
     zone_at = np.full(shape, -1, np.int16)
     for number, zone in reversed(mine):
-        drawn = fill_outline(zone, shape)
-        if not drawn.any():
-            raise ValueError(f"zone {zone.name!r} covers no pixel of the map of view {view.name!r} {shape}")
-        zone_at[drawn] = number
+        zone_at[fill_outline(zone, shape)] = number
+    for number, zone in mine:
+        if not (zone_at == number).any():
+            raise ValueError(f"zone {zone.name!r} lies wholly in zones before it, which count there; put it first")
     return zone_at
 
 
