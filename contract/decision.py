@@ -85,14 +85,14 @@ def _with_rules(part: PartScore, places: Located) -> PartScore:
     for view_map in part.maps:
         view = next(view for view in places.recipe.views if view.name == view_map.view)
         scale = region_scale(view_map.box, view_map.values.shape)
-        for number, rule in places.zones_of(view.name):
-            values = places.inside(view.name, number, places.weighted(view.name, view_map.values))
+        for zone_of, place, inside in places.rules_of(view.name):
+            values = places.weighted(view.name, view_map.values)[place]
             # What is below the part's score in any case need not be known.
-            over = score if rule.verdict == "REJECT" else max(score, review)
-            found = highest_region(values, over, rule, scale, view.mm_per_px)
+            over = score if zone_of.verdict == "REJECT" else max(score, review)
+            found = highest_region(values, inside, over, zone_of, scale, view.mm_per_px)
             if found > max(score, review):
-                worst, zone = view.name, rule.name
-            if rule.verdict == "REJECT":
+                worst, zone = view.name, zone_of.name
+            if zone_of.verdict == "REJECT":
                 score = found
             else:
                 review = max(review, found)
@@ -139,42 +139,60 @@ def find_regions(
     recipe: Recipe,
     places: Located | None = None,
     region_level: float | None = None,
+    limit: float | None = None,
 ) -> list[Region]:
     """Connected areas of each view's map above ``map_threshold``, worst first, in pixels of the cut-out part.
 
-    With ``region_level``, areas whose level (the map over its normal level at each place) is above that. Regions under
-    their zone's smallest size are left out.
+    With ``region_level``, areas whose level (the map over its normal level at each place) is above that; where a zone
+    made the verdict, also what of it is above the part's ``limit``. Regions under their zone's smallest size are left
+    out.
     """
     views = {view.name: view for view in recipe.views}
     regions = [
         region
         for view_map in part.maps
-        for region in _view_regions(view_map, map_threshold, views[view_map.view], places, region_level)
+        for region in _view_regions(
+            view_map, _cut(part, view_map, map_threshold, places, region_level, limit), views[view_map.view], places
+        )
     ]
     return sorted(regions, key=lambda region: -(region.peak if region.level is None else region.level))[:MAX_REGIONS]
 
 
+class _Cut(NamedTuple):
+    """What regions of a view have their peak in, whether that is a level, and where they are."""
+
+    values: Floats
+    levelled: bool
+    mask: NDArray[np.bool_]
+
+
 def _cut(
-    view_map: ViewMap, threshold: float, places: Located | None, region_level: float | None
-) -> tuple[Floats, float, bool]:
-    """What regions of a view are cut from, above what, and whether it is a level."""
+    part: PartScore,
+    view_map: ViewMap,
+    threshold: float,
+    places: Located | None,
+    region_level: float | None,
+    limit: float | None,
+) -> _Cut:
+    view, values = view_map.view, view_map.values
     if places is None:
-        return view_map.values, threshold, False
-    levels = None if region_level is None else places.levelled(view_map.view, view_map.values)
-    if levels is None or region_level is None:
-        return places.weighted(view_map.view, view_map.values), threshold, False
-    return levels, region_level, True
+        return _Cut(values, False, values > threshold)
+    weighted = places.weighted(view, values)
+    cut = _Cut(weighted, False, weighted > threshold)
+    if region_level is not None and (levels := places.levelled(view, values)) is not None:
+        cut = _Cut(levels, True, levels > region_level)
+    for zone, place, inside in places.rules_of(view):
+        if limit is not None and zone.name == part.zone:
+            cut.mask[place] |= (weighted[place] > limit) & inside
+    kept = places.kept(view)
+    return cut if kept is None else cut._replace(mask=cut.mask & kept)
 
 
-def _view_regions(
-    view_map: ViewMap, threshold: float, view: View, places: Located | None, region_level: float | None
-) -> list[Region]:
-    values, threshold, levelled = _cut(view_map, threshold, places, region_level)
-    if float(values.max()) <= threshold:
+def _view_regions(view_map: ViewMap, cut: _Cut, view: View, places: Located | None) -> list[Region]:
+    values, levelled, above = cut
+    if not above.any():
         return []
-    above = values > threshold
-    kept = None if places is None else places.kept(view.name)
-    mask = (above if kept is None else above & kept).astype(np.uint8)
+    mask = above.view(np.uint8)
     _, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
     x0, y0, _, _ = view_map.box
     scale_x, scale_y = region_scale(view_map.box, values.shape)

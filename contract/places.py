@@ -62,6 +62,14 @@ class _View(NamedTuple):
     scale: Floats | None
 
 
+class Rule(NamedTuple):
+    """A zone that makes verdicts: the least rectangle of its view's map around it, and bool what of that it is."""
+
+    zone: Zone
+    place: tuple[slice, slice]
+    inside: Bools
+
+
 class Located:
     """A bundle's places, made ready once; asked for every part."""
 
@@ -84,6 +92,7 @@ class Located:
         }
         self._shapes = {view.name: map_shape(view, recipe, map_hw) for view in recipe.views}
         self.rescores = places.top_k is not None and any(view.weights is not None for view in self._views.values())
+        self._rules = {name: _rules(view.zone_at, places) for name, view in self._views.items()}
         self.rules = [zone for zone in places.zones if zone.verdict is not None]
         if self.rules and places.top_k is None:
             raise ValueError("zones with a verdict, though the score is not made of the map")
@@ -156,15 +165,9 @@ class Located:
         index = -1 if at is None else int(at[row, column])
         return None if index < 0 else self.places.zones[index]
 
-    def zones_of(self, view: str) -> list[tuple[int, Zone]]:
-        """Zones of a view that make verdicts, with their numbers."""
-        at = self._views[view].zone_at
-        return [] if at is None else [(n, z) for n, z in enumerate(self.places.zones) if z.verdict and (at == n).any()]
-
-    def inside(self, view: str, number: int, values: Floats) -> Floats:
-        """A view's map in one zone, -inf elsewhere."""
-        at = self._views[view].zone_at
-        return np.where(at == number, values, np.float32(-np.inf)) if at is not None else values
+    def rules_of(self, view: str) -> list[Rule]:
+        """What makes verdicts on a view."""
+        return self._rules[view]
 
 
 def top_mean(values: Floats, count: int) -> float:
@@ -194,22 +197,40 @@ def counts(zone: Zone | None, mm_per_px: float | None, area_px: float, longer_px
 
 
 def highest_region(
-    values: Floats, above: float, zone: Zone, scale: tuple[float, float], mm_per_px: float | None
+    values: Floats, inside: Bools, above: float, zone: Zone, scale: tuple[float, float], mm_per_px: float | None
 ) -> float:
-    """Highest level over which a connected region of ``values`` (-inf outside the zone) is large enough for ``zone``.
+    """Highest level from which on a connected region of ``values`` within ``inside`` is large enough for ``zone``.
 
     At most ``above`` where none is so above it. Only a map's own values can be that level, and more of the map lies
-    above a lower one, so they are bisected.
+    above a lower one, so they are bisected; of a good part mostly nothing has to be.
     """
-    levels = np.unique(values[values > above])
-    low, high = -1, len(levels) - 1  # index of the highest level known to do; -1: none
+    over = (values > above) & inside
+    if np.count_nonzero(over) < _least_pixels(zone, scale, mm_per_px):
+        return above
+    rows, columns = np.flatnonzero(over.any(axis=1)), np.flatnonzero(over.any(axis=0))
+    place = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    over, values = np.ascontiguousarray(over[place]), values[place]
+    if not _large_enough(over, zone, scale, mm_per_px):
+        return above
+    levels = np.unique(values[over])
+    low, high = 0, len(levels) - 1  # index of the highest level known to do, and of the highest that may
     while low < high:
         middle = (low + high + 1) // 2
-        if _large_enough(values >= levels[middle], zone, scale, mm_per_px):
+        if _large_enough((values >= levels[middle]) & over, zone, scale, mm_per_px):
             low = middle
         else:
             high = middle - 1
-    return above if low < 0 else float(levels[low])
+    return float(levels[low])
+
+
+def _least_pixels(zone: Zone, scale: tuple[float, float], mm_per_px: float | None) -> float:
+    """No region of fewer pixels of the map is large enough."""
+    pixel_px = scale[0] * scale[1]
+    if zone.smallest_px is not None:
+        return max(1.0, zone.smallest_px / pixel_px * (1 - 1e-6))
+    if zone.smallest_mm2 is not None and mm_per_px is not None:
+        return max(1.0, zone.smallest_mm2 / mm_per_px**2 / pixel_px * (1 - 1e-6))
+    return 1.0
 
 
 def _large_enough(mask: Bools, zone: Zone, scale: tuple[float, float], mm_per_px: float | None) -> bool:
@@ -253,6 +274,17 @@ def _ready(
     columns = np.arange(shape[1]) * level.middle.shape[1] // shape[1]
     middle, spread = level.middle[rows][:, columns], level.spread[rows][:, columns]
     return _View(blank, keep, weights, zone_at, middle, (1 if weights is None else weights) / spread)
+
+
+def _rules(zone_at: NDArray[np.int16] | None, places: Places) -> list[Rule]:
+    found = []
+    for number, zone in enumerate(places.zones):
+        inside = None if zone_at is None or zone.verdict is None else zone_at == number
+        if inside is not None and inside.any():
+            rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
+            place = slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
+            found.append(Rule(zone, place, np.ascontiguousarray(inside[place])))
+    return found
 
 
 def whole_only(keep: Bools, shape: tuple[int, int]) -> Bools:

@@ -115,7 +115,9 @@ class Inspector:
         if verdict is Verdict.PASS:
             return verdict, reason, []
         limits = self._thresholds
-        return verdict, reason, find_regions(scored, limits.map, self._recipe, self.places, limits.region_level)
+        limit = limits.reject if limits.review is None else limits.review
+        regions = find_regions(scored, limits.map, self._recipe, self.places, limits.region_level, limit)
+        return verdict, reason, regions
 
     def score(self, part: Pixels) -> tuple[PartScore, Prepared]:
         """Score without gate and thresholds, for calibration. Raises ImageError or EngineError."""

@@ -106,8 +106,13 @@ def test_highest_region_is_the_highest(seed: int, least: int) -> None:
         _, _, stats, _ = cv2.connectedComponentsWithStats((values >= level).astype(np.uint8), connectivity=8)
         if (stats[1:, cv2.CC_STAT_AREA] >= least).any():
             fits.append(float(level))
-    assert highest_region(values, -1.0, zone, (1, 1), None) == max(fits)
-    assert highest_region(values, 5.0, zone, (1, 1), None) == 5.0
+    everywhere = np.ones(values.shape, bool)
+    assert highest_region(values, everywhere, -1.0, zone, (1, 1), None) == max(fits)
+    assert highest_region(values, everywhere, 5.0, zone, (1, 1), None) == 5.0
+    over = max(fits) - 0.05
+    assert highest_region(values, everywhere, over, zone, (1, 1), None) == max(fits)
+    by_length = Zone(name="z", box=(0, 0, 1, 1), smallest_mm=1)
+    assert highest_region(values, everywhere, 0.0, by_length, (1, 1), 1.0) == values.max()
 
 
 def test_sizes_in_their_units() -> None:
