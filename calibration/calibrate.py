@@ -16,7 +16,7 @@ from calibration.costs import Limits
 from calibration.defects import find_defects, record
 from calibration.folds import open_folds
 from calibration.holdout import Copies, HeldOut, hold_out, pattern_of
-from calibration.levels import LEAST_PARTS, Levels, find_levels, grids_of
+from calibration.levels import LEAST_PARTS, Levels, find_levels, grids_of, try_levels
 from calibration.methods import (
     METHODS,
     Choice,
@@ -54,7 +54,7 @@ class Measured(NamedTuple):
 
     ``defects`` are scores of defective images, ``more`` those of ``more_groups`` by networks that have not seen them.
     ``reviews`` are what is held against the review limit where that is another score. ``places`` are masks and zones,
-    ``means`` the mean good picture of each view for the report, ``levels`` the map's normal level.
+    ``means`` the mean good picture of each view for the report, ``levels`` the map's normal level if it was asked for.
     """
 
     held: HeldOut
@@ -69,6 +69,11 @@ class Measured(NamedTuple):
     places: Located | None = None
     means: Mapping[str, Pixels] = MappingProxyType({})
     levels: Levels | None = None
+
+    def levels_used(self) -> Levels | None:
+        """The normal levels, unless drawn defects say that they do not serve."""
+        levels = self.levels
+        return levels if levels is not None and (levels.tried is None or levels.tried.worth) else None
 
     def by_part(self) -> Scores:
         groups = [sample.group for sample in self.held.unseen]
@@ -170,7 +175,7 @@ def measure_good(
     held: HeldOut,
     engine_name: str,
     precision: Precision = "fp32",
-    where: Where = Where(levels=False),  # noqa: B008 - a tuple of constants
+    where: Where = Where(levels="never"),  # noqa: B008 - a tuple of constants
 ) -> Measured:
     """Score the unseen images and look at all; an image that cannot be read stops the calibration by its name."""
     engine = open_engine(engine_name, bundle, threads(), precision)
@@ -195,6 +200,11 @@ def measure_good(
         part = _read(bundle, sample)
         copies.refuse(sample, part)
         pictures.append(see(prepare(part, bundle.manifest.recipe, neutralise), part.shape[:2]))
+    levels = None
+    if where.levels != "never":
+        levels = find_levels(grids, [sample.group for sample in held.unseen], places)
+    if levels is not None and where.levels == "auto":
+        levels = levels._replace(tried=try_levels(inspector, held.unseen, peaks, levels))
     return Measured(
         held,
         scores,
@@ -204,7 +214,7 @@ def measure_good(
         reviews=reviews if reviews != scores else (),
         places=places,
         means=means.pictures(),
-        levels=find_levels(grids, [sample.group for sample in held.unseen], places) if where.levels else None,
+        levels=levels,
     )
 
 
@@ -251,14 +261,13 @@ def thresholds_from(
     """
     scores = measured.by_part()
     limits = _limits(measured, scores, rates, choice)
+    levels = measured.levels_used()
     low, high = rate_to_expect(scores, rates, choice, limits.reject)
     return Thresholds(
         reject=limits.reject,
         review=limits.review,
         map=_map_limit(measured.peaks, scores, limits, rates, choice),
-        region_level=(
-            None if measured.levels is None else _map_limit(measured.levels.peaks, scores, limits, rates, choice)
-        ),
+        region_level=(None if levels is None else _map_limit(levels.peaks, scores, limits, rates, choice)),
         method=describe(scores, choice, looked),
         promise=promise(rates, choice),
         confidence=choice.confidence if choice.method == "pac" else None,
@@ -303,7 +312,7 @@ def write(bundle: Bundle, thresholds: Thresholds, quality: QualityBounds, measur
     The report's name carries its hash, so that the old manifest's report is not overwritten before its time.
     """
     manifest = bundle.manifest
-    places, levels = measured.places, measured.levels
+    places, levels = measured.places, measured.levels_used()
     shown = None if places is None else shown_places(places, measured.means)
     page = calibration_page(manifest, thresholds, quality, measured.scores, shown, told(measured)).encode()
     name = f"report-{hashlib.sha256(page).hexdigest()[:8]}.html"
@@ -337,14 +346,18 @@ def _old_files(bundle: Bundle) -> set[str]:
 
 def told(measured: Measured) -> list[tuple[str, str]]:
     """What the calibration says of places, for report and terminal."""
-    levels, places = measured.levels, measured.places
+    levels, used, places = measured.levels, measured.levels_used(), measured.places
     parts = measured.held.groups
-    if levels is None:
-        lines = [("regions are cut from", f"the raw map: {parts} parts are too few for a normal level of each place")]
-        lines = lines if parts < LEAST_PARTS else [("regions are cut from", "the raw map, as asked")]
+    why = "" if levels is None or levels.tried is None else f"; {levels.tried.text()}"
+    if used is not None:
+        near = "" if used.pooled == 1 else f", each pooled with its neighbours ({used.pooled} x {used.pooled})"
+        cut = f"the map over its normal level at each place, of {parts} parts{near}{why}"
+    elif levels is not None:
+        cut = f"the raw map: its normal level at each place serves no better{why.replace('it cuts', 'that cuts')}"
     else:
-        near = "" if levels.pooled == 1 else f", each pooled with its neighbours ({levels.pooled} x {levels.pooled})"
-        lines = [("regions are cut from", f"the map over its normal level at each place, of {parts} parts{near}")]
+        few = f"the raw map: {parts} parts are too few for a normal level of each place, {LEAST_PARTS} are needed"
+        cut = few if parts < LEAST_PARTS else "the raw map, as asked"
+    lines = [("regions are cut from", cut)]
     if places is not None:
         for view, blank in places.blanks.items():
             lines.append((f"not inspected of view {view}", f"{100 * (1 - blank.inspected):.1f} %"))

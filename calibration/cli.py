@@ -75,8 +75,9 @@ def thresholds(
         typer.Option(metavar="VIEW=FILE", help="picture of a view, white where it is inspected, black where not"),
     ] = None,
     level: Annotated[
-        bool, typer.Option("--level/--no-level", help="cut regions over the map's normal level at each place")
-    ] = True,
+        str,
+        typer.Option(help="regions over the map's normal level at each place: auto (where it serves), always, never"),
+    ] = "auto",
     preview: Annotated[bool, typer.Option("--preview", help="show which held-out parts change; write nothing")] = False,
     engine: EngineName = "auto",
     precision: OfGraph = "fp32",
@@ -100,7 +101,7 @@ def thresholds(
     from calibration.calibrate import propose, told, write
     from calibration.costs import costs_from
     from calibration.methods import METHODS, Choice, Rates
-    from calibration.places import Where, dropped
+    from calibration.places import Where, as_use, dropped
     from calibration.report import EXCHANGEABLE, summary
     from contract.bundle import as_precision
 
@@ -117,7 +118,7 @@ def thresholds(
         folds=tuple(fold_bundle or ()),
     )
     rates = Rates(0.05 if false_reject_rate is None and rated else false_reject_rate, review_rate)
-    where = Where(zones, tuple(mask or ()), level)
+    where = Where(zones, tuple(mask or ()), as_use(level))
     lost = dropped(bundle, where)
     found = propose(bundle, data, rates, engine, group_pattern, as_precision(precision), choice, where)
     _print(None, [*summary(found.thresholds), *told(found.measured)])

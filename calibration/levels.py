@@ -2,38 +2,75 @@
 
 A map is first reduced to a grid, each place its highest value there. A place's level is then the median and a high
 quantile over the parts, pooled with its neighbours where parts are few: a quantile of twenty values is noise.
+
+Whether levels serve is seen on the parts at hand: defects are drawn into held-out good pictures, and levels are used
+where clearly more of them are cut than from the raw map, with as many good parts showing a region.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from calibration import conformal
+from calibration.implant import implant
+from calibration.progress import steps
+from contract.dataset import Sample
 from contract.decision import PartScore
+from contract.images import read_image
 from contract.places import Floats, Level, Located
+from contract.recipe import Places
+from edge_runtime.inspector import Inspector
 
 SIDE = 32  # places along a view's longer side
 HIGH = 0.95
 POOLED = 200  # values that a place's quantiles rest on, neighbours included
 LEAST_PARTS = 10
-FLOOR = 0.5  # of the mean spread: quiet places must not become over-sensitive; chosen on implants, docs/decisions/0041
+FLOOR = 0.5  # of the mean spread: quiet places must not become over-sensitive
 FOLDS = 5
+# What levels are tried on
+TRIED = 30  # held-out pictures, a spot and a scratch in each
+CONTRAST = 25.0
+SIZES = (0.04, 0.15)  # of the shorter side
+REGION = (0.1, 0.1, 0.8, 0.8)
+SHOWN = 0.05  # share of good parts that show a region, in either way
+WORTH = 0.05  # share of drawn defects that levels must cut over what the raw map does
 
+Use = Literal["auto", "always", "never"]
 Grids = dict[str, Floats]
+
+
+class Tried(NamedTuple):
+    """How many defects were drawn, and how many of them were cut from the raw map and over levels."""
+
+    drawn: int
+    raw: int
+    levelled: int
+
+    @property
+    def worth(self) -> bool:
+        return self.levelled - self.raw >= WORTH * self.drawn
+
+    def text(self) -> str:
+        """For people."""
+        return f"of {self.drawn} defects drawn into held-out parts it cuts {self.levelled}, the raw map {self.raw}"
 
 
 class Levels(NamedTuple):
     """Levels by view; for each image its highest level, by levels that its own part has no share in.
 
-    ``pooled``: how many places along each side share their values.
+    ``pooled``: how many places along each side share their values. ``tried``: what drawn defects said, None where they
+    were not asked.
     """
 
     views: dict[str, Level]
     peaks: list[float]
     pooled: int
+    tried: Tried | None = None
 
 
 def grids_of(part: PartScore) -> Grids:
@@ -95,3 +132,40 @@ def level_of(stack: Floats, inside: NDArray[np.bool_], pooled: int) -> Level:
     spread = high - middle
     floor = FLOOR * float(spread[inside].mean()) or float(np.finfo(np.float32).tiny)
     return Level(middle, np.maximum(spread, max(floor, 1e-6 * float(np.abs(middle).max()))).astype(np.float32))
+
+
+def try_levels(inspector: Inspector, samples: Sequence[Sample], peaks: Sequence[float], found: Levels) -> Tried:
+    """Draw defects into ``samples``, whose maps have these ``peaks``, and count those that each way cuts."""
+    groups = [sample.group for sample in samples]
+    limits = [conformal.level(each, groups, 1 - SHOWN) for each in (peaks, found.peaks)]
+    recipe, places = inspector.bundle.manifest.recipe, inspector.places
+    map_hw = inspector.bundle.manifest.model.map_hw
+    known = Located(recipe, map_hw, Places() if places is None else places.places, {}, found.views)
+    random = np.random.default_rng(1)
+    drawn, cut = 0, [0, 0]
+    chosen = np.unique(np.linspace(0, len(samples) - 1, min(TRIED, len(samples))).astype(int))
+    for at in steps(chosen.tolist(), "trying normal levels on drawn defects"):
+        good = read_image(samples[at].path, recipe.channels)
+        for kind in ("spot", "scratch"):
+            size = min(good.shape[:2]) * float(np.exp(random.uniform(*np.log(SIZES))))
+            made = implant(good, kind, size, CONTRAST, random, REGION)
+            part = inspector.score(made.picture)[0]
+            over = _cut(part, made.mask, known, limits)
+            drawn += 1
+            cut = [count + hit for count, hit in zip(cut, over, strict=True)]
+    return Tried(drawn, *cut)
+
+
+def _cut(part: PartScore, mask: NDArray[np.bool_], known: Located, limits: Sequence[float]) -> tuple[bool, bool]:
+    """Whether any of the defect is above the limit, on the raw map and on the map over its level."""
+    raw = levelled = False
+    for view_map in part.maps:
+        x, y, width, height = view_map.box
+        shape = view_map.values.shape
+        inside = mask[y : y + height, x : x + width].astype(np.float32)
+        touched = np.asarray(cv2.resize(inside, shape[::-1], interpolation=cv2.INTER_AREA)) > 0
+        over = known.levelled(view_map.view, view_map.values)
+        if touched.any() and over is not None:
+            raw |= bool(known.weighted(view_map.view, view_map.values)[touched].max() > limits[0])
+            levelled |= bool(over[touched].max() > limits[1])
+    return raw, levelled

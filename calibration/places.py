@@ -10,12 +10,13 @@ import hashlib
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast, get_args
 
 import numpy as np
 from pydantic import Field
 
 from calibration.errors import CalibrationError
+from calibration.levels import Use
 from calibration.progress import steps
 from contract.bundle import (
     ROLE_FILL,
@@ -45,11 +46,14 @@ SAME = 1e-3  # relative: a score that is the mean of k map values agrees this we
 
 
 class Where(NamedTuple):
-    """What was asked of places: a zones.toml, masks as VIEW=FILE, and whether regions are cut over normal levels."""
+    """What was asked of places: a zones.toml, masks as VIEW=FILE, and whether regions are cut over normal levels.
+
+    ``levels`` auto: where drawn defects show that it serves.
+    """
 
     zones: Path | None = None
     masks: tuple[str, ...] = ()
-    levels: bool = True
+    levels: Use = "auto"
 
 
 class ZonesFile(Strict):
@@ -67,6 +71,14 @@ def without_places(bundle: Bundle) -> Bundle:
     limits = None if thresholds is None else thresholds.model_copy(update={"region_level": None})
     changed = manifest.model_copy(update={"places": None, "files": files, "thresholds": limits})
     return Bundle(bundle.root, changed, bundle.content, bundle.exact)
+
+
+def as_use(text: str) -> Use:
+    """``--level`` by its name; raises ConfigError naming those that there are."""
+    for use in get_args(Use):
+        if use == text:
+            return cast("Use", use)
+    raise ConfigError(f"--level {text!r}: expected {', '.join(get_args(Use))}")
 
 
 def dropped(folder: Path, where: Where) -> str | None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from calibration.calibrate import Rates, calibrate
-from calibration.levels import find_levels, grid, grids_of, level_of, pool_side
+from calibration.levels import Tried, Use, find_levels, grid, grids_of, level_of, pool_side
 from calibration.places import Where
 from contract.bundle import open_bundle
 from contract.dataset import load_dataset, sha256_of_image
@@ -24,6 +24,7 @@ from flawline import main
 from tests import graphs
 from tests.bundles import draw_part
 
+USES: tuple[Use, ...] = ("always", "never")
 BAND = (slice(12, 30), slice(12, 68))
 
 
@@ -62,12 +63,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def test_regions_lie_on_the_defect_and_not_in_the_texture(made: tuple[Path, Path], tmp_path: Path) -> None:
     """Both limits let 5 % of good parts show a region; with levels faint spots outside the texture are found."""
     found = {}
-    for levels in (True, False):
-        folder = Path(shutil.copytree(made[0], tmp_path / str(levels)))
+    for levels in USES:
+        folder = Path(shutil.copytree(made[0], tmp_path / levels))
         calibrate(folder, made[1], Rates(0.05), "onnxruntime", where=Where(levels=levels))
         bundle = open_bundle(folder)
         limits = bundle.manifest.thresholds
-        assert limits is not None and (limits.region_level is not None) is levels
+        assert limits is not None and (limits.region_level is not None) is (levels == "always")
         inspector = Inspector(bundle, open_engine("onnxruntime", bundle))
         hits = false = 0
         for number in range(60):
@@ -78,8 +79,8 @@ def test_regions_lie_on_the_defect_and_not_in_the_texture(made: tuple[Path, Path
             hits += bool(on)
             false += len(regions) - len(on)
         found[levels] = (hits, false)
-    assert found[True][0] >= found[False][0] + 20, found
-    assert found[True][1] <= 12, found
+    assert found["always"][0] >= found["never"][0] + 20, found
+    assert found["always"][1] <= 12, found
 
 
 def _holds(box: tuple[float, float, float, float], row: int, column: int) -> bool:
@@ -108,10 +109,26 @@ def test_about_the_asked_share_of_good_parts_shows_a_region(made: tuple[Path, Pa
     assert 0 < shown <= 0.12 * 400, shown
 
 
+def test_levels_are_used_where_drawn_defects_say_so(
+    made: tuple[Path, Path], drawn: Path, fresh: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The textured parts need them; the graph of the others divides by what is typical at each place already."""
+    textured_bundle = Path(shutil.copytree(made[0], tmp_path / "textured"))
+    for folder, data, used in ((textured_bundle, made[1], True), (fresh, drawn, False)):
+        assert main(["calibrate", "thresholds", str(folder), "--data", str(data), "--engine", "onnxruntime"]) == 0
+        said = capsys.readouterr().out
+        assert "of 60 defects drawn into held-out parts" in said
+        assert ("serves no better" in said) is not used
+        assert ("level.0" in open_bundle(folder).manifest.files) is used
+    assert Tried(60, 20, 23).worth and not Tried(60, 20, 22).worth
+    assert main(["calibrate", "thresholds", str(fresh), "--data", str(drawn), "--level", "yes"]) == 2
+    assert "expected auto, always, never" in capsys.readouterr().err
+
+
 def test_levels_move_no_verdict(made: tuple[Path, Path], tmp_path: Path) -> None:
     limits = []
-    for levels in (True, False):
-        folder = Path(shutil.copytree(made[0], tmp_path / str(levels)))
+    for levels in USES:
+        folder = Path(shutil.copytree(made[0], tmp_path / levels))
         limits.append(
             calibrate(folder, made[1], Rates(0.05, 0.2), "onnxruntime", where=Where(levels=levels)).thresholds
         )
@@ -120,10 +137,10 @@ def test_levels_move_no_verdict(made: tuple[Path, Path], tmp_path: Path) -> None
 
 def test_calibrating_again_replaces_levels_and_leaves_no_file(made: tuple[Path, Path], tmp_path: Path) -> None:
     folder = Path(shutil.copytree(made[0], tmp_path / "b"))
-    calibrate(folder, made[1], Rates(0.05), "onnxruntime")
+    calibrate(folder, made[1], Rates(0.05), "onnxruntime", where=Where(levels="always"))
     with_levels = open_bundle(folder).manifest
     assert list(with_levels.place_files()) == ["level.0"] and len(list(folder.glob("level-*"))) == 1
-    calibrate(folder, made[1], Rates(0.05), "onnxruntime", where=Where(levels=False))
+    calibrate(folder, made[1], Rates(0.05), "onnxruntime", where=Where(levels="never"))
     without = open_bundle(folder).manifest
     assert not without.place_files() and not list(folder.glob("level-*"))
     assert without.calibration_id() != with_levels.calibration_id()

@@ -99,6 +99,7 @@ def test_masks_and_zones_are_in_bundle_report_and_terminal(
     picture[90:] = 0
     cv2.imwrite(str(tmp_path / "low.png"), picture)
     command = ["calibrate", "thresholds", str(fresh), "--data", str(drawn), "--zones", str(where.zones)]
+    command += ["--level", "always"]
     assert main([*command, "--mask", f"main={tmp_path / 'low.png'}"]) == 0
     shown = capsys.readouterr().out
     assert "not inspected of view main" in shown and "zone hole <rim>" in shown and "REJECT" in shown
@@ -117,7 +118,7 @@ def test_masks_and_zones_are_in_bundle_report_and_terminal(
     assert main(["calibrate", "thresholds", str(fresh), "--data", str(drawn)]) == 0
     assert "the bundle had 2 mask(s) and 1 zone(s), and this calibration has none" in capsys.readouterr().out
     bundle = open_bundle(fresh)
-    assert bundle.manifest.places is None and set(bundle.manifest.place_files()) == {"level.0"}
+    assert bundle.manifest.places is None and not bundle.manifest.place_files()
     assert not list(fresh.glob("mask-*")) and not list(fresh.glob("fill-*"))
     assert bundle.manifest.calibration_id() != before
 
@@ -125,7 +126,7 @@ def test_masks_and_zones_are_in_bundle_report_and_terminal(
 def test_another_mask_is_another_calibration(fresh: Path, drawn: Path, tmp_path: Path) -> None:
     ids = set()
     for x in (0.1, 0.11):
-        where = zones_file(tmp_path, f"[[masks]]\nbox = [{x}, 0.1, 0.3, 0.3]\n")._replace(levels=False)
+        where = zones_file(tmp_path, f"[[masks]]\nbox = [{x}, 0.1, 0.3, 0.3]\n")._replace(levels="never")
         calibrate(fresh, drawn, Rates(0.05), "onnxruntime", where=where)
         ids.add(open_bundle(fresh).manifest.calibration_id())
     assert len(ids) == 2
