@@ -42,7 +42,7 @@ LEAST_SEEN = 8
 ASPECT = 0.05  # by how much a mask's shape may differ from the view's
 BLACK, WHITE = 32, 223
 GREY = 0.01  # share of a mask's pixels that may be neither: a JPEG's edges
-SAME = 1e-3  # relative: a score that is the mean of k map values agrees this well
+SAME = 1e-2  # relative: a score that is the mean of k map values agrees so well in any precision
 
 
 class Where(NamedTuple):

@@ -81,7 +81,7 @@ class Located:
         blanks: dict[str, Blank],
         levels: dict[str, Level],
     ) -> None:
-        """Raises ValueError where a zone could never count."""
+        """Raises ValueError where a zone could never count or a mask leaves nothing."""
         self.recipe = recipe
         self.places = places
         self.blanks = blanks
@@ -263,6 +263,8 @@ def _ready(
 ) -> _View:
     shape = map_shape(view, recipe, map_hw)
     keep = None if blank is None else whole_only(blank.keep, shape).astype(np.float32)
+    if keep is not None and not keep.any():
+        raise ValueError(f"the mask of view {view.name!r} leaves no whole pixel of its map, so nothing is inspected")
     zone_at = _zones(view, recipe, places, shape)
     weights = keep
     if zone_at is not None and any(zone.tolerance != 1 for zone in places.zones):

@@ -216,7 +216,7 @@ def test_evaluation_judges_with_masks(fresh: Path, drawn: Path, tmp_path: Path) 
     assert figures["escape_hits"] >= 17 and figures["not_inspected_defective"] == 0
 
 
-REFUSED = [
+REFUSED: list[tuple[str, type[Exception], str]] = [
     ("[[masks]]\nbox = [0, 0, 1, 1]\n", CalibrationError, "covers all of it"),
     ("[[masks]]\nview = 'top'\nbox = [0, 0, 0.1, 0.1]\n", ConfigError, "expected one of the recipe's views, 'main'"),
     ("[[masks]]\nbx = [0, 0, 0.1, 0.1]\n", ConfigError, "masks.0.bx.*did you mean `box`"),

@@ -71,6 +71,13 @@ def test_a_score_that_is_not_finite_stays_so() -> None:
     assert decide(float("nan"), LIMITS, float("nan"))[0] is Verdict.NOT_INSPECTED
 
 
+def test_a_mask_that_leaves_no_whole_pixel_of_the_map() -> None:
+    keep = np.zeros((TILE, TILE), bool)
+    keep[::2] = True
+    with pytest.raises(ValueError, match="leaves no whole pixel"):
+        Located(ONE, (TILE // 2, TILE // 2), Places(), {"main": Blank(keep, keep.astype(np.uint8))}, {})
+
+
 @pytest.mark.parametrize("verdict", ["REJECT", "REVIEW"])
 def test_a_region_in_a_zone_raises_the_verdict_and_is_named(verdict: str) -> None:
     rule = Zone(name="thread", view="main", box=(0, 0, 0.5, 1), smallest_px=60, verdict=verdict)
