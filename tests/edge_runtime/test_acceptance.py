@@ -108,7 +108,9 @@ def test_the_page_shows_what_is_not_inspected(bundle: Path) -> None:
     opened = open_bundle(bundle)
     keep = np.ones(RECIPE.canvas_hw(RECIPE.views[0]), bool)
     keep[:, :30] = False
-    located = Located(RECIPE, opened.manifest.model.map_hw, Places(top_k=1), {"main": Blank(keep, keep * np.uint8(99))}, {})
+    located = Located(
+        RECIPE, opened.manifest.model.map_hw, Places(top_k=1), {"main": Blank(keep, keep * np.uint8(99))}, {}
+    )
     files = {**opened.manifest.files, **write_places(opened, located, {})}
     changed = opened.manifest.model_copy(update={"files": files, "places": located.places})
     write_manifest(bundle, changed)
