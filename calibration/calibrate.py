@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from calibration.costs import Limits
 from calibration.defects import find_defects
 from calibration.folds import open_folds
 from calibration.holdout import Copies, HeldOut, hold_out, pattern_of
+from calibration.levels import LEAST_PARTS, Levels, find_levels, grids_of, try_levels
 from calibration.looks import record
 from calibration.methods import (
     METHODS,
@@ -27,12 +29,16 @@ from calibration.methods import (
     rate_to_expect,
     require,
 )
+from calibration.places import MeanPictures, Where, locate_asked, place_files, without_places
 from calibration.progress import steps
 from calibration.quality import Seen, bounds_from, see, sizes_of
-from calibration.report import calibration_page
-from contract.bundle import Bundle, Manifest, Precision, open_bundle, put_file
+from calibration.report import calibration_page, shown_places, zone_text
+from contract.bundle import Bundle, Manifest, Precision, open_bundle, put_files
 from contract.dataset import Sample, load_dataset
+from contract.decision import ViewMap
+from contract.errors import ConfigError
 from contract.images import Pixels, read_image
+from contract.places import Floats, Located
 from contract.preprocess import prepare
 from contract.recipe import QualityBounds, Thresholds
 from edge_runtime.engines import open_engine
@@ -47,6 +53,8 @@ class Measured(NamedTuple):
     """Scores and map maxima of the held-out images, what pictures of all good images look like, and other scores.
 
     ``defects`` are scores of defective images, ``more`` those of ``more_groups`` by networks that have not seen them.
+    ``reviews`` are what is held against the review limit where that is another score. ``places`` are masks and zones,
+    ``means`` the mean good picture of each view for the report, ``levels`` the map's normal level if it was asked for.
     """
 
     held: HeldOut
@@ -57,6 +65,15 @@ class Measured(NamedTuple):
     defects: Sequence[float] = ()
     more: Sequence[float] = ()
     more_groups: Sequence[str] = ()
+    reviews: Sequence[float] = ()
+    places: Located | None = None
+    means: Mapping[str, Pixels] = MappingProxyType({})
+    levels: Levels | None = None
+
+    def levels_used(self) -> Levels | None:
+        """The normal levels, unless drawn defects say that they do not serve."""
+        levels = self.levels
+        return levels if levels is not None and (levels.tried is None or levels.tried.worth) else None
 
     def by_part(self) -> Scores:
         groups = [sample.group for sample in self.held.unseen]
@@ -86,6 +103,7 @@ def propose(
     pattern: str | None = None,
     precision: Precision = "fp32",
     choice: Choice = Choice(),  # noqa: B008 - a tuple of constants
+    where: Where = Where(),  # noqa: B008 - a tuple of constants
 ) -> Proposal:
     """Measure with the engine and preprocessing of the line; what is found is put into the bundle by ``write``.
 
@@ -93,7 +111,7 @@ def propose(
     parts are too few for the rates, and whatever its steps raise.
     """
     chooses = check(rates, choice).needs_defects or choice.costs is not None
-    bundle = open_bundle(folder)
+    bundle = without_places(open_bundle(folder))
     dataset = load_dataset(data, pattern_of(bundle, pattern))
     held = hold_out(bundle, dataset)
     folds = open_folds(bundle, choice.folds, dataset)
@@ -101,13 +119,15 @@ def propose(
     defects, looked = find_defects(choice.defects, dataset, choice.looks)
     if looked and choice.looks is not None:
         record(choice.looks, bundle, dataset, "chosen by these images", len(defects))
-    measured = measure_good(bundle, held, engine, precision)
+    measured = measure_good(bundle, held, engine, precision, where)
+    places = measured.places
+    _refuse_unreviewed(places, rates, choice)
     measured = measured._replace(
-        defects=score_images(bundle, defects, engine, precision, "scoring defective parts"),
+        defects=score_images(bundle, defects, engine, precision, "scoring defective parts", places),
         more=[
             score
             for fold, parts in folds
-            for score in score_images(fold, parts.unseen, engine, precision, f"scoring by {fold.root.name}")
+            for score in score_images(fold, parts.unseen, engine, precision, f"scoring by {fold.root.name}", places)
         ],
         more_groups=[sample.group for _, parts in folds for sample in parts.unseen],
     )
@@ -115,36 +135,84 @@ def propose(
     return Proposal(bundle, thresholds, bounds_from(measured.pictures), measured, bool(defects) and chooses)
 
 
-def measure_good(bundle: Bundle, held: HeldOut, engine_name: str, precision: Precision = "fp32") -> Measured:
+def _refuse_unreviewed(places: Located | None, rates: Rates, choice: Choice) -> None:
+    """A zone that sends to review needs a review band, and networks beside this one have no such score."""
+    for zone in places.rules if places is not None else ():
+        if zone.verdict == "REVIEW" and rates.review is None and (choice.costs is None or choice.costs.review is None):
+            raise ConfigError(
+                f"zone {zone.name!r} sends parts to review, and there is no review band: give --review-rate, or "
+                "verdict = 'REJECT'"
+            )
+        if zone.verdict == "REVIEW" and choice.folds:
+            raise ConfigError(f"zone {zone.name!r}: --method cross cannot calibrate verdict = 'REVIEW'")
+
+
+def measure_good(
+    bundle: Bundle,
+    held: HeldOut,
+    engine_name: str,
+    precision: Precision = "fp32",
+    where: Where = Where(levels="never"),  # noqa: B008 - a tuple of constants
+) -> Measured:
     """Score the unseen images and look at all; an image that cannot be read stops the calibration by its name."""
     engine = open_engine(engine_name, bundle, threads(), precision)
     check_golden(engine, without_limits(bundle))
-    inspector = Inspector(bundle, engine)
-    scores, peaks, pictures = [], [], []
+    places = locate_asked(bundle, where, held.seen, engine)
+    inspector = Inspector(bundle, engine, places=places)
+    neutralise = None if places is None else places.neutralise
+    scores, peaks, pictures, reviews, grids = [], [], [], [], []
+    means = MeanPictures()
     copies = Copies()
     for sample in steps(held.unseen, "scoring held-out parts"):
         part = _read(bundle, sample)
         copies.add_unseen(sample, part)
         scored, prepared = inspector.score(part)
         scores.append(scored.score)
-        peaks.append(max(float(view.values.max()) for view in scored.maps))
+        peaks.append(max(float(_counting(places, view).max()) for view in scored.maps))
+        reviews.append(scored.highest)
+        grids.append(grids_of(scored))
+        means.add(prepared.canvases)
         pictures.append(see(prepared, part.shape[:2]))
     for sample in steps(held.seen, "looking at the other good images"):
         part = _read(bundle, sample)
         copies.refuse(sample, part)
-        pictures.append(see(prepare(part, bundle.manifest.recipe), part.shape[:2]))
-    return Measured(held, scores, peaks, pictures, engine.describe())
+        pictures.append(see(prepare(part, bundle.manifest.recipe, neutralise), part.shape[:2]))
+    levels = None
+    if where.levels != "never":
+        levels = find_levels(grids, [sample.group for sample in held.unseen], places)
+    if levels is not None and where.levels == "auto":
+        levels = levels._replace(tried=try_levels(inspector, held.unseen, peaks, levels))
+    return Measured(
+        held,
+        scores,
+        peaks,
+        pictures,
+        engine.describe(),
+        reviews=reviews if reviews != scores else (),
+        places=places,
+        means=means.pictures(),
+        levels=levels,
+    )
+
+
+def _counting(places: Located | None, view: ViewMap) -> Floats:
+    return view.values if places is None else places.weighted(view.view, view.values)
 
 
 def score_images(
-    bundle: Bundle, samples: Sequence[Sample], engine_name: str, precision: Precision, what: str
+    bundle: Bundle,
+    samples: Sequence[Sample],
+    engine_name: str,
+    precision: Precision,
+    what: str,
+    places: Located | None = None,
 ) -> list[float]:
     """Raw score of each image by the bundle's network; an engine is opened only where there are images."""
     if not samples:
         return []
     engine = open_engine(engine_name, bundle, threads(), precision)
     check_golden(engine, without_limits(bundle))
-    inspector = Inspector(bundle, engine)
+    inspector = Inspector(bundle, engine, places=places)
     return [inspector.score(_read(bundle, sample))[0].score for sample in steps(samples, what)]
 
 
@@ -169,12 +237,14 @@ def thresholds_from(
     The map is cut at the wider of the two rates, so that what goes to review shows where it deviates.
     """
     scores = measured.by_part()
-    limits = find_limits(scores, rates, choice)
+    limits = _limits(measured, scores, rates, choice)
+    levels = measured.levels_used()
     low, high = rate_to_expect(scores, rates, choice, limits.reject)
     return Thresholds(
         reject=limits.reject,
         review=limits.review,
-        map=_map_limit(measured, scores, limits, rates, choice),
+        map=_map_limit(measured.peaks, scores, limits, rates, choice),
+        region_level=(None if levels is None else _map_limit(levels.peaks, scores, limits, rates, choice)),
         method=describe(scores, choice, looked),
         promise=promise(rates, choice),
         confidence=choice.confidence if choice.method == "pac" else None,
@@ -188,31 +258,70 @@ def thresholds_from(
     )
 
 
-def _map_limit(measured: Measured, scores: Scores, limits: Limits, rates: Rates, choice: Choice) -> float:
+def _limits(measured: Measured, scores: Scores, rates: Rates, choice: Choice) -> Limits:
+    """The limits; that of review from scores of its own where a zone sends parts to review."""
+    limits = find_limits(scores, rates, choice)
+    if not measured.reviews:
+        return limits
+    review = find_limits(scores._replace(good=measured.reviews), rates, choice).review
+    if review is not None and review > limits.reject:
+        raise ConfigError(
+            f"zones with verdict = 'REVIEW' lift the review limit to {review:.6g}, above the reject limit of "
+            f"{limits.reject:.6g}: ask for a higher --review-rate, a larger smallest size, or verdict = 'REJECT'"
+        )
+    return Limits(limits.reject, review)
+
+
+def _map_limit(peaks: Sequence[float], scores: Scores, limits: Limits, rates: Rates, choice: Choice) -> float:
     """The map's limit for the wider rate, or, by rules that promise none, one that as many good parts exceed."""
     wider = rates.review or rates.reject
     parts = len(set(scores.groups))
     if METHODS[choice.method].promise is not None and wider is not None and parts >= conformal.groups_needed(wider):
-        return conformal.threshold(measured.peaks, scores.groups, wider)
+        return conformal.threshold(peaks, scores.groups, wider)
     limit = limits.reject if limits.review is None else limits.review
     above = conformal.share_above(scores.good, scores.groups, limit)
-    return conformal.level(measured.peaks, scores.groups, 1 - above)
+    return conformal.level(peaks, scores.groups, 1 - above)
 
 
 def write(found: Proposal) -> Path:
-    """Put the calibration and its report into the bundle; returns the report's path."""
+    """Put the calibration, its places and its report into the bundle; returns the report's path."""
     bundle, thresholds, measured = found.bundle, found.thresholds, found.measured
-    page = calibration_page(bundle.manifest, thresholds, found.quality, measured.scores)
-    return put_file(
+    places, levels = measured.places, measured.levels_used()
+    shown = None if places is None else shown_places(places, measured.means)
+    page = calibration_page(bundle.manifest, thresholds, found.quality, measured.scores, shown, told(measured))
+    paths = put_files(
         bundle,
-        ROLE_REPORT,
-        "report.html",
-        page.encode(),
+        {ROLE_REPORT: ("report.html", page.encode())}
+        | place_files(bundle, places, {} if levels is None else levels.views),
         thresholds=thresholds,
         quality=found.quality,
+        places=None if places is None else places.places,
         pictures=sizes_of(measured.pictures),
         metrics={**bundle.manifest.metrics, "calibration": _metrics(bundle.manifest, thresholds, measured)},
     )
+    return paths[ROLE_REPORT]
+
+
+def told(measured: Measured) -> list[tuple[str, str]]:
+    """What the calibration says of places, for report and terminal."""
+    levels, used, places = measured.levels, measured.levels_used(), measured.places
+    parts = measured.held.groups
+    why = "" if levels is None or levels.tried is None else f"; {levels.tried.text()}"
+    if used is not None:
+        near = "" if used.pooled == 1 else f", each pooled with its neighbours ({used.pooled} x {used.pooled})"
+        cut = f"the map over its normal level at each place, of {parts} parts{near}{why}"
+    elif levels is not None:
+        cut = f"the raw map: its normal level at each place serves no better{why.replace('it cuts', 'that cuts')}"
+    else:
+        few = f"the raw map: {parts} parts are too few for a normal level of each place, {LEAST_PARTS} are needed"
+        cut = few if parts < LEAST_PARTS else "the raw map, as asked"
+    lines = [("regions are cut from", cut)]
+    if places is not None:
+        for view, blank in places.blanks.items():
+            lines.append((f"not inspected of view {view}", f"{100 * (1 - blank.inspected):.1f} %"))
+        for zone in places.places.zones:
+            lines.append((f"zone {zone.name}", zone_text(zone)))
+    return lines
 
 
 def _metrics(manifest: Manifest, thresholds: Thresholds, measured: Measured) -> dict[str, float | int | str]:

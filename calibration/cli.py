@@ -72,6 +72,17 @@ def thresholds(
     cost_review_minute: Annotated[float | None, typer.Option(help="what a minute of an inspector costs")] = None,
     review_minutes: Annotated[float, typer.Option(help="how long an inspector looks at a part")] = 1.0,
     defect_rate: Annotated[float | None, typer.Option(help="share of defective parts on the line")] = None,
+    zones: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="TOML of masks and zones, see docs/calibration.md")
+    ] = None,
+    mask: Annotated[
+        list[str] | None,
+        typer.Option(metavar="VIEW=FILE", help="picture of a view, white where it is inspected, black where not"),
+    ] = None,
+    level: Annotated[
+        str,
+        typer.Option(help="regions over the map's normal level at each place: auto (where it serves), always, never"),
+    ] = "auto",
     preview: Annotated[bool, typer.Option("--preview", help="show which held-out parts change; write nothing")] = False,
     engine: EngineName = "auto",
     precision: OfGraph = "fp32",
@@ -90,10 +101,12 @@ def thresholds(
       flawline calibrate thresholds bundle --data parts --method sigma --preview
       flawline calibrate thresholds bundle --data parts --method cost --defects scratched --defect-rate 0.01 \\
           --cost-escape 500 --cost-false-reject 5 --cost-review-minute 0.8
+      flawline calibrate thresholds bundle --data parts --zones zones.toml --mask main=label.png
     """
-    from calibration.calibrate import propose, write
+    from calibration.calibrate import propose, told, write
     from calibration.costs import costs_from
     from calibration.methods import METHODS, Choice, Rates
+    from calibration.places import Where, as_use, dropped
     from calibration.report import EXCHANGEABLE, summary
     from contract.bundle import as_precision
 
@@ -110,8 +123,12 @@ def thresholds(
         folds=tuple(fold_bundle or ()),
     )
     rates = Rates(0.05 if false_reject_rate is None and rated else false_reject_rate, review_rate)
-    found = propose(bundle, data, rates, engine, group_pattern, as_precision(precision), choice)
-    _print(None, summary(found.thresholds))
+    where = Where(zones, tuple(mask or ()), as_use(level))
+    lost = dropped(bundle, where)
+    found = propose(bundle, data, rates, engine, group_pattern, as_precision(precision), choice, where)
+    _print(None, [*summary(found.thresholds), *told(found.measured)])
+    if lost:
+        typer.echo(lost)
     if choice.costs is not None and choice.costs.review is not None and found.thresholds.review is None:
         typer.echo("no review band: with these costs and defects no look pays")
     if preview:

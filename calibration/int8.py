@@ -23,9 +23,10 @@ from calibration.holdout import hold_out, pattern_of
 from calibration.looks import record
 from calibration.progress import steps
 from calibration.qdq import Ranges, layers_of, measure_ranges, quantize
-from contract.bundle import ROLE_GRAPH_INT8, Bundle, GoldenInt8, open_bundle, put_file
+from contract.bundle import ROLE_GRAPH_INT8, Bundle, GoldenInt8, open_bundle, put_files
 from contract.dataset import Dataset, Sample, load_dataset
 from contract.images import Pixels, read_image
+from contract.places import locate
 from contract.preprocess import prepare
 from contract.recipe import Thresholds
 from contract.release import State
@@ -190,8 +191,9 @@ def spread(samples: Sequence[Sample], most: int) -> list[Sample]:
 
 def read_parts(bundle: Bundle, samples: Sequence[Sample]) -> list[Pixels]:
     """Tiles of each picture, uint8 [N, H, W, C], as the line cuts them."""
-    recipe = bundle.manifest.recipe
-    return [prepare(read_image(sample.path, recipe.channels), recipe).tiles for sample in samples]
+    recipe, places = bundle.manifest.recipe, locate(bundle)
+    neutralise = None if places is None else places.neutralise
+    return [prepare(read_image(sample.path, recipe.channels), recipe, neutralise).tiles for sample in samples]
 
 
 def choose(bundle: Bundle, parts: list[Pixels]) -> Choice:
@@ -279,11 +281,9 @@ def write(bundle: Bundle, tried: Tried) -> None:
     Limits that were measured with an earlier INT8 graph go: they are not this one's.
     """
     manifest = bundle.manifest
-    put_file(
+    put_files(
         bundle,
-        ROLE_GRAPH_INT8,
-        "model.int8.onnx",
-        tried.choice.graph,
+        {ROLE_GRAPH_INT8: ("model.int8.onnx", tried.choice.graph)},
         golden=manifest.golden.model_copy(update={"int8": tried.golden}),
         thresholds=without_int8(manifest.thresholds),
         metrics={**manifest.metrics, "int8": tried.fields()},

@@ -27,8 +27,12 @@ def changes(proposal: Proposal) -> list[Change]:
     now, then = proposal.bundle.manifest.thresholds, proposal.thresholds
     measured = proposal.measured
     found = [
-        Change(sample.path.name, sample.group, score, decide(score, now)[0].value, decide(score, then)[0].value)
-        for sample, score in zip(measured.held.unseen, measured.scores, strict=True)
+        Change(
+            sample.path.name, sample.group, score, decide(score, now)[0].value, decide(score, then, highest)[0].value
+        )
+        for sample, score, highest in zip(
+            measured.held.unseen, measured.scores, measured.reviews or measured.scores, strict=True
+        )
     ]
     return sorted((change for change in found if change.now != change.then), key=lambda change: -change.score)
 
@@ -46,6 +50,8 @@ def preview_rows(proposal: Proposal) -> list[tuple[str, str]]:
     ]
     if now is not None and now.engine != then.engine:
         rows.append(("measured with, now", f"{now.engine}: verdicts differ for that as well"))
+    if measured.places is not None:
+        rows.append(("", "scored with the masks and zones given: verdicts now are the old limits on these scores"))
     if len(measured.defects):
         limit = then.reject if then.review is None else then.review
         passed = sum(score <= limit for score in measured.defects)

@@ -13,8 +13,11 @@ import numpy as np
 
 from calibration.methods import METHOD, METHODS, Choice, Rates, promise
 from contract.bundle import Manifest
-from contract.recipe import QualityBounds, Thresholds
+from contract.images import Pixels
+from contract.places import Located
+from contract.recipe import QualityBounds, Thresholds, Zone
 from contract.stats import Rate, rate
+from edge_runtime.places_picture import picture_of_places
 
 EXCHANGEABLE = (
     "Promise and rates hold only while the parts on the line are exchangeable with the calibration set: same product, "
@@ -93,13 +96,21 @@ def _mark(name: str, at: float, row: int) -> str:
 
 
 def calibration_page(
-    manifest: Manifest, thresholds: Thresholds, quality: QualityBounds, scores: Sequence[float]
+    manifest: Manifest,
+    thresholds: Thresholds,
+    quality: QualityBounds,
+    scores: Sequence[float],
+    places: str | None = None,
+    told: Sequence[tuple[str, str]] = (),
 ) -> str:
-    """The page that ``flawline calibrate thresholds`` leaves in the bundle."""
+    """The page that ``flawline calibrate thresholds`` leaves in the bundle.
+
+    ``places`` is HTML that shows masks and zones, ``told`` lines on places.
+    """
     marks = {"reject above": thresholds.reject}
     if thresholds.review is not None:
         marks["review above"] = thresholds.review
-    rows = summary(thresholds)
+    rows = [*summary(thresholds), *told]
     bounds = [
         (view, name, bound.low, bound.high) for view, named in quality.views.items() for name, bound in named.items()
     ]
@@ -108,12 +119,41 @@ def calibration_page(
         f"trained {escape(manifest.created)}</p>"
         f'<p class="note">{EXCHANGEABLE}</p>'
         f"<h2>Scores of held-out good images</h2>{histogram({'good, held out': scores}, marks)}"
-        f"<h2>Thresholds</h2>{table(('', ''), rows)}"
+        f"<h2>Thresholds</h2>{table(('', ''), rows)}{places or ''}"
         f"<h2>Bounds of a usable picture, from {quality.samples} good images</h2>"
         f"<p>A picture outside any of them is NOT_INSPECTED, with the reason.</p>"
         f"{table(('view', 'measure', 'at least', 'at most'), bounds)}"
     )
     return page(f"Calibration of {manifest.name}", body)
+
+
+def shown_places(places: Located, means: Mapping[str, Pixels]) -> str:
+    """HTML: masks and zones of each view over its mean good picture, and what each of them does."""
+    pictures = "".join(picture_of_places(view, picture, places) for view, picture in means.items())
+    rows = [(zone.name, zone.view, zone_text(zone)) for zone in places.places.zones]
+    zones = f"{table(('zone', 'view', 'limits'), rows)}" if rows else ""
+    note = (
+        "Red is not inspected: whatever lies there changes no verdict, since the mean good picture stands in for it. "
+        if places.blanks
+        else ""
+    )
+    return (
+        f"<h2>Masks and zones, over the mean good picture</h2><p>{note}Scores are measured with masks, tolerances and "
+        f"zone verdicts, so that promise and rates are of the parts so judged.</p>{pictures}{zones}"
+    )
+
+
+def zone_text(zone: Zone) -> str:
+    """What a zone does, in words."""
+    said = []
+    if zone.tolerance != 1:
+        said.append(f"deviations count {1 / zone.tolerance:.3g} times")
+    for size, unit in ((zone.smallest_mm2, "mm²"), (zone.smallest_mm, "mm long"), (zone.smallest_px, "px")):
+        if size is not None:
+            said.append(f"regions from {size:g} {unit}")
+    if zone.verdict is not None:
+        said.append(f"one wholly above the limit makes the part {zone.verdict}")
+    return "; ".join(said) or "named only"
 
 
 def summary(thresholds: Thresholds) -> list[tuple[str, str]]:
@@ -131,9 +171,11 @@ def summary(thresholds: Thresholds) -> list[tuple[str, str]]:
         lines.append(("review above", f"{thresholds.review:.6g}"))
     if thresholds.review_rate is not None:
         lines.append(("good parts flagged in all", f"{100 * thresholds.review_rate:g} %"))
+    level = thresholds.region_level
+    cut = f"{thresholds.map:.6g}" if level is None else f"its normal level by {level:.6g} times its spread there"
     return [
         *lines,
-        ("regions where the map is above", f"{thresholds.map:.6g}"),
+        ("regions where the map is above", cut),
         ("held-out good parts", f"{thresholds.groups} ({thresholds.images} images)"),
         ("method", thresholds.method),
         ("measured with", thresholds.engine),

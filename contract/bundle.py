@@ -7,6 +7,7 @@ import json
 import os
 import stat
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -15,7 +16,7 @@ from pydantic import Field
 from contract.camera import CameraControls
 from contract.config import Strict, validate
 from contract.errors import BundleError, ConfigError
-from contract.recipe import QualityBounds, Recipe, Thresholds
+from contract.recipe import Places, QualityBounds, Recipe, Thresholds
 from contract.release import MAX_STEPS, State, Step, digest_of, draft, refuse_unreleased, sign, state_of
 from contract.signing import SigningPair, Trusted
 
@@ -27,6 +28,11 @@ ROLE_GRAPH = "graph.fp32"
 ROLE_GRAPH_FP16 = "graph.fp16"
 ROLE_GRAPH_INT8 = "graph.int8"
 ROLE_DATA = "data"
+# What a calibration knows of places, one file a view, by the view's index: `level.0`
+ROLE_LEVEL = "level"
+ROLE_MASK = "mask"
+ROLE_FILL = "fill"
+PLACE_ROLES = (ROLE_LEVEL, ROLE_MASK, ROLE_FILL)
 
 Precision = Literal["fp32", "fp16", "int8"]
 # precision -> role
@@ -125,6 +131,7 @@ class Manifest(Strict):
     metrics: dict[str, Any] = Field(default_factory=dict)
     thresholds: Thresholds | None = None
     quality: QualityBounds | None = None
+    places: Places | None = None
     pictures: PictureSizes | None = Field(None, description="set with the thresholds")
     cameras: dict[str, CameraControls] = Field(default_factory=dict, max_length=64, description="by id, or `any`")
     history: list[Step] = Field(default_factory=list, max_length=MAX_STEPS, description="of its state; only added to")
@@ -134,11 +141,17 @@ class Manifest(Strict):
         """sha256 over everything but the digest itself."""
         return digest_of(self.model_dump(mode="json", exclude={"digest"}))
 
+    def place_files(self) -> dict[str, FileEntry]:
+        """The files of normal levels and masks, by role."""
+        return {role: entry for role, entry in self.files.items() if role.partition(".")[0] in PLACE_ROLES}
+
     def calibration_id(self) -> str | None:
-        """Short hash of thresholds and quality bounds: changes whenever a verdict could."""
+        """Short hash of thresholds, quality bounds and what is known of places: changes whenever a verdict could."""
         if self.thresholds is None or self.quality is None:
             return None
         parts = [self.thresholds.model_dump_json(), self.quality.model_dump_json()]
+        parts += [] if self.places is None else [self.places.model_dump_json()]
+        parts += [f"{role} {entry.sha256}" for role, entry in sorted(self.place_files().items())]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
@@ -272,20 +285,26 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     write_atomic(folder / MANIFEST, (content.model_dump_json(indent=1) + "\n").encode())
 
 
-def put_file(bundle: Bundle, role: str, name: str, data: bytes, **update: Any) -> Path:
-    """Make ``data`` the file of ``role``, and ``update`` (fields of the manifest) part of the bundle; returns its path.
+def put_files(bundle: Bundle, contents: Mapping[str, tuple[str, bytes]], **update: Any) -> dict[str, Path]:
+    """Make ``contents`` (role -> name and bytes) files of the bundle; returns their paths by role.
 
-    The content's hash goes into the file's name: until the manifest is replaced, the old one stays whole and valid.
+    ``update`` are fields of the manifest. The content's hash goes into each file's name: until the manifest is
+    replaced, the old one stays whole and valid; what only the old one named is removed then.
     """
-    stem, dot, suffix = name.rpartition(".")
-    named = f"{stem}-{hashlib.sha256(data).hexdigest()[:8]}{dot}{suffix}"
-    write_atomic(bundle.root / named, data)
-    before = bundle.manifest.files.get(role)
-    files = {**bundle.manifest.files, role: file_entry(bundle.root, named)}
+    made = {role: _write_named(bundle.root, name, data) for role, (name, data) in contents.items()}
+    before = _read_manifest(bundle.root)[0].files.values()
+    files = {**bundle.manifest.files, **{role: file_entry(bundle.root, path.name) for role, path in made.items()}}
     write_manifest(bundle.root, bundle.manifest.model_copy(update={**update, "files": files}))
-    if before is not None and before.path != named:
-        (bundle.root / before.path).unlink(missing_ok=True)
-    return bundle.root / named
+    for path in {entry.path for entry in before} - {entry.path for entry in files.values()}:
+        (bundle.root / path).unlink(missing_ok=True)
+    return made
+
+
+def _write_named(folder: Path, name: str, data: bytes) -> Path:
+    stem, dot, suffix = name.rpartition(".")
+    path = folder / f"{stem}-{hashlib.sha256(data).hexdigest()[:8]}{dot}{suffix}"
+    write_atomic(path, data)
+    return path
 
 
 def _changed(folder: Path, manifest: Manifest) -> list[str]:

@@ -53,13 +53,19 @@ Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
 
 
 class Region(Wire):
-    """One connected area of deviation, in pixels of the cut-out part: ``box_px`` is x, y, width, height."""
+    """One connected area of deviation, in pixels of the cut-out part: ``box_px`` is x, y, width, height.
+
+    ``peak`` is the highest value of the map in it; ``level`` the same over the normal level of its place, where the
+    calibration knows it: 0 is the usual, 1 what good parts seldom exceed. ``zone``: in which it has its peak.
+    """
 
     view: Name
     box_px: tuple[float, float, float, float]
     area_px: float
     area_mm2: float | None = None
     peak: float
+    level: float | None = None
+    zone: Name | None = None
 
 
 class PartRef(Wire):
@@ -131,7 +137,8 @@ class Result(PartHeader):
     score: float | None = None
     threshold: float | None = None
     review_threshold: float | None = None
-    map_threshold: float | None = None
+    map_threshold: float | None = Field(None, description="of the map as it is sent")
+    region_level: float | None = Field(None, description="above which a region's level lies; none: map_threshold cut")
     regions: tuple[Region, ...] = Field((), max_length=64)
     quality: dict[str, float] = Field(default_factory=dict)
     recipe: Name

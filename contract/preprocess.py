@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import cv2
@@ -26,14 +27,22 @@ class Prepared(NamedTuple):
     canvases: dict[str, Pixels]
 
 
-def prepare(part: Pixels, recipe: Recipe) -> Prepared:
+Neutralise = Callable[[str, Pixels], Pixels]  # a view's name and canvas -> the canvas without what is not inspected
+
+
+def prepare(part: Pixels, recipe: Recipe, neutralise: Neutralise | None = None) -> Prepared:
     """Resize every view of a cut-out part and cut it into tiles.
+
+    ``neutralise`` is applied to each view's canvas before anything looks at it: quality gate and network see what it
+    returns.
 
     ``part``: uint8 [H, W] or RGB [H, W, 3], as the recipe's channels say. Shrinking averages areas
     (``INTER_AREA``), enlarging is linear. Raises ImageError where the channels differ or the part is under 2 px.
     """
     _check(part, recipe)
     canvases = {view.name: _canvas(part, view, recipe) for view in recipe.views}
+    if neutralise is not None:
+        canvases = {name: neutralise(name, canvas) for name, canvas in canvases.items()}
     tiles = [tile for view in recipe.views for tile in _cut(canvases[view.name], view, recipe)]
     stacked = np.stack(tiles)
     return Prepared(stacked if stacked.ndim == 4 else stacked[..., np.newaxis], canvases)

@@ -101,13 +101,107 @@ class QualityBounds(Strict):
     samples: int = Field(ge=1)
 
 
-LATER_FIELDS = ("promise", "confidence")
+class Outline(Strict):
+    """A place on a view: a box (x, y, width, height) or a polygon, as fractions of the view's picture.
+
+    ``size_px``: width and height of the picture in whose pixels the numbers are given instead. ``view``: None where
+    the recipe has one view.
+    """
+
+    view: str | None = None
+    box: tuple[float, float, float, float] | None = None
+    polygon: list[tuple[float, float]] | None = Field(None, min_length=3, max_length=1000)
+    size_px: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
+
+    @model_validator(mode="after")
+    def _inside(self) -> Outline:
+        ways = self._ways()
+        if sum(given for _, given in ways) != 1:
+            raise ValueError(f"expected one of {', '.join(name for name, _ in ways)}")
+        for x, y in self.points():
+            if not (-1e-6 <= x <= 1 + 1e-6 and -1e-6 <= y <= 1 + 1e-6):  # a NaN is not inside either
+                of = "0 to 1 (fractions of the view)" if self.size_px is None else f"within {self.size_px} pixels"
+                raise ValueError(f"the point ({x:g}, {y:g}) leaves the view; expected {of}, or size_px for pixels")
+        if self.box is not None and not min(self.box[2:]) > 0:
+            raise ValueError(f"the box {self.box} has no area; expected x, y, width, height")
+        return self
+
+    def _ways(self) -> list[tuple[str, bool]]:
+        return [("box", self.box is not None), ("polygon", self.polygon is not None)]
+
+    def points(self) -> list[tuple[float, float]]:
+        """Corners as fractions of the view's picture."""
+        width, height = self.size_px or (1, 1)
+        if self.box is not None:
+            x, y, w, h = self.box
+            corners = [(x, y), (x + w, y), (x + w, y + h), (x, y + h)]
+        else:
+            corners = self.polygon or []
+        return [(x / width, y / height) for x, y in corners]
+
+
+class Mask(Outline):
+    """What is not inspected: an outline, or a picture of the view, white where it is inspected, black where not."""
+
+    picture: str | None = Field(None, max_length=1000, description="file, beside the TOML file that names it")
+
+    def _ways(self) -> list[tuple[str, bool]]:
+        return [*super()._ways(), ("picture", self.picture is not None)]
+
+
+class Zone(Outline):
+    """A place with limits of its own. Where two zones overlap, the first one counts.
+
+    ``tolerance`` divides the map there: 2 allows twice the deviation, 0.5 half of it. A region under the smallest size
+    is not listed. ``verdict``: a region of at least that size, all of which deviates more than the part's limit, makes
+    the part REJECT or REVIEW, however small a share of the part it is.
+    """
+
+    name: str = Field(min_length=1, max_length=100)
+    tolerance: float = Field(1.0, ge=0.01, le=100)
+    smallest_mm2: float | None = Field(None, gt=0, description="area")
+    smallest_mm: float | None = Field(None, gt=0, description="longer side of its box")
+    smallest_px: float | None = Field(None, gt=0, description="area, pixels of the cut-out part")
+    verdict: Literal["REVIEW", "REJECT"] | None = None
+
+    @model_validator(mode="after")
+    def _sized(self) -> Zone:
+        sizes = [size for size in (self.smallest_mm2, self.smallest_mm, self.smallest_px) if size is not None]
+        if len(sizes) > 1:
+            raise ValueError(f"zone {self.name!r}: expected one of smallest_mm2, smallest_mm, smallest_px")
+        if self.verdict is not None and not sizes:
+            raise ValueError(
+                f"zone {self.name!r}: verdict = {self.verdict!r} needs the smallest region that counts: smallest_mm2, "
+                "smallest_mm or smallest_px"
+            )
+        return self
+
+
+class Places(Strict):
+    """What a calibration was told of places. ``top_k``: how many of a tile's highest map values make its score by
+    their mean, found on the golden images; None where the score is not made of the map.
+    """
+
+    masks: list[Mask] = Field(default_factory=list, max_length=64)
+    zones: list[Zone] = Field(default_factory=list, max_length=64)
+    top_k: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _named(self) -> Places:
+        names = [zone.name for zone in self.zones]
+        if len(set(names)) != len(names):
+            raise ValueError(f"two zones share a name: {names}")
+        return self
+
+
+LATER_FIELDS = ("promise", "confidence", "region_level")
 
 
 class Thresholds(Strict):
     """Calibrated limits with the counts that they rest on.
 
-    A fused score above ``reject`` is REJECT, above ``review`` (where set) REVIEW, else PASS; ``map`` cuts regions.
+    A fused score above ``reject`` is REJECT, above ``review`` (where set) REVIEW, else PASS. ``map`` is what as many
+    good parts exceed somewhere on the raw map; it cuts regions, unless ``region_level`` does.
     """
 
     reject: float
@@ -123,6 +217,7 @@ class Thresholds(Strict):
     expected_high: float | None = Field(None, description="95 % point of the realised false-reject rate")
     promise: str | None = Field(None, description="what holds of parts exchangeable with those held out")
     confidence: float | None = Field(None, gt=0, lt=1, description="of the promise; None: it is about the average")
+    region_level: float | None = Field(None, description="cuts regions of the map over its normal level at each place")
 
     @model_validator(mode="after")
     def _ordered(self) -> Thresholds:

@@ -114,6 +114,7 @@ def examine(bundle: Bundle, asked: Asked, say: Say) -> dict[str, Any]:
             "model": manifest.model.name,
             "digest": manifest.digest,
             "calibration": manifest.calibration_id(),
+            "not_inspected": _not_inspected(bundle),
             "thresholds_measured_with": manifest.thresholds.engine if manifest.thresholds else None,
             "state": bundle.state,
             "content": bundle.content,
@@ -137,6 +138,20 @@ def examine(bundle: Bundle, asked: Asked, say: Say) -> dict[str, Any]:
         result["faults"].append(str(error))
     result["accepted"] = not result["faults"]
     return result
+
+
+def _not_inspected(bundle: Bundle) -> dict[str, dict[str, Any]]:
+    """Share of each masked view that is not inspected, and a picture of it (SVG)."""
+    from contract.places import locate
+    from edge_runtime.places_picture import picture_of_places
+
+    places = locate(bundle)
+    if places is None:
+        return {}
+    return {
+        view: {"share": round(1 - blank.inspected, 4), "svg": picture_of_places(view, blank.fill, places)}
+        for view, blank in places.blanks.items()
+    }
 
 
 def _unfit(bundle: Bundle, asked: Asked) -> list[str]:

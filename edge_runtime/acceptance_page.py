@@ -28,6 +28,7 @@ def page(result: dict[str, Any]) -> str:
             _verdict(result),
             _section("What ran, and where", _ran(result)),
             _section("Bundle", _bundle(result["bundle"])),
+            *(each["svg"] for each in result["bundle"].get("not_inspected", {}).values()),
             _section("Agreement", _parity(result["parity"])),
             _section("Speed", _speed(result["speed"], result["trtexec"])),
             _section("Soak", _soak(result["soak"])),
@@ -85,6 +86,9 @@ def _bundle(bundle: dict[str, Any]) -> Iterable[tuple[str, str]]:
         yield "Whose keys these are", "was not asked: flawline bundle verify BUNDLE --trusted DIR"
     yield "Content", bundle["content"]
     yield "Calibration", bundle["calibration"] or "none"
+    masked = bundle.get("not_inspected", {})
+    shares = [f"{100 * each['share']:.1f} % of view {view}" for view, each in masked.items()]
+    yield "Not inspected", f"{', '.join(shares)}: red in the picture below" if shares else "nothing is masked"
     yield "Limits measured with", bundle["thresholds_measured_with"] or "nothing"
 
 

@@ -11,6 +11,7 @@ from contract.bundle import Bundle
 from contract.decision import PartScore, decide, find_regions, fuse
 from contract.event import Region, Verdict
 from contract.images import Pixels
+from contract.places import Located, locate
 from contract.preprocess import Gate, Prepared, prepare, tile_origins
 from contract.recipe import View
 from edge_runtime.engines.base import Engine
@@ -43,16 +44,21 @@ class Inspector:
     """Verdicts for one bundle on one engine; not thread-safe, one part at a time.
 
     ``frozen_check``: a part whose pixels equal those of the part before is NOT_INSPECTED. For live cameras, whose
-    noise never repeats; leave it off for files, where the same picture twice is no fault.
+    noise never repeats; leave it off for files, where the same picture twice is no fault. ``places``: other masks and
+    zones than the bundle's, while they are calibrated. Raises BundleError where those of the bundle cannot be used.
     """
 
-    def __init__(self, bundle: Bundle, engine: Engine, *, frozen_check: bool = False) -> None:
+    def __init__(
+        self, bundle: Bundle, engine: Engine, *, frozen_check: bool = False, places: Located | None = None
+    ) -> None:
         manifest = bundle.manifest
         self.bundle = bundle
         self.engine = engine
         self._recipe = manifest.recipe
         self._thresholds = manifest.thresholds
         self._gate = None if manifest.quality is None else Gate(manifest.quality)
+        self.places = locate(bundle) if places is None else places
+        self._neutralise = self.places.neutralise if self.places is not None and self.places.blanks else None
         self._frozen_check = frozen_check
         self._before: Pixels | None = None
 
@@ -62,7 +68,7 @@ class Inspector:
         Raises nothing for a bad picture or a failing engine: both are NOT_INSPECTED with the reason.
         """
         try:
-            prepared = prepare(part, self._recipe)
+            prepared = prepare(part, self._recipe, self._neutralise)
             quality, fault = self._check(part, prepared)
         except Exception as error:  # noqa: BLE001 - whatever a picture does to the code, the part has no verdict
             return _not_inspected(str(error))
@@ -98,20 +104,24 @@ class Inspector:
 
     def _score(self, prepared: Prepared, part: Pixels) -> PartScore:
         scores, maps = self.engine.infer(prepared.tiles)
-        return fuse(scores, maps, self._recipe, _size(part))
+        return fuse(scores, maps, self._recipe, _size(part), self.places)
 
     def _decide(self, scored: PartScore) -> tuple[Verdict, str | None, list[Region]]:
-        verdict, reason = decide(scored.score, self._thresholds)
+        verdict, reason = decide(scored.score, self._thresholds, scored.review, scored.zone)
         if self._thresholds is None:
             return verdict, reason, []
         if self._gate is None:
             return Verdict.NOT_INSPECTED, UNGATED, []
-        flagged = verdict is not Verdict.PASS
-        return verdict, reason, find_regions(scored, self._thresholds.map, self._recipe) if flagged else []
+        if verdict is Verdict.PASS:
+            return verdict, reason, []
+        limits = self._thresholds
+        limit = limits.reject if limits.review is None else limits.review
+        regions = find_regions(scored, limits.map, self._recipe, self.places, limits.region_level, limit)
+        return verdict, reason, regions
 
     def score(self, part: Pixels) -> tuple[PartScore, Prepared]:
         """Score without gate and thresholds, for calibration. Raises ImageError or EngineError."""
-        prepared = prepare(part, self._recipe)
+        prepared = prepare(part, self._recipe, self._neutralise)
         return self._score(prepared, part), prepared
 
     def reconstruction(self) -> dict[str, Pixels]:

@@ -294,6 +294,7 @@ class Station:
             threshold=None if thresholds is None else thresholds.reject,
             review_threshold=None if thresholds is None else thresholds.review,
             map_threshold=None if thresholds is None else thresholds.map,
+            region_level=None if thresholds is None else thresholds.region_level,
             regions=tuple(outcome.regions),
             quality={name: value for name, value in outcome.quality.items() if np.isfinite(value)},
             calibration_id=manifest.calibration_id(),

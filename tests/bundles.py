@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from calibration.calibrate import Proposal
+    from calibration.methods import Rates
+    from calibration.places import Where
 
 SIDE = 80
 
@@ -42,6 +47,16 @@ def draw_data(
             part = draw_part(10_000 * offset + index, defect, colour, side)
             cv2.imwrite(str(folder / name / f"part_{index:03d}.png"), part)
     return folder
+
+
+def calibrated(folder: Path, data: Path, rates: Rates, engine: str = "auto", where: Where | None = None) -> Proposal:
+    """Calibrate the bundle; returns what was put into it."""
+    from calibration.calibrate import propose, write
+    from calibration.places import Where
+
+    found = propose(folder, data, rates, engine, where=where or Where())
+    write(found)
+    return found
 
 
 def train_small_bundle(out: Path, data: Path, **settings: Any) -> Path:

@@ -8,13 +8,18 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import edge_runtime.acceptance as acceptance
+from calibration.places import write_places
 from calibration.quality import bounds_from, see
+from contract.bundle import open_bundle, write_manifest
+from contract.places import Blank, Located
 from contract.preprocess import prepare
-from contract.recipe import Recipe, Thresholds, Tiling, View
+from contract.recipe import Places, Recipe, Thresholds, Tiling, View
 from edge_runtime.acceptance import SLOWER, Asked, examine, read_trtexec, soak_faults, trtexec
+from edge_runtime.acceptance_page import page
 from edge_runtime.engines import open_engine
 from flawline import main
 from tests.bundles import draw_part
@@ -98,6 +103,23 @@ def test_an_engine_that_disagrees_is_not_accepted_and_the_page_says_so(
     assert "disagrees with training on golden image 0" in result["faults"][1]
     assert "Not accepted" in Text(out.read_text()).words and "disagrees with training" in out.read_text()
     assert "NOT ACCEPTED" in capsys.readouterr().out
+
+
+def test_the_page_shows_what_is_not_inspected(bundle: Path) -> None:
+    opened = open_bundle(bundle)
+    keep = np.ones(RECIPE.canvas_hw(RECIPE.views[0]), bool)
+    keep[:, :30] = False
+    located = Located(
+        RECIPE, opened.manifest.model.map_hw, Places(top_k=1), {"main": Blank(keep, keep * np.uint8(99))}, {}
+    )
+    files = {**opened.manifest.files, **write_places(opened, located, {})}
+    changed = opened.manifest.model_copy(update={"files": files, "places": located.places})
+    write_manifest(bundle, changed)
+    result = examine(open_bundle(bundle), Asked("nothing such", "fp32", 1, 0.01), lambda line: None)
+    shown = page(result)
+    assert "25.0 % of view main: red in the picture below" in Text(shown).words
+    assert Text(shown).loads and all(str(link).startswith("data:image/png;base64,") for link in Text(shown).loads)
+    assert "nothing is masked" not in shown
 
 
 def test_an_engine_that_is_not_there_is_a_fault_not_a_traceback(bundle: Path, tmp_path: Path) -> None:
