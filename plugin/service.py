@@ -110,6 +110,7 @@ class Service:
                 sign_in=self._sign_in,
                 names=settings.http.reached_as,
                 asking=self._asking(),
+                blind_share=settings.review.blind_share,
             )
         )
         config = uvicorn.Config(
