@@ -32,7 +32,7 @@ class SampledPart(Wire):
     t_wall_ns: Count
     verdict: Literal[Verdict.PASS, Verdict.REVIEW, Verdict.REJECT]
     score: float | None = None
-    threshold: float | None = None
+    flags_above: float | None = Field(None, description="the limit in force: review where there was one, else reject")
     model_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     bundle_id: Name
     calibration_id: Name | None = None
@@ -51,6 +51,7 @@ class Unsampled(Wire):
     model_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     engine: Name
     audit_share: Share
+    flags_above: float | None = None
     parts: Count
 
 

@@ -11,9 +11,9 @@ from contract.errors import ConfigError
 
 HELP = """Write what inspectors said into a file, for `flawline calibrate thresholds BUNDLE --from-verdicts file:FILE`.
 
-JSON lines: every part that inspectors were to judge (flagged ones, and passed ones drawn for the audit), its score, what
-judged it, what an inspector said, and the probability with which it was shown. Pictures are not in it. Works whether or
-not the host runs; a running one gives the same at /api/export/verdicts.
+JSON lines: every part that inspectors were to judge (flagged ones, and passed ones drawn for the audit), its score,
+what judged it, what an inspector said, and the probability with which it was shown. Pictures are not in it. Works
+whether or not the host runs; a running one gives the same at /api/export/verdicts.
 
 \b
 Example:

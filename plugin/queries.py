@@ -169,7 +169,8 @@ class Reader:
         results = [(row, _result_of(row)) for row in rows]
         shown = [row for row, result in results if result is not None and _inclusion(row) is not None]
         pictures = self.thumbnails(shown)
-        parts, passed = [], collections.Counter[tuple[str, str, str, float]]()
+        parts: list[SampledPart] = []
+        passed: collections.Counter[Unsampled] = collections.Counter()
         for row, result in results:
             if result is None:
                 continue
@@ -177,13 +178,10 @@ class Reader:
             if inclusion is not None:
                 parts.append(_sampled(row, result, inclusion, row["id"] in pictures))
             else:
-                passed[result.edge_id, result.model_sha256, result.engine, row["audit_share"]] += 1
+                passed[_unsampled(row, result)] += 1
         return VerdictPage(
             parts=tuple(parts),
-            passed=tuple(
-                Unsampled(edge_id=edge, model_sha256=model, engine=engine, audit_share=share, parts=count)
-                for (edge, model, engine, share), count in sorted(passed.items())
-            ),
+            passed=tuple(each.model_copy(update={"parts": count}) for each, count in passed.items()),
             next=rows[-1]["id"] if len(rows) == limit else None,
         )
 
@@ -229,11 +227,27 @@ def _inclusion(row: dict[str, Any]) -> float | None:
     return float(row["audit_share"]) if row["audited"] else None
 
 
+def _flags_above(result: Result) -> float | None:
+    return result.threshold if result.review_threshold is None else result.review_threshold
+
+
+def _unsampled(row: dict[str, Any], result: Result) -> Unsampled:
+    return Unsampled(
+        edge_id=result.edge_id,
+        model_sha256=result.model_sha256,
+        engine=result.engine,
+        audit_share=row["audit_share"],
+        flags_above=_flags_above(result),
+        parts=1,
+    )
+
+
 def _sampled(row: dict[str, Any], result: Result, inclusion: float, picture: bool) -> SampledPart:
     judged = row["review"] if row["review"] in ("good", "defect") else None
     return SampledPart(
         row=row["id"],
         **result.model_dump(include=set(SampledPart.model_fields) & set(Result.model_fields)),
+        flags_above=_flags_above(result),
         inclusion=inclusion,
         judged=judged,
         inspector=None if judged is None else row["review_by"],

@@ -66,7 +66,7 @@ ENABLE_HELP = """Let a disabled account sign in again.
 Example:
   flawline host user enable host.toml bert
 """
-TOKEN_HELP = """Make a token with which a program reads what the account may, without its password; it can change nothing.
+TOKEN_HELP = """Make a token: with it a program reads what the account may, without its password, and changes nothing.
 
 It is written to a new file of mode 0600 and sent as `Authorization: Bearer TOKEN`. It ends after --days, when password,
 role or state of the account change, or with --end, which ends every token of the account.
