@@ -44,7 +44,7 @@ def thresholds(
         Path | None, typer.Option(metavar="FILE", help="from a host: its token (flawline host user token), mode 0600")
     ] = None,
     ca: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="from a host: who signed its certificate, PEM")
+        Path | None, typer.Option(metavar="FILE", help="from a host: its certificate, or its signer's, PEM")
     ] = None,
     false_reject_rate: Annotated[
         float | None, typer.Option(help="share of good parts that may be rejected; 0.05 unless said otherwise")

@@ -119,9 +119,12 @@ def _connection(source: Source) -> tuple[http.client.HTTPConnection, str]:
 
 def _trust(ca: Path | None) -> ssl.SSLContext:
     try:
-        return ssl.create_default_context(cafile=ca)
+        context = ssl.create_default_context(cafile=ca)
     except (OSError, ssl.SSLError) as error:
         raise CalibrationError(f"--ca {ca}: not certificates in PEM that can be read ({error})") from error
+    if ca is not None:
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # the host's own certificate does as well as its signer's
+    return context
 
 
 def _authorization(file: Path | None) -> dict[str, str]:
@@ -154,8 +157,8 @@ def _get(connection: http.client.HTTPConnection, path: str, headers: dict[str, s
                 raise TimeoutError
     except ssl.SSLCertVerificationError as error:
         raise CalibrationError(
-            f"{where}: its certificate is not trusted ({error.verify_message}); give --ca FILE, the certificate of who "
-            "signed it, and call the host by a name that stands in it"
+            f"{where}: its certificate is not trusted ({error.verify_message}); give --ca FILE, that certificate or "
+            "its signer's, and call the host by a name that stands in it"
         ) from error
     except TimeoutError as error:
         raise CalibrationError(f"{where}: did not answer in time ({TIMEOUT_S:g} s, a page {PAGE_S:g} s)") from error

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import sqlite3
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -146,7 +147,9 @@ _CONCLUDE = _Bulk.of(
 class Store:
     """Writes events, parts, pictures and reviews. Not safe to share: one thread, one connection."""
 
-    def __init__(self, state_dir: Path) -> None:
+    def __init__(self, state_dir: Path, blind_share: float = 0.0) -> None:
+        """``blind_share``: of the flagged parts of an audited line, shown as blindly as audited ones (``is_blind``)."""
+        self._blind_share = blind_share
         self.path = state_dir / DATABASE
         self.blobs = BlobStore(state_dir / "blobs")
         self._engine = open_engine(self.path)
@@ -235,6 +238,10 @@ class Store:
                 final.append(
                     _part_row(item, header, "result", header.verdict, header.reason, header.score, header.threshold)
                 )
+        for row in final:
+            if is_blind(row, self._blind_share):
+                # Anywhere among the others: a place by severity would tell what the page does not.
+                row["severity"] = 1.0 - math.log1p(-chance("place", row))
         self._write(_ANNOUNCE, announced)
         self._write(_CONCLUDE, final)
 
@@ -333,9 +340,21 @@ def standing(rows: Sequence[tuple[int, str, str]]) -> list[tuple[int, str, str]]
     return stack
 
 
-def chance(purpose: str, edge_id: str, part_id: str) -> float:
+def is_blind(part: Mapping[str, Any], blind_share: float) -> bool:
+    """Whether a part's row is one that inspectors see without what the machine said of it.
+
+    Audited parts are, so that nobody agrees with a PASS out of habit, and with them so many flagged ones that a part
+    shown blindly may be either.
+    """
+    if not part["audit_share"]:
+        return False
+    flagged = part["verdict"] in (Verdict.REJECT, Verdict.REVIEW)
+    return part["audited"] or (flagged and chance("blind", part) < blind_share)
+
+
+def chance(purpose: str, part: Mapping[str, Any]) -> float:
     """A number in 0..1 that belongs to a part for good, as if drawn: independent of what was inspected."""
-    digest = hashlib.sha256("\n".join((purpose, edge_id, part_id)).encode()).digest()
+    digest = hashlib.sha256("\n".join((purpose, part["edge_id"], part["part_id"])).encode()).digest()
     return int.from_bytes(digest[:6]) / 2**48
 
 
@@ -368,7 +387,7 @@ def _part_row(
         "reason": reason,
         "score": score,
         "threshold": threshold,
-        "severity": _place(header, verdict, score, threshold),
+        "severity": severity(verdict, score, threshold),
         "timing": header.timing.model_dump_json(),
         "age_ms": item.message.envelope.age_ms,
         "t_wall_ns": header.t_wall_ns,
@@ -381,13 +400,6 @@ def _part_row(
 
 def _audited(header: PartHeader) -> bool:
     return isinstance(header, Result) and header.audited and header.verdict is Verdict.PASS and header.audit_share > 0
-
-
-def _place(header: PartHeader, verdict: str | None, score: float | None, threshold: float | None) -> float | None:
-    """Of a flagged part its severity; an audited one stands anywhere among them, so that its place tells nothing."""
-    if not _audited(header):
-        return severity(verdict, score, threshold)
-    return min(1.0 / (1.0 - chance("place", header.edge_id, header.part_id)), MAX_SEVERITY)
 
 
 def _attachment_row(edge_id: str, part_id: str, reference: PartRef) -> dict[str, Any]:

@@ -9,9 +9,9 @@ from typing import Any, Protocol, TypeVar
 
 from plugin.control import ControlServer
 from plugin.ledger import LedgerReader
-from plugin.queries import FLAGGED, Reader
+from plugin.queries import Reader
 from plugin.review.signin import SignIn
-from plugin.store import Decision, Store, chance
+from plugin.store import Decision, Store, is_blind
 
 Value = TypeVar("Value")
 TERMINAL_HEADER = "x-flawline-terminal"
@@ -51,17 +51,8 @@ class Host:
     blind_share: float = 0.0
 
     def is_blind(self, part: dict[str, Any]) -> bool:
-        """Whether a part is shown without what the machine said of it, until it is judged.
-
-        Audited parts are, so that nobody agrees with a PASS out of habit, and with them so many flagged ones that a
-        part shown blindly may be either.
-        """
-        if part["review"] is not None or not part["audit_share"]:
-            return False
-        if part["audited"]:
-            return True
-        flagged = part["verdict"] in FLAGGED
-        return flagged and chance("blind", part["edge_id"], part["part_id"]) < self.blind_share
+        """Whether a part is shown without what the machine said of it, until it is judged."""
+        return part["review"] is None and is_blind(part, self.blind_share)
 
     def decide(self, part: int, decision: Decision, inspector: str) -> int:
         """Hop 12: append an inspector's verdict."""

@@ -153,7 +153,7 @@ def flawline(*words: str) -> subprocess.CompletedProcess[str]:
 
 def names_of_blind(wanted: bool) -> Iterator[str]:
     numbers = (f"washer-{n}" for n in range(1000))
-    return (name for name in numbers if (chance("blind", s.EDGE, name) < 0.5) == wanted)
+    return (name for name in numbers if (chance("blind", {"edge_id": s.EDGE, "part_id": name}) < 0.5) == wanted)
 
 
 def likeness(page: str, name: str) -> str:
