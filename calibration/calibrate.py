@@ -222,19 +222,12 @@ def _map_limit(measured: Measured, scores: Scores, limits: Limits, rates: Rates,
 
 
 def write(bundle: Bundle, thresholds: Thresholds, quality: QualityBounds, measured: Measured) -> Path:
-    """Put the calibration into the bundle; until the manifest is replaced, the old one stays whole and valid."""
-    page = calibration_page(bundle.manifest, thresholds, quality, measured.scores)
-    return keep(bundle, thresholds, quality, page, _metrics(bundle.manifest, thresholds, measured))
-
-
-def keep(
-    bundle: Bundle, thresholds: Thresholds, quality: QualityBounds, report: str, metrics: dict[str, float | int | str]
-) -> Path:
-    """Put limits, report and figures into the bundle; the page's path.
+    """Put the calibration into the bundle; until the manifest is replaced, the old one stays whole and valid.
 
     The report's name carries its hash, so that the old manifest's report is not overwritten before its time.
     """
-    manifest, page = bundle.manifest, report.encode()
+    manifest = bundle.manifest
+    page = calibration_page(manifest, thresholds, quality, measured.scores).encode()
     name = f"report-{hashlib.sha256(page).hexdigest()[:8]}.html"
     write_atomic(bundle.root / name, page)
     before = manifest.files.get(ROLE_REPORT)
@@ -245,7 +238,7 @@ def keep(
                 "thresholds": thresholds,
                 "quality": quality,
                 "files": {**manifest.files, ROLE_REPORT: file_entry(bundle.root, name)},
-                "metrics": {**manifest.metrics, "calibration": metrics},
+                "metrics": {**manifest.metrics, "calibration": _metrics(manifest, thresholds, measured)},
             }
         ),
     )

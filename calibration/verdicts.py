@@ -5,6 +5,7 @@ Before hop 5, at the engineer's desk. Flagged parts alone are the worst of a lin
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections import Counter
@@ -16,15 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration import weighted
-from calibration.calibrate import keep
+from calibration.calibrate import ROLE_REPORT
 from calibration.errors import CalibrationError
 from calibration.exports import Source, read_pages
 from calibration.methods import Rates
 from calibration.report import EXCHANGEABLE, histogram, page, summary, table
-from contract.bundle import GRAPHS, Bundle, Precision, open_bundle
+from contract.bundle import GRAPHS, Bundle, Precision, file_entry, open_bundle, write_atomic, write_manifest
 from contract.decision import decide
 from contract.event import Verdict
-from contract.recipe import QualityBounds, Thresholds
+from contract.recipe import Thresholds
 from contract.stats import Rate, rate
 from contract.verdicts import SampledPart, VerdictPage
 
@@ -115,7 +116,6 @@ class Recalibration(NamedTuple):
     bundle: Bundle
     thresholds: Thresholds
     before: Thresholds
-    quality: QualityBounds
     evidence: Evidence
 
 
@@ -127,8 +127,8 @@ def recalibrate(
     Raises CalibrationError, BundleError.
     """
     bundle = open_bundle(folder)
-    before, quality = bundle.manifest.thresholds, bundle.manifest.quality
-    if before is None or quality is None:
+    before = bundle.manifest.thresholds
+    if before is None or bundle.manifest.quality is None:
         raise CalibrationError(
             f"{folder}: was never calibrated, so that no part has a verdict by it, and the map's limit and the bounds "
             "of a picture come from images: flawline calibrate thresholds BUNDLE --data DIR first"
@@ -137,7 +137,7 @@ def recalibrate(
     if role not in bundle.manifest.files:
         raise CalibrationError(f"{folder}: has no {precision} graph; it has {', '.join(sorted(bundle.manifest.files))}")
     found = collect(read_pages(source), bundle.manifest.files[role].sha256, engine, before.engine)
-    return Recalibration(bundle, limits_from(found, rates, before), before, quality, found)
+    return Recalibration(bundle, limits_from(found, rates, before), before, found)
 
 
 def collect(pages: Iterable[VerdictPage], model_sha256: str, engine: str, calibrated_with: str) -> Evidence:
@@ -276,7 +276,7 @@ def scores_of(parts: Sequence[SampledPart]) -> Floats:
 
 
 def write(found: Recalibration) -> Path:
-    """Put limits and report into the bundle; returns the report."""
+    """Put limits and report into the bundle, as a calibration from images does; returns the report."""
     good = found.evidence.good()
     metrics: dict[str, float | int | str] = {
         "recipe": found.bundle.manifest.recipe.name,
@@ -290,7 +290,19 @@ def write(found: Recalibration) -> Path:
         "effective_size": good.effective_size,
         "engine": found.evidence.engine,
     }
-    return keep(found.bundle, found.thresholds, found.quality, report(found), metrics)
+    root, manifest, html = found.bundle.root, found.bundle.manifest, report(found).encode()
+    name = f"report-{hashlib.sha256(html).hexdigest()[:8]}.html"  # the old manifest keeps its own until it is replaced
+    write_atomic(root / name, html)
+    changed = {
+        "thresholds": found.thresholds,
+        "files": {**manifest.files, ROLE_REPORT: file_entry(root, name)},
+        "metrics": {**manifest.metrics, "calibration": metrics},
+    }
+    write_manifest(root, manifest.model_copy(update=changed))
+    before = manifest.files.get(ROLE_REPORT)
+    if before is not None and before.path != name:
+        (root / before.path).unlink(missing_ok=True)
+    return root / name
 
 
 def rows(found: Recalibration) -> list[tuple[str, str]]:
