@@ -164,12 +164,12 @@ def _from_verdicts(
 ) -> None:
     from calibration.exports import Source
     from calibration.methods import Rates
-    from calibration.report import EXCHANGEABLE, summary
-    from calibration.verdicts import CHANGES_HEADER, changes, recalibrate, rows, write
+    from calibration.report import EXCHANGEABLE
+    from calibration.verdicts import CHANGES_HEADER, changes, limit_rows, recalibrate, rows, write
     from contract.bundle import as_precision
 
     found = recalibrate(bundle, Source(*source), Rates(*rates), engine, as_precision(precision))
-    _print(None, [*summary(found.thresholds), *rows(found)])
+    _print(None, [*limit_rows(found), *rows(found)])
     if preview:
         listed = changes(found)
         typer.echo(f"{len(listed)} judged parts would change their verdict{':' if listed else '.'}")

@@ -305,6 +305,11 @@ def write(found: Recalibration) -> Path:
     return root / name
 
 
+def limit_rows(found: Recalibration) -> list[tuple[str, str]]:
+    """The limits, for terminal and page; nothing was held out for them."""
+    return [row for row in summary(found.thresholds) if row[0] != "held-out good parts"]
+
+
 def rows(found: Recalibration) -> list[tuple[str, str]]:
     """What the verdicts say, for terminal and page, below the limits themselves."""
     evidence, good = found.evidence, found.evidence.good()
@@ -314,7 +319,10 @@ def rows(found: Recalibration) -> list[tuple[str, str]]:
     lines = [
         ("flagged parts judged", _of(evidence.flagged)),
         ("audited passes judged", f"{_of(evidence.audited)}, for {evidence.passed} that passed"),
-        ("good parts that these stand for", f"{good.total:.0f}; effective sample size {good.effective_size:.0f}"),
+        (
+            "good parts among them",
+            f"{len(good.scores)}, standing for {good.total:.0f}; effective sample size {good.effective_size:.0f}",
+        ),
         ("good parts above the limit before", f"{100 * good.share_above(found.before.reject):.3g} % estimated"),
         ("defects among audited passes", in_passes.text()),
         ("escape rate until now", _escape_text(escaped)),
@@ -338,6 +346,8 @@ def _escape_text(escaped: tuple[float, float, float] | None) -> str:
     if escaped is None:
         return "unknown: no part was called defective"
     middle, low, high = (100 * each for each in escaped)
+    if not middle:
+        return f"none was seen; at most {high:.2g} % of defective parts, by limits that were in force"
     return f"{middle:.2g} % of defective parts ({low:.2g} to {high:.2g} %), by limits that were in force"
 
 
@@ -371,7 +381,7 @@ def report(found: Recalibration) -> str:
         f'<p class="note">{EXCHANGEABLE}</p>'
         f"<h2>Scores of judged parts</h2>{histogram({name: some for name, some in series.items() if some}, marks)}"
         "<p>Each series is drawn by itself: an audited part stands for many that passed, a flagged one for itself.</p>"
-        f"<h2>Thresholds</h2>{table(('', ''), summary(thresholds))}"
+        f"<h2>Thresholds</h2>{table(('', ''), limit_rows(found))}"
         f"<h2>Verdicts</h2>{table(('', ''), rows(found))}"
         "<p>The map's limit and the bounds of a usable picture are those of the calibration from images.</p>"
     )

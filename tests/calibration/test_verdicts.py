@@ -136,6 +136,7 @@ def test_command_writes_limits_and_a_report(
     assert shown.count("part-0") == sum(low < each.score <= high for each in judged_line() if each.score is not None)
     assert "61 of 61, for 961 that passed" in shown
     assert "1 of 61, 1.6 % (0.3 to 8.7 %)" in shown
+    assert "80, standing for 1220; effective sample size 62" in shown and "held-out" not in shown
     assert open_bundle(fresh).manifest == before
     assert main(words) == 0
     shown = capsys.readouterr().out
