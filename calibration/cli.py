@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -41,7 +41,16 @@ Looks = Annotated[
 @app.command()
 def thresholds(
     bundle: BundleFolder,
-    data: Data,
+    data: Annotated[Path | None, typer.Option(metavar="DIR", help="images in the MVTec AD layout")] = None,
+    from_verdicts: Annotated[
+        str | None, typer.Option(metavar="URL", help="instead of images: a host, or file:PATH of its export")
+    ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="from a host: its token (flawline host user token), mode 0600")
+    ] = None,
+    ca: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="from a host: its certificate, or its signer's, PEM")
+    ] = None,
     false_reject_rate: Annotated[
         float | None, typer.Option(help="share of good parts that may be rejected; 0.05 unless said otherwise")
     ] = None,
@@ -102,7 +111,37 @@ def thresholds(
       flawline calibrate thresholds bundle --data parts --method cost --defects scratched --defect-rate 0.01 \\
           --cost-escape 500 --cost-false-reject 5 --cost-review-minute 0.8
       flawline calibrate thresholds bundle --data parts --zones zones.toml --mask main=label.png
+
+    With --from-verdicts the limits come from what inspectors said of flagged parts and of audited passes, each weighted
+    by how likely it was to be shown; refused where no passes were audited (audit_share in edge.toml).
+
+    \b
+      flawline calibrate thresholds bundle --from-verdicts https://host.plant.local:8765 --token-file host.token
+      flawline calibrate thresholds bundle --from-verdicts file:verdicts.jsonl --preview
     """
+    if from_verdicts is not None:
+        of_images = {
+            "--data": data,
+            "--method": method,
+            "--value": value,
+            "--fold-bundle": fold_bundle,
+            "--defects": defects,
+            "--looks": looks,
+            "--cost-escape": cost_escape,
+            "--cost-false-reject": cost_false_reject,
+            "--cost-review-minute": cost_review_minute,
+            "--defect-rate": defect_rate,
+            "--group-pattern": group_pattern,
+            "--zones": zones,
+            "--mask": mask,
+        }
+        _refuse_given("--from-verdicts", of_images)
+        wanted = (0.05 if false_reject_rate is None else false_reject_rate, review_rate)
+        _from_verdicts(bundle, (from_verdicts, token_file, ca), wanted, engine, precision, preview)
+        return
+    _refuse_given("without --from-verdicts", {"--token-file": token_file, "--ca": ca})
+    if data is None:
+        raise _error("give --data DIR with images of good parts, or --from-verdicts URL with inspectors' verdicts")
     from calibration.calibrate import propose, told, write
     from calibration.costs import costs_from
     from calibration.methods import METHODS, Choice, Rates
@@ -145,6 +184,45 @@ def _say_draft(before: State, bundle: Path) -> None:
 
     if said := draft_again(before, str(bundle)):
         typer.echo(said)
+
+
+def _from_verdicts(
+    bundle: Path,
+    source: tuple[str, Path | None, Path | None],
+    rates: tuple[float, float | None],
+    engine: str,
+    precision: str,
+    preview: bool,
+) -> None:
+    from calibration.exports import Source
+    from calibration.methods import Rates
+    from calibration.report import EXCHANGEABLE
+    from calibration.verdicts import CHANGES_HEADER, changes, limit_rows, recalibrate, rows, write
+    from contract.bundle import as_precision
+
+    found = recalibrate(bundle, Source(*source), Rates(*rates), engine, as_precision(precision))
+    _print(None, [*limit_rows(found), *rows(found)])
+    if preview:
+        listed = changes(found)
+        typer.echo(f"{len(listed)} judged parts would change their verdict{':' if listed else '.'}")
+        if listed:
+            _print(CHANGES_HEADER, listed)
+        typer.echo("Nothing was written: leave out --preview to write it.")
+    else:
+        typer.echo(f"report: {write(found)}")
+    typer.echo(EXCHANGEABLE)
+
+
+def _refuse_given(what: str, options: Mapping[str, object]) -> None:
+    """Raise CalibrationError where an option is given that goes with something else."""
+    if given := [name for name, value in options.items() if value not in (None, [])]:
+        raise _error(f"{', '.join(given)}: not {what if what.startswith('without') else f'with {what}'}; leave it out")
+
+
+def _error(text: str) -> Exception:
+    from calibration.errors import CalibrationError
+
+    return CalibrationError(text)
 
 
 def _preview(proposal: Proposal) -> None:

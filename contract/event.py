@@ -148,6 +148,8 @@ class Result(PartHeader):
     model_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     calibration_id: Name | None = None
     engine: Name
+    audit_share: float = Field(0.0, ge=0, le=1, description="probability with which a part that passes is audited")
+    audited: bool = Field(False, description="this part passed and was drawn: an inspector is to judge it")
 
 
 class Missed(PartHeader):

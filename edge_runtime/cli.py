@@ -22,6 +22,7 @@ EXAMPLE = """\
 edge_id = "line-1"
 bundle = "bundle"              # folder written by `flawline train` and `flawline calibrate`
 engine = "auto"                # tensorrt on a card, openvino on x86, else onnxruntime
+# audit_share = 0.02           # of the parts that pass, drawn at random for an inspector to judge: what escapes
 # mode = "production"          # in a plant: released bundles alone, signed by two people; flawline bundle --help
 
 [host]

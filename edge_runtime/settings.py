@@ -109,7 +109,12 @@ class EdgeSettings(Strict):
     threads: int = Field(1, ge=1, le=64, description="engine threads")
     deadline_ms: int = Field(1000, ge=10, description="capture to verdict; later is NOT_INSPECTED")
     heartbeat_ms: int = Field(200, ge=100, description="the host's heartbeat to the line rests on it")
-    images: Literal["flagged", "all", "none"] = Field("flagged", description="which parts' pictures are sent")
+    images: Literal["flagged", "all", "none"] = Field(
+        "flagged", description="which parts' pictures are sent; audited ones' besides those of flagged parts"
+    )
+    audit_share: float = Field(
+        0.0, ge=0, le=1, description="of the parts that pass, drawn at random for an inspector to judge; perhaps 0.02"
+    )
     host: HostLink = Field(default_factory=HostLink)
     spool: SpoolSettings = Field(default_factory=SpoolSettings)
     cameras: list[CameraSettings] = Field(min_length=1, max_length=64)
@@ -127,6 +132,11 @@ class EdgeSettings(Strict):
             raise ValueError(
                 f"host.key is {self.host.key.name!r} and edge_id {self.edge_id!r}: the host knows an edge by its key's "
                 f"name, so the file must be {self.edge_id}{SECRET}"
+            )
+        if self.audit_share > 0 and self.images == "none":
+            raise ValueError(
+                f"audit_share = {self.audit_share:g} and images = 'none': an inspector cannot judge a part without its "
+                "picture; set images = 'flagged' (audited parts' pictures are then sent as well) or audit_share = 0"
             )
         if self.mode == "production" and self.bundles.trusted is None:
             raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import queue
+import random
 import select
 import threading
 import time
@@ -57,6 +58,7 @@ STOPPED = "inspection is stopped by request"
 STATE_FILE = "state.json"
 
 log = logging.getLogger(__name__)
+_CHANCE = random.SystemRandom()
 
 
 class Pending(NamedTuple):
@@ -298,6 +300,8 @@ class Station:
             regions=tuple(outcome.regions),
             quality={name: value for name, value in outcome.quality.items() if np.isfinite(value)},
             calibration_id=manifest.calibration_id(),
+            audit_share=self._settings.audit_share,
+            audited=outcome.verdict is Verdict.PASS and is_drawn(self._settings.audit_share),
             **self._judge.names(),
         )
 
@@ -492,6 +496,11 @@ class Station:
             self._declare_outage(self._spool.outage)
 
 
+def is_drawn(share: float) -> bool:
+    """Whether chance draws a part for the audit: by the system's own randomness, so that nothing foretells it."""
+    return _CHANCE.random() < share
+
+
 def _close(judge: Judge) -> None:
     """Give a recipe's engine back; what goes wrong with one that is not used any more must not end the station."""
     try:
@@ -546,13 +555,13 @@ class _Pictures:
 
     def offer(self, result: Result, outcome: Outcome, part: Pixels | None, inspector: Inspector) -> None:
         """Take what belongs to a verdict; where the encoder is behind, pictures are dropped and counted."""
-        flagged = result.verdict is not Verdict.PASS
-        wanted = self._images == "all" or (self._images == "flagged" and flagged)
+        shown = result.verdict is not Verdict.PASS or result.audited
+        wanted = self._images == "all" or (self._images == "flagged" and shown)
         maps = [] if outcome.part is None else outcome.part.maps
         if not maps and (part is None or not wanted):
             return
         try:
-            reconstruction = inspector.reconstruction() if wanted and maps and flagged else {}
+            reconstruction = inspector.reconstruction() if wanted and maps and shown else {}
             self._queue.put_nowait(_Picture(result, part if wanted else None, maps, reconstruction))
         except queue.Full:
             self.dropped += 1

@@ -63,6 +63,13 @@ CREATE TABLE IF NOT EXISTS sessions (
     opened_s REAL NOT NULL,
     seen_s REAL NOT NULL
 );
+CREATE TABLE IF NOT EXISTS tokens (
+    token_sha256 BLOB PRIMARY KEY,
+    account TEXT NOT NULL COLLATE NOCASE,
+    epoch INTEGER NOT NULL,
+    made_s REAL NOT NULL,
+    ends_s REAL NOT NULL
+);
 CREATE TABLE IF NOT EXISTS audit (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     t_s REAL NOT NULL,
@@ -273,6 +280,41 @@ class Accounts:
             ended = db.execute("DELETE FROM sessions WHERE token_sha256 = ? RETURNING account", (_digest(token),))
             for (name,) in ended.fetchall():
                 self._note(db, Actor(name, address), "signed out", name)
+
+    def make_token(self, name: str, days: float, by: Actor) -> str:
+        """A token with which a program may read what the account may, until it ends or the account changes."""
+        token, now = secrets.token_urlsafe(32), self._clock()
+        with self._write() as db:
+            stands = _find(db, name)
+            if not stands.enabled:
+                raise AccountError(f"{stands.name} is disabled; enable it first")
+            db.execute("DELETE FROM tokens WHERE ends_s < ?", (now,))
+            db.execute(
+                "INSERT INTO tokens (token_sha256, account, epoch, made_s, ends_s) "
+                "SELECT ?, name, epoch, ?, ? FROM accounts WHERE name = ?",
+                (_digest(token), now, now + 86400 * days, stands.name),
+            )
+            self._note(db, by, "token made", stands.name, f"for {days:g} days")
+        return token
+
+    def end_tokens(self, name: str, by: Actor) -> int:
+        """End every token of an account; returns how many there were."""
+        with self._write() as db:
+            stands = _find(db, name)
+            ended = db.execute("DELETE FROM tokens WHERE account = ?", (stands.name,)).rowcount
+            self._note(db, by, "tokens ended", stands.name, str(ended))
+        return ended
+
+    def of_token(self, token: str) -> Session | None:
+        """Whose token this is, None where it ended."""
+        found = (
+            "SELECT a.name, a.role, t.made_s, t.ends_s FROM tokens t JOIN accounts a "
+            "ON a.name = t.account AND a.epoch = t.epoch AND a.enabled WHERE t.token_sha256 = ?"
+        )
+        rows, now = self._ask(found, (_digest(token),)), self._clock()
+        if not rows or not rows[0]["made_s"] - CLOCK_SLACK_S <= now < rows[0]["ends_s"]:
+            return None
+        return Session(rows[0]["name"], rows[0]["role"])
 
     def note(self, by: Actor, action: str, account: str, detail: str = "") -> None:
         """Append to the audit."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from plugin import control_cli, user_cli
+from plugin import control_cli, export_cli, user_cli
 
 if TYPE_CHECKING:
     from plugin.service import Service
@@ -21,6 +21,8 @@ app = typer.Typer(
 
 app.add_typer(user_cli.app, name="user")
 app.command("control", help=control_cli.HELP)(control_cli.control)
+
+app.command("export", help=export_cli.HELP)(export_cli.export)
 
 RUN_HELP = """Run the host until it is told to stop (Ctrl-C or SIGTERM).
 

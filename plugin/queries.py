@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import json
 import statistics
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any, Literal
 import sqlalchemy as sa
 
 from contract import stats
-from contract.event import HEADER
+from contract.event import HEADER, Result, Verdict
+from contract.verdicts import SampledPart, Unsampled, VerdictPage
 from plugin import tables as t
 from plugin.store import open_engine
 
@@ -78,7 +80,7 @@ class Reader:
         return self._all(sa.select(t.reviews).where(t.reviews.c.part == part).order_by(t.reviews.c.id))
 
     def queue(self, limit: int, after: tuple[float, int] | None = None) -> list[dict[str, Any]]:
-        """Flagged parts without a verdict of an inspector, worst first, behind (severity, id) ``after``."""
+        """Flagged and audited parts without a verdict of an inspector, worst first, behind (severity, id) ``after``."""
         found = sa.select(t.parts).where(*_WAITING)
         if after is not None:
             worst, number = after
@@ -97,7 +99,7 @@ class Reader:
         return int(rows[0]["id"]) if rows else None
 
     def waiting(self) -> int:
-        """Flagged parts that no inspector has decided."""
+        """Flagged and audited parts that no inspector has decided."""
         return int(self._all(sa.select(sa.func.count().label("n")).where(*_WAITING))[0]["n"])
 
     def not_inspected(self, limit: int) -> list[dict[str, Any]]:
@@ -146,6 +148,43 @@ class Reader:
             rates[verdict] = stats.rate(good, sum(row["n"] for row in mine))
         return rates
 
+    def audit(self) -> dict[str, Any]:
+        """Audited parts: drawn, still to be judged, and how many of the judged ones are defective (escapes)."""
+        n = sa.func.count().label("n")
+        rows = self._all(sa.select(p.review, n).where(sa.text("audited")).group_by(p.review))
+        said = {row["review"]: row["n"] for row in rows}
+        drawn, waiting = sum(said.values()), said.get(None, 0)
+        return {
+            "drawn": drawn,
+            "waiting": waiting,
+            "defects": stats.rate(said.get("defect", 0), drawn - waiting)._asdict(),
+        }
+
+    def verdicts(self, after: int, limit: int) -> VerdictPage:
+        """A page of the export: what inspectors were shown of the parts behind row ``after``, and what they said."""
+        e = t.events.c
+        same = sa.and_(e.edge_id == p.edge_id, e.spool_id == p.spool_id, e.seq == p.seq)
+        found = sa.select(t.parts, e.header).select_from(t.parts.outerjoin(t.events, same))
+        rows = self._all(found.where(p.id > after).order_by(p.id).limit(limit))
+        results = [(row, _result_of(row)) for row in rows]
+        shown = [row for row, result in results if result is not None and _inclusion(row) is not None]
+        pictures = self.thumbnails(shown)
+        parts: list[SampledPart] = []
+        passed: collections.Counter[Unsampled] = collections.Counter()
+        for row, result in results:
+            if result is None:
+                continue
+            inclusion = _inclusion(row)
+            if inclusion is not None:
+                parts.append(_sampled(row, result, inclusion, row["id"] in pictures))
+            else:
+                passed[_unsampled(row, result)] += 1
+        return VerdictPage(
+            parts=tuple(parts),
+            passed=tuple(each.model_copy(update={"parts": count}) for each, count in passed.items()),
+            next=rows[-1]["id"] if len(rows) == limit else None,
+        )
+
     def latency_ms(self) -> dict[str, float | int | None]:
         """Capture to sending of the last results at their first arrival, in milliseconds."""
         rows = self._all(sa.select(p.age_ms).where(p.state == "result").order_by(p.id.desc()).limit(LATENCY_PARTS))
@@ -168,8 +207,52 @@ class Reader:
 _LOST = sa.text("verdict = 'NOT_INSPECTED'")
 _WAITING = (
     p.review.is_(None),
-    sa.text("verdict IN ('REJECT', 'REVIEW')"),  # word for word the index's condition, so that SQLite uses it
+    # word for word the index's condition, so that SQLite uses it
+    sa.text("(audited OR verdict IN ('REJECT', 'REVIEW'))"),
 )
+
+
+def _result_of(row: dict[str, Any]) -> Result | None:
+    """The event that gave a part its verdict; None where it was not inspected."""
+    if row["state"] != "result" or row["verdict"] == Verdict.NOT_INSPECTED or row["header"] is None:
+        return None
+    header = HEADER.validate_json(row["header"])
+    return header if isinstance(header, Result) else None
+
+
+def _inclusion(row: dict[str, Any]) -> float | None:
+    """The probability with which an inspector was to see a part like this; None where this one is shown to nobody."""
+    if row["verdict"] in FLAGGED:
+        return 1.0
+    return float(row["audit_share"]) if row["audited"] else None
+
+
+def _flags_above(result: Result) -> float | None:
+    return result.threshold if result.review_threshold is None else result.review_threshold
+
+
+def _unsampled(row: dict[str, Any], result: Result) -> Unsampled:
+    return Unsampled(
+        edge_id=result.edge_id,
+        model_sha256=result.model_sha256,
+        engine=result.engine,
+        audit_share=row["audit_share"],
+        flags_above=_flags_above(result),
+        parts=1,
+    )
+
+
+def _sampled(row: dict[str, Any], result: Result, inclusion: float, picture: bool) -> SampledPart:
+    judged = row["review"] if row["review"] in ("good", "defect") else None
+    return SampledPart(
+        row=row["id"],
+        **result.model_dump(include=set(SampledPart.model_fields) & set(Result.model_fields)),
+        flags_above=_flags_above(result),
+        inclusion=inclusion,
+        judged=judged,
+        inspector=None if judged is None else row["review_by"],
+        picture=picture,
+    )
 
 
 def _known_fields(header: str) -> dict[str, Any]:

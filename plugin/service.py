@@ -88,7 +88,9 @@ class Service:
         self.ledger = Ledger(state_dir / "ledger.sqlite", settings.line_of)
         self.dispatcher = Dispatcher(connectors, self.ledger.record)
         self.ledger.connect(self.dispatcher.publish, self.dispatcher.serves)
-        self._writer = Writer(Store(state_dir), self.ledger.has, settings.events.backlog_mb << 20)
+        self._writer = Writer(
+            Store(state_dir, settings.review.blind_share), self.ledger.has, settings.events.backlog_mb << 20
+        )
         self.liveness = Liveness(settings.lines, settings.line_of)
         self._gate = None if settings.keys is None else Gate(self._context, settings.keys)
         if self._gate is not None:
@@ -110,6 +112,7 @@ class Service:
                 sign_in=self._sign_in,
                 names=settings.http.reached_as,
                 asking=self._asking(),
+                blind_share=settings.review.blind_share,
             )
         )
         config = uvicorn.Config(

@@ -60,6 +60,9 @@ port = 8765                     # 0 takes any free port and writes it to host-st
 # session_hours = 12            # and every session ends after this
 # patience_s = 10               # whoever connects and does not finish a request by then is closed
 
+[review]
+# blind_share = 0.5             # where edges audit passed parts, so many flagged ones are shown as blindly as those
+
 [[lines]]
 id = "line-1"
 edges = []                      # edge ids; an edge that no line names belongs to the first line
@@ -136,6 +139,14 @@ class HttpSettings(Strict):
         return self.certificate is not None or self.tls == "proxy"
 
 
+class ReviewSettings(Strict):
+    """How parts are shown to inspectors."""
+
+    blind_share: float = Field(
+        0.5, ge=0, le=1, description="of flagged parts shown without verdict and map, where passes are audited"
+    )
+
+
 class LineSettings(Strict):
     """One line: which edges watch it and until when a verdict can still move its gate."""
 
@@ -168,6 +179,7 @@ class HostSettings(Strict):
     events: EventSettings = Field(default_factory=EventSettings)
     control: ControlSettings | None = None
     http: HttpSettings = Field(default_factory=HttpSettings)
+    review: ReviewSettings = Field(default_factory=ReviewSettings)
     lines: list[LineSettings] = Field(default_factory=lambda: [LineSettings(id="line-1")], min_length=1, max_length=64)
     connectors: list[ConnectorSettings] = Field(default_factory=list, max_length=64)
 

@@ -6,13 +6,15 @@ it returned for may be acknowledged.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import sqlite3
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import sqlite
@@ -23,11 +25,27 @@ from plugin import tables as t
 from plugin.blobs import BlobStore
 from plugin.errors import ConfigError, ReviewError
 
+if TYPE_CHECKING:
+    from alembic.config import Config
+
 DATABASE = "store.sqlite"
 Outcome = Literal["new", "duplicate", "conflict"]
 MAX_SEVERITY = 1e9
 Decision = Literal["defect", "good", "undo"]
-_FINAL = ("state", "verdict", "reason", "score", "threshold", "severity", "timing", "age_ms", "spool_id", "seq")
+_FINAL = (
+    "state",
+    "verdict",
+    "reason",
+    "score",
+    "threshold",
+    "severity",
+    "timing",
+    "age_ms",
+    "spool_id",
+    "seq",
+    "audit_share",
+    "audited",
+)
 
 
 class Received(NamedTuple):
@@ -62,12 +80,9 @@ def open_engine(path: Path) -> sa.Engine:
 def upgrade(engine: sa.Engine) -> None:
     """Bring the tables to the newest form; raises ConfigError where the file is not a store of this product."""
     from alembic import command
-    from alembic.config import Config
     from alembic.util import CommandError
 
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
-    config.set_main_option("path_separator", "os")
+    config = _migrations()
     try:
         with engine.begin() as connection:
             config.attributes["connection"] = connection
@@ -77,6 +92,30 @@ def upgrade(engine: sa.Engine) -> None:
             f"{engine.url.database}: the store cannot be opened ({_short(error)}); a newer Flawline may have written "
             "it, or the file is damaged: restore a backup or move it away"
         ) from error
+
+
+def _migrations() -> Config:
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    return config
+
+
+def upgraded(path: Path) -> bool:
+    """Whether a store that lies there has the newest tables."""
+    from alembic.script import ScriptDirectory
+
+    engine = open_engine(path)
+    try:
+        with engine.connect() as connection:
+            found = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
+    except sa.exc.DatabaseError as error:
+        raise ConfigError(f"{path}: the store cannot be read ({_short(error)})") from error
+    finally:
+        engine.dispose()
+    return bool(found == ScriptDirectory.from_config(_migrations()).get_current_head())
 
 
 class _Bulk(NamedTuple):
@@ -108,7 +147,9 @@ _CONCLUDE = _Bulk.of(
 class Store:
     """Writes events, parts, pictures and reviews. Not safe to share: one thread, one connection."""
 
-    def __init__(self, state_dir: Path) -> None:
+    def __init__(self, state_dir: Path, blind_share: float = 0.0) -> None:
+        """``blind_share``: of the flagged parts of an audited line, shown as blindly as audited ones (``is_blind``)."""
+        self._blind_share = blind_share
         self.path = state_dir / DATABASE
         self.blobs = BlobStore(state_dir / "blobs")
         self._engine = open_engine(self.path)
@@ -197,6 +238,10 @@ class Store:
                 final.append(
                     _part_row(item, header, "result", header.verdict, header.reason, header.score, header.threshold)
                 )
+        for row in final:
+            if is_blind(row, self._blind_share):
+                # Anywhere among the others: a place by severity would tell what the page does not.
+                row["severity"] = 1.0 - math.log1p(-chance("place", row))
         self._write(_ANNOUNCE, announced)
         self._write(_CONCLUDE, final)
 
@@ -295,6 +340,24 @@ def standing(rows: Sequence[tuple[int, str, str]]) -> list[tuple[int, str, str]]
     return stack
 
 
+def is_blind(part: Mapping[str, Any], blind_share: float) -> bool:
+    """Whether a part's row is one that inspectors see without what the machine said of it.
+
+    Audited parts are, so that nobody agrees with a PASS out of habit, and with them so many flagged ones that a part
+    shown blindly may be either.
+    """
+    if not part["audit_share"]:
+        return False
+    flagged = part["verdict"] in (Verdict.REJECT, Verdict.REVIEW)
+    return part["audited"] or (flagged and chance("blind", part) < blind_share)
+
+
+def chance(purpose: str, part: Mapping[str, Any]) -> float:
+    """A number in 0..1 that belongs to a part for good, as if drawn: independent of what was inspected."""
+    digest = hashlib.sha256("\n".join((purpose, part["edge_id"], part["part_id"])).encode()).digest()
+    return int.from_bytes(digest[:6]) / 2**48
+
+
 def severity(verdict: str | None, score: float | None, threshold: float | None) -> float | None:
     """How far over the limit, to sort the queue by: score / threshold; 1 where a flagged part has no score."""
     if score is None or threshold is None:
@@ -330,7 +393,13 @@ def _part_row(
         "t_wall_ns": header.t_wall_ns,
         "spool_id": header.spool_id,
         "seq": header.seq,
+        "audit_share": getattr(header, "audit_share", 0.0),
+        "audited": _audited(header),
     }
+
+
+def _audited(header: PartHeader) -> bool:
+    return isinstance(header, Result) and header.audited and header.verdict is Verdict.PASS and header.audit_share > 0
 
 
 def _attachment_row(edge_id: str, part_id: str, reference: PartRef) -> dict[str, Any]:

@@ -59,6 +59,8 @@ parts = sa.Table(
     sa.Column("seq", sa.BigInteger),
     sa.Column("review", sa.Text),
     sa.Column("review_by", sa.Text),
+    sa.Column("audit_share", sa.Float, nullable=False, server_default="0"),
+    sa.Column("audited", sa.Boolean, nullable=False, server_default="0"),
     sa.UniqueConstraint("edge_id", "part_id", name="parts_identity"),
     # The state comes first so that SQLite is not led to search the queue by its verdicts.
     sa.Index("parts_by_state", "state", "verdict"),
@@ -68,8 +70,9 @@ parts = sa.Table(
         "parts_queue",
         sa.text("severity DESC"),
         "id",
-        sqlite_where=sa.text("review IS NULL AND verdict IN ('REJECT', 'REVIEW')"),
+        sqlite_where=sa.text("review IS NULL AND (audited OR verdict IN ('REJECT', 'REVIEW'))"),
     ),
+    sa.Index("parts_audited", "review", sqlite_where=sa.text("audited")),
 )
 
 attachments = sa.Table(

@@ -26,7 +26,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
-    help="Accounts of the review pages: add, list, password, role, disable, enable. Works while the host runs.",
+    help="Accounts of the review pages: add, list, password, role, disable, enable, token. Works while the host runs.",
 )
 
 ADD_HELP = """Add an account; the password is asked for, or read from a file.
@@ -65,6 +65,16 @@ ENABLE_HELP = """Let a disabled account sign in again.
 \b
 Example:
   flawline host user enable host.toml bert
+"""
+TOKEN_HELP = """Make a token: with it a program reads what the account may, without its password, and changes nothing.
+
+It is written to a new file of mode 0600 and sent as `Authorization: Bearer TOKEN`. It ends after --days, when password,
+role or state of the account change, or with --end, which ends every token of the account.
+
+\b
+Examples:
+  flawline host user token host.toml eve --token-file calibrate.token
+  flawline host user token host.toml eve --end
 """
 Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="host.toml", show_default=False)]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="the account", show_default=False)]
@@ -129,6 +139,34 @@ def enable(config: Config, name: Name) -> None:
     with _accounts(config) as accounts:
         accounts.set_enabled(name, True, _myself())
     typer.echo(f"{name} can sign in.")
+
+
+@app.command("token", help=TOKEN_HELP)
+def token(
+    config: Config,
+    name: Name,
+    token_file: Annotated[Path | None, typer.Option(help="the file to write; it must not exist")] = None,
+    days: Annotated[float, typer.Option(min=0.01, max=3660, help="how long it is good")] = 90.0,
+    end: Annotated[bool, typer.Option("--end", help="end every token of the account")] = False,
+) -> None:
+    """Make a token, or end all."""
+    if end == (token_file is not None):
+        raise ConfigError("say where the token goes, --token-file FILE, or --end to end every token of the account")
+    with _accounts(config) as accounts:
+        if token_file is None:
+            typer.echo(f"{accounts.end_tokens(name, _myself())} token(s) of {name} ended.")
+            return
+        try:
+            handle = os.open(token_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except OSError as error:
+            raise ConfigError(f"{token_file}: cannot be written ({error.strerror}); no token was made") from error
+        with os.fdopen(handle, "w", encoding="ascii") as file:
+            try:
+                file.write(accounts.make_token(name, days, _myself()) + "\n")
+            except BaseException:
+                token_file.unlink()
+                raise
+    typer.echo(f"Wrote a token of {name} to {token_file}, good for {days:g} days; it reads what {name} may read.")
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from fastapi.responses import FileResponse, JSONResponse
 from pydantic import Field
 
 from contract.config import Strict
+from contract.verdicts import MAX_PAGE, VerdictPage
 from plugin.blobs import BlobStore
 from plugin.review.host import Host
 from plugin.review.signin import ENGINEER, INSPECTOR, INSPECTOR_BACKGROUND, OPEN, viewer_of
@@ -20,6 +21,7 @@ DEFAULT_NAME = "inspector"
 Row = Annotated[int, Path(ge=0, le=2**63 - 1)]
 After = Annotated[int, Query(ge=0, le=2**63 - 1)]
 Limit = Annotated[int, Query(ge=1, le=1000)]
+PageLimit = Annotated[int, Query(ge=1, le=MAX_PAGE)]
 Inspector = Annotated[str, Field(min_length=1, max_length=60)]
 
 
@@ -118,6 +120,12 @@ def attachment(request: Request, number: Row) -> Response:
 @router.get("/api/queue", dependencies=[INSPECTOR])
 def queue(request: Request, limit: Limit = 100) -> list[dict[str, Any]]:
     return host_of(request).reader.queue(limit)
+
+
+@router.get("/api/export/verdicts", dependencies=[ENGINEER])
+def verdicts(request: Request, after: After = 0, limit: PageLimit = MAX_PAGE) -> VerdictPage:
+    """What inspectors said, for calibration: ask again behind ``next`` until it is null."""
+    return host_of(request).reader.verdicts(after, limit)
 
 
 @router.get("/api/gaps", dependencies=[ENGINEER])

@@ -11,7 +11,7 @@ from plugin.control import ControlServer
 from plugin.ledger import LedgerReader
 from plugin.queries import Reader
 from plugin.review.signin import SignIn
-from plugin.store import Decision, Store
+from plugin.store import Decision, Store, is_blind
 
 Value = TypeVar("Value")
 TERMINAL_HEADER = "x-flawline-terminal"
@@ -48,6 +48,11 @@ class Host:
     sign_in: SignIn | None = None
     names: tuple[str, ...] = ()
     asking: Asking | None = None
+    blind_share: float = 0.0
+
+    def is_blind(self, part: dict[str, Any]) -> bool:
+        """Whether a part is shown without what the machine said of it, until it is judged."""
+        return part["review"] is None and is_blind(part, self.blind_share)
 
     def decide(self, part: int, decision: Decision, inspector: str) -> int:
         """Hop 12: append an inspector's verdict."""
@@ -71,6 +76,7 @@ class Host:
             "states": reader.edges(),
             "latency_ms": reader.latency_ms(),
             "line": self.ledger.counts(),
+            "audit": reader.audit(),
             "false_rejects": {name: rate._asdict() for name, rate in reader.reviewed_rates().items()},
             "receiver": self.health()["receiver"],
         }

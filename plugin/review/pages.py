@@ -14,7 +14,7 @@ from starlette.templating import Jinja2Templates
 from contract.stats import Rate
 from plugin.review.api import DEFAULT_NAME, After, Inspector, Row, host_of
 from plugin.review.signin import INSPECTOR, viewer_of
-from plugin.store import Decision
+from plugin.store import Decision, severity
 
 FOLDER = FilePath(__file__).parent
 COOKIE = "inspector"
@@ -111,10 +111,16 @@ def home() -> Response:
 
 @router.get("/queue", dependencies=[INSPECTOR])
 def queue(request: Request, last: After = 0) -> Response:
-    reader = host_of(request).reader
-    parts = reader.queue(QUEUE_LENGTH)
+    host = host_of(request)
+    parts = host.reader.queue(QUEUE_LENGTH)
     return page(
-        request, "queue.html", tab="queue", parts=parts, pictures=reader.thumbnails(parts), last=_last(request, last)
+        request,
+        "queue.html",
+        tab="queue",
+        parts=parts,
+        blind={part["id"] for part in parts if host.is_blind(part)},
+        pictures=host.reader.thumbnails(parts),
+        last=_last(request, last),
     )
 
 
@@ -127,13 +133,16 @@ def part(request: Request, number: Row, last: After = 0) -> Response:
     header = host.reader.header_of(found)
     attachments = host.reader.attachments(found["edge_id"], found["part_id"])
     following = host.reader.beside(found, "next")
+    blind = host.is_blind(found)
     return page(
         request,
         "part.html",
         tab="queue",
         part=found,
+        blind=blind,
+        factor=severity(found["verdict"], found["score"], found["threshold"]),
         header=header,
-        views=views(header, attachments),
+        views=views(header, attachments, blind),
         dropped=any(each["role"] == "dropped" for each in attachments),
         stages=stages(found["timing"]),
         reviews=host.reader.reviews(number),
@@ -193,14 +202,15 @@ def lost(request: Request) -> Response:
 def counts(request: Request) -> Response:
     summary = host_of(request).summary()
     rates = {name: Rate(**rate) for name, rate in summary["false_rejects"].items()}
-    return page(request, "counts.html", tab="counts", summary=summary, rates=rates, now_ns=_now_ns())
+    escapes = Rate(**summary["audit"]["defects"])
+    return page(request, "counts.html", tab="counts", summary=summary, rates=rates, escapes=escapes, now_ns=_now_ns())
 
 
-def views(header: dict[str, Any], attachments: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What the canvas of each view needs: pictures, map, regions, the map's threshold."""
+def views(header: dict[str, Any], attachments: list[dict[str, Any]], blind: bool = False) -> list[dict[str, Any]]:
+    """What the canvas of each view needs: pictures and, unless ``blind``, map, regions, the map's threshold."""
     found: dict[str, dict[str, Any]] = {}
     for each in attachments:
-        if each["role"] == "dropped":
+        if each["role"] == "dropped" or (blind and each["role"] == "map"):
             continue
         view = found.setdefault(each["view"], {"name": each["view"], "pictures": {}, "map": None})
         entry = {"url": f"/api/attachments/{each['id']}", "toPart": each["to_part"], "shape": each["shape"]}
@@ -211,8 +221,9 @@ def views(header: dict[str, Any], attachments: list[dict[str, Any]]) -> list[dic
     for view in found.values():
         if "image" in view["pictures"]:
             view["pictures"].pop("thumbnail", None)
-        view["threshold"] = header.get("map_threshold")
-        view["regions"] = [region for region in header.get("regions", []) if region.get("view") == view["name"]]
+        regions = [] if blind else header.get("regions", [])
+        view["threshold"] = None if blind else header.get("map_threshold")
+        view["regions"] = [region for region in regions if region.get("view") == view["name"]]
     return list(found.values())
 
 

@@ -118,7 +118,11 @@ class SignIn:
             self._room.release()
 
     def viewer(self, request: Request, touch: bool = False) -> Viewer | None:
-        """Whoever is signed in in this browser."""
+        """Whoever is signed in in this browser, or the account of a program's token, which may only read."""
+        kind, _, bearer = request.headers.get("authorization", "").partition(" ")
+        if kind.lower() == "bearer":
+            found = self.accounts.of_token(bearer.strip()) if request.method in READING else None
+            return None if found is None else Viewer(found.name, found.role, "")
         token = request.cookies.get(self.cookie)
         found = self.accounts.session(token, self._lifetimes, touch) if token else None
         return None if found is None or token is None else Viewer(found.name, found.role, csrf_of(token))

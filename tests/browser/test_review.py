@@ -178,6 +178,31 @@ def test_moving_through_the_queue_decides_nothing(page: Page, host: HostProcess)
     assert decisions(host) == []
 
 
+def test_an_audited_part_is_judged_without_the_machine_s_word(
+    page: Page, host: HostProcess, make_dealer: Callable[[str], Dealer]
+) -> None:
+    dealer = make_dealer(host.endpoint)
+    for message in s.flagged(20, "drawn", Verdict.PASS, 0.4, seed=5, audit_share=0.25, audited=True, reason=None):
+        dealer.send(message)
+    dealer.wait_acked(20, 21, 22)
+    open_part(page, "drawn")
+    expect(page.locator(".badge")).to_have_text("to judge")
+    expect(page.locator("#opacity")).to_be_hidden()
+    expect(page.locator("#boxes")).to_be_hidden()
+    page.keyboard.press("b")
+    before = page.evaluate(PIXELS)
+    assert before["colour"] == 0  # its map is above the limit, and is not shown
+    page.keyboard.press("r")
+    assert page.evaluate(PIXELS)["sum"] != before["sum"]  # as it should be may be looked at
+    page.keyboard.press("d")
+    expect(page.locator(".undo")).to_contain_text("drawn")
+    assert [decision for decision, _ in decisions(host)] == ["defect"]
+    page.get_by_role("link", name="drawn").click()
+    shown(page, "drawn")
+    expect(page.locator(".badge")).to_have_text("pass")
+    expect(page.locator("#opacity")).to_be_visible()
+
+
 def test_new_parts_appear_by_themselves(page: Page, host: HostProcess, make_dealer: Callable[[str], Dealer]) -> None:
     page.goto("/queue")
     dealer = make_dealer(host.endpoint)

@@ -176,6 +176,11 @@ def test_published_schema_is_the_code_s() -> None:
     assert published == json.loads(json.dumps(json_schema())), "run: python -m contract.event > docs/event.schema.json"
 
 
+def test_results_of_before_audits_were_drawn_by_nobody() -> None:
+    header = HEADER.validate_json((GOLDEN / "1.0-result.json").read_bytes())
+    assert isinstance(header, Result) and (header.audit_share, header.audited) == (0.0, False)
+
+
 def test_golden_messages_of_every_version_stay_decodable() -> None:
     files = sorted(GOLDEN.glob("*.json"))
     assert {path.stem.partition("-")[2] for path in files} == {header.kind for header in HEADERS}

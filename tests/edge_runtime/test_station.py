@@ -24,7 +24,7 @@ from edge_runtime.engines.base import Engine, EngineOutput
 from edge_runtime.errors import CardLostError, SpoolError
 from edge_runtime.settings import CameraSettings, EdgeSettings, HostLink, PresenceSettings
 from edge_runtime.spool import Spool
-from edge_runtime.station import Station
+from edge_runtime.station import Station, is_drawn
 from edge_runtime.synthetic import PART_LENGTH_PX
 from tests.processes import until
 
@@ -113,6 +113,32 @@ def test_every_trigger_is_announced_then_ended_and_its_map_follows(start: Callab
         assert isinstance(attachment, Attachment)
         assert attachment.result_seq == result.seq
         assert {"map", "image"} <= {part.role for part in attachment.parts}
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_a_passed_part_that_is_drawn_comes_with_its_picture(start: Callable[..., Run], share: float) -> None:
+    headers = start(images="flagged", audit_share=share).run()
+    results = [header for header in headers if isinstance(header, Result)]
+    assert {result.audit_share for result in results} == {share}
+    passed = [result for result in results if result.verdict is Verdict.PASS]
+    assert passed and all(result.audited == (share == 1) for result in passed)
+    assert not any(result.audited for result in results if result.verdict is not Verdict.PASS)
+    roles = {
+        header.part_id: {part.role for part in header.parts} for header in headers if isinstance(header, Attachment)
+    }
+    like_flagged = {"map", "image", "reconstruction"}
+    assert all(roles[result.part_id] == (like_flagged if share else {"map"}) for result in passed)
+
+
+def test_chance_draws_the_share_that_was_asked_for() -> None:
+    drawn = sum(is_drawn(0.02) for _ in range(100_000))
+    assert 1700 < drawn < 2300  # 2 000, give or take 6.8 standard deviations
+    assert not any(is_drawn(0.0) for _ in range(1000)) and all(is_drawn(1.0) for _ in range(1000))
+
+
+def test_an_audit_without_pictures_is_refused(start: Callable[..., Run]) -> None:
+    with pytest.raises(ValueError, match="cannot judge a part without its picture"):
+        start(images="none", audit_share=0.02)
 
 
 def failing(engine: Engine, fault: str) -> Engine:

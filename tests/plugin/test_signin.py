@@ -30,6 +30,7 @@ from tests.plugin.synthetic import ROOT, until
 BY_ROLE = {"inspector": "ivan", "engineer": "eve", "administrator": "ada"}
 OPEN = {("GET", "/healthz"), ("GET", "/sign-in"), ("POST", "/sign-in")}
 LISTS = {"/api/parts", "/api/line", "/api/gaps", "/api/summary", "/api/openapi.json", "/api/control"}
+LISTS |= {"/api/export/verdicts"}
 
 
 @pytest.fixture(scope="module")

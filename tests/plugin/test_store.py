@@ -194,7 +194,7 @@ def test_the_queue_is_worst_first_and_leaves_out_what_is_decided(store: Store, r
 @pytest.mark.parametrize(
     ("condition", "order", "index"),
     [
-        ("review IS NULL AND verdict IN ('REJECT', 'REVIEW')", "severity DESC, id", "parts_queue"),
+        ("review IS NULL AND (audited OR verdict IN ('REJECT', 'REVIEW'))", "severity DESC, id", "parts_queue"),
         ("verdict = 'NOT_INSPECTED'", "id DESC", "parts_lost"),
     ],
 )
