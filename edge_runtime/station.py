@@ -347,7 +347,7 @@ class Station:
         status, watch = camera.status(), self._watch[camera.settings.id]
         if status.frames:
             watch.note_frames(status.skipped, time.monotonic_ns() - int(status.frame_age_ms * 1e6))
-        if status.frames and not watch.first_frame_ns:
+        if status.ready and not watch.first_frame_ns:
             watch.first_frame_ns = time.time_ns()
         if self._state == "starting" and all(watch.first_frame_ns for watch in self._watch.values()):
             self._state = "running"

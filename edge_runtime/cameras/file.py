@@ -28,6 +28,8 @@ class FileCamera(Camera):
 
     def __init__(self, source: Source) -> None:
         super().__init__(source)
+        if "watch" in source.options:
+            raise self.error(f"{source.url}: a folder that is being filled is watch://{source.place}")
         source.only("fps", "channels")
         self._path = Path(source.place)
         self._grey = source.option("channels", 3, 1, 3) == 1
