@@ -48,9 +48,9 @@ NODES = {
 AUTOMATIC = ("Off", "Once", "Continuous")  # in settings the place in this tuple
 
 BUFFERS = 8
-WRAP_16 = 0xFFFF  # GigE Vision counts frames in 16 bits, and leaves 0 out
+WRAP_16 = 0xFFFF  # GigE Vision counts frames in 16 bits and leaves 0 out
 PROOF_S = 0.5  # between two questions to a camera that waits for its trigger
-MOST_MISSED = 100_000
+MOST_MISSED, MOST_MISSED_AT_WRAP = 100_000, 1000
 
 
 class Features:
@@ -105,14 +105,16 @@ class FrameIds:
         self._number = 0
 
     def number(self, frame_id: int) -> int | None:
-        """The frame's number from 0; None where the camera began to count anew, so that nobody knows what is missing."""
+        """The frame's number from 0; None where the camera began to count anew: nobody knows what is missing then."""
         last, self._last = self._last, frame_id
         if last is None:
             return self._number
         step = frame_id - last
+        most = MOST_MISSED
         if step <= 0 and last <= WRAP_16:
-            step += WRAP_16
-        if not 0 < step <= (WRAP_16 // 2 if frame_id < last else MOST_MISSED):
+            step += WRAP_16 + (frame_id == 0)
+            most = MOST_MISSED_AT_WRAP
+        if not 0 < step <= most:
             return None
         self._number += step
         return self._number

@@ -9,7 +9,8 @@ from __future__ import annotations
 import http.client
 import threading
 import time
-from typing import NamedTuple, Protocol
+from http.client import HTTPMessage
+from typing import IO, Any, NamedTuple, Protocol
 from urllib.error import HTTPError, URLError
 from urllib.parse import unquote, urlsplit, urlunsplit
 from urllib.request import (
@@ -72,7 +73,7 @@ class Parts:
         text = headers.get(b"content-length")
         if text is None:
             return self._up_to_boundary(t_first_ns)
-        if not text.isdigit() or len(text) > 18:
+        if not text.isdigit() or len(text) > 30:
             raise PartError(f"a part of {text[:30].decode('ascii', 'replace')!r} bytes; expected a number")
         length = int(text)
         if length > self._most:
@@ -141,8 +142,8 @@ class Parts:
 class MjpegCamera(Camera):
     """``http://user:password@host/path`` or ``https://``, with the camera's own options.
 
-    User and password in the URL, or in the file that FLAWLINE_HTTP_<ID> names; basic and digest sign-in. A certificate is
-    always checked. A thread of its own reads what comes, so that the picture given is the newest.
+    User and password in the URL, or in the file that FLAWLINE_HTTP_<ID> names; basic and digest sign-in. A certificate
+    is always checked. A thread of its own reads what comes, so that the picture given is the newest.
     """
 
     def __init__(self, source: Source) -> None:
@@ -163,7 +164,7 @@ class MjpegCamera(Camera):
         boundary = self._answer.headers.get_param("boundary") or ""
         if kind != "multipart/x-mixed-replace" or not isinstance(boundary, str) or not boundary.strip("-"):
             raise self._told(
-                f"answers with {kind}, expected multipart/x-mixed-replace with a boundary: this is no Motion JPEG stream"
+                f"answers with {kind}, expected multipart/x-mixed-replace with a boundary: it is no Motion JPEG stream"
             )
         self._parts = Parts(self._answer, boundary.lstrip("-").encode("latin-1"), self.source.max_frame_bytes)
         first = self._take()
@@ -178,14 +179,14 @@ class MjpegCamera(Camera):
         """The camera's answer, its body not read yet."""
         parts = urlsplit(with_credentials(self.source, "FLAWLINE_HTTP"))
         address = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
-        passwords = HTTPPasswordMgrWithDefaultRealm()
-        if parts.username is not None:
-            passwords.add_password(None, address, unquote(parts.username), unquote(parts.password or ""))
         opener = OpenerDirector()  # no proxy, no redirection to elsewhere, no file://
         for handler in (HTTPHandler, HTTPSHandler, HTTPErrorProcessor, HTTPDefaultErrorHandler):
             opener.add_handler(handler())
-        opener.add_handler(HTTPDigestAuthHandler(passwords))
-        opener.add_handler(HTTPBasicAuthHandler(passwords))
+        if parts.username is not None:
+            passwords = HTTPPasswordMgrWithDefaultRealm()
+            passwords.add_password(None, address, unquote(parts.username), unquote(parts.password or ""))
+            opener.add_handler(_Digest(passwords))
+            opener.add_handler(_Basic(passwords))
         try:
             answer = opener.open(Request(address), timeout=self.source.stall_s)  # noqa: S310 - http and https alone
         except HTTPError as error:
@@ -272,3 +273,19 @@ class MjpegCamera(Camera):
 
     def _told(self, text: str) -> CameraError:
         return self.error(f"{redacted(self.source.url)}: {text}")
+
+
+class _Digest(HTTPDigestAuthHandler):
+    """Closes the answer that asked for a password, which the library leaves open."""
+
+    def http_error_401(self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage) -> Any:
+        fp.close()
+        return super().http_error_401(req, fp, code, msg, headers)
+
+
+class _Basic(HTTPBasicAuthHandler):
+    """As _Digest."""
+
+    def http_error_401(self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage) -> Any:
+        fp.close()
+        return super().http_error_401(req, fp, code, msg, headers)
