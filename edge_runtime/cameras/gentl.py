@@ -70,15 +70,12 @@ class Features:
         return None
 
     def get(self, *names: str) -> Value | None:
-        """The value now, asked of the camera; an automatic's place in AUTOMATIC. Raises what GenICam raises."""
+        """The value now, asked of the camera itself. Raises what GenICam raises."""
         node = self.node(*names)
         if node is None:
             return None
-        node.node.invalidate_node()
-        value = node.value
-        if isinstance(value, str):
-            return float(AUTOMATIC.index(value)) if value in AUTOMATIC else value
-        return float(value)
+        value = node.get_value(False, True)  # not verified, not from GenApi's own cache
+        return value if isinstance(value, str) else float(value)
 
     def set(self, value: Value, *names: str) -> None:
         """Ask for a value in the feature's own type; what the camera does not take reads back as it was."""
@@ -138,6 +135,7 @@ class GentlCamera(Camera):
         self._counted = 0
         self._next_proof_s = 0.0
         self._producer = Path(source.place)
+        self._trigger_source = source.options.get("trigger_source", "Line1")
         wanted = source.options.get("pixel_format")
         if wanted is not None and wanted not in FORMATS:
             raise self.error(f"pixel_format={wanted!r} is not taken; there are: {', '.join(FORMATS)}")
@@ -212,19 +210,17 @@ class GentlCamera(Camera):
         """A trigger that another program left on would stop a free-running camera, and the other way round."""
         features.set("FrameStart", "TriggerSelector")
         if self.triggered:
-            features.set(self.source.options.get("trigger_source", "Line1"), "TriggerSource")
+            features.set(self._trigger_source, "TriggerSource")
         features.set("On" if self.triggered else "Off", "TriggerMode")
-        mode, chosen = features.node("TriggerMode"), features.node("TriggerSource")
+        mode, by = features.get("TriggerMode"), features.get("TriggerSource")
         if not self.triggered:
-            if mode is not None and mode.value != "Off":
-                raise self.error(f"TriggerMode asked Off, found {mode.value}")
-            return
-        wanted = self.source.options.get("trigger_source", "Line1")
-        if mode is None or chosen is None:
+            if mode not in (None, "Off"):
+                raise self.error(f"TriggerMode asked Off, found {mode}")
+        elif mode is None or by is None:
             raise self.error("trigger = 'hardware': the camera has no TriggerMode and TriggerSource")
-        if mode.value != "On" or chosen.value != wanted:
+        elif (mode, by) != ("On", self._trigger_source):
             raise self.error(
-                f"trigger asked On by {wanted}, found {mode.value} by {chosen.value}; there are: "
+                f"trigger asked On by {self._trigger_source}, found {mode} by {by}; there are: "
                 f"{', '.join(features.choices('TriggerSource'))}: set ?trigger_source="
             )
 
@@ -234,6 +230,8 @@ class GentlCamera(Camera):
             for name, nodes in NODES.items():
                 with suppress(*_genicam_errors()):
                     value = self._features.get(*nodes)
+                    if value in AUTOMATIC:
+                        value = float(AUTOMATIC.index(str(value)))
                     if value is not None:
                         found[name] = value
         return found

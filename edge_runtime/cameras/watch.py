@@ -122,9 +122,9 @@ def _lines(path: Path) -> list[tuple[str, list[int], str]]:
     for line in text.splitlines():
         try:
             name, (size, mtime_ns), state = json.loads(line)
+            found.append((str(name), [int(size), int(mtime_ns)], str(state)))
         except (ValueError, TypeError):
             continue
-        found.append((str(name), [int(size), int(mtime_ns)], str(state)))
     return found
 
 
@@ -186,7 +186,7 @@ class WatchedFolder(Camera):
             if self._gone:
                 return self._bad(self._gone.pop(0), "it was taken away before it could be read")
             if self._whole and now >= self._next_give_s:
-                self._next_give_s = max(now, self._next_give_s + 1 / self.fps)
+                self._next_give_s = now + 1 / self.fps
                 return self._give(self._memory, self._whole.pop(0))
         except ForgetfulError as error:
             raise self._forgetful(error) from error
