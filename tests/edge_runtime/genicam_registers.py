@@ -18,9 +18,13 @@ FLOATS = {"ExposureTime": (0x40, 5000.0, 20.0, 100_000.0), "Gain": (0x48, 0.0, 0
 
 def description() -> str:
     features = [*ENUMS, *INTEGERS, *FLOATS]
-    nodes = ["".join(f"<pFeature>{name}</pFeature>" for name in features).join(('<Category Name="Root">', "</Category>"))]
+    nodes = [
+        "".join(f"<pFeature>{name}</pFeature>" for name in features).join(('<Category Name="Root">', "</Category>"))
+    ]
     for name, (address, choices, _) in ENUMS.items():
-        entries = "".join(f'<EnumEntry Name="{each}"><Value>{at}</Value></EnumEntry>' for at, each in enumerate(choices))
+        entries = "".join(
+            f'<EnumEntry Name="{each}"><Value>{at}</Value></EnumEntry>' for at, each in enumerate(choices)
+        )
         nodes.append(f'<Enumeration Name="{name}">{entries}<pValue>{name}Reg</pValue></Enumeration>')
         nodes.append(int_register(f"{name}Reg", address, 4))
     for name, (address, _, low, high, step) in INTEGERS.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import socket
+import ssl
 import struct
 import sys
 import threading
@@ -130,7 +131,12 @@ def digest_right(request: str, path: str) -> bool:
     return fields.get("response") == wanted
 
 
-def answer(connection: socket.socket) -> None:
+def answer(connection: socket.socket, tls: ssl.SSLContext | None) -> None:
+    try:
+        connection = connection if tls is None else tls.wrap_socket(connection, server_side=True)
+    except OSError:
+        connection.close()  # whoever connected does not trust us
+        return
     with connection:
         request = b""
         while b"\r\n\r\n" not in request:
@@ -147,7 +153,7 @@ def answer(connection: socket.socket) -> None:
         if name == "signed":
             if not digest_right(text, path):
                 challenge = f'Digest realm="{REALM}", nonce="{NONCE}", qop="auth", algorithm=MD5'
-                head = f"HTTP/1.1 401 No\r\nWWW-Authenticate: {challenge}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+                head = f"HTTP/1.1 401 No\r\nWWW-Authenticate: {challenge}\r\nContent-Length: 0\r\n\r\n"
                 connection.sendall(head.encode())
                 return
             name = "good"
@@ -165,7 +171,11 @@ def answer(connection: socket.socket) -> None:
 
 
 if __name__ == "__main__":
+    tls = None
+    if len(sys.argv) > 2:  # a certificate and its key in one file
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.load_cert_chain(sys.argv[2])
     with socket.create_server(("127.0.0.1", int(sys.argv[1]) if len(sys.argv) > 1 else 0)) as server:
         print(server.getsockname()[1], flush=True)
         while True:
-            threading.Thread(target=answer, args=(server.accept()[0],), daemon=True).start()
+            threading.Thread(target=answer, args=(server.accept()[0], tls), daemon=True).start()

@@ -101,7 +101,10 @@ def test_settings_of_a_bundle_are_set_and_read_back(producer: Path, tmp_path: Pa
     [
         ("", r"finds 3 camera\(s\), serial numbers: 0, 1, 2; say which: \?serial="),
         ("?serial=7", "expected one with serial=7"),
-        ("?serial=0&pixel_format=BayerRG8", "gives .*, asked for BayerRG8; taken are: Mono8, .*it offers: RGBa8, Mono8"),
+        (
+            "?serial=0&pixel_format=BayerRG8",
+            "gives .*, asked for BayerRG8; taken are: Mono8, .*it offers: RGBa8, Mono8",
+        ),
         ("?serial=0&pixel_format=Mono12p", "pixel_format='Mono12p' is not taken; there are: Mono8, BGR8"),
         ("?serial=0&gain=3", "unknown option 'gain'"),
     ],

@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 import numpy as np
 import pytest
+import trustme
 
 from contract.images import PixelFormat
 from edge_runtime.cameras import make_camera
@@ -30,12 +31,13 @@ SERVER = Path(__file__).with_name("mjpeg_server.py")
 class Server:
     """The server's process; ``again`` starts another one on the same port."""
 
-    def __init__(self) -> None:
-        self.port = 0
+    def __init__(self, *certificate: str) -> None:
+        self.port, self.certificate = 0, certificate
         self.again()
 
     def again(self) -> None:
-        self.process = subprocess.Popen([sys.executable, str(SERVER), str(self.port)], stdout=subprocess.PIPE)
+        words = [sys.executable, str(SERVER), str(self.port), *self.certificate]
+        self.process = subprocess.Popen(words, stdout=subprocess.PIPE)
         assert self.process.stdout is not None
         self.port = int(self.process.stdout.readline())
 
@@ -126,7 +128,10 @@ def test_one_bad_picture_is_said_and_the_next_is_read(path: str, says: str, shar
 @pytest.mark.parametrize(
     ("path", "says"),
     [
-        ("huge-length", r"a part that declares 1152921504606846976 bytes, at most 16000000 are taken: raise max_frame_mb"),
+        (
+            "huge-length",
+            r"a part that declares 1152921504606846976 bytes, at most 16000000 are taken: raise max_frame_mb",
+        ),
         ("odd-length", r"a part of '-5' bytes; expected a number"),
         ("ends", "stopped giving pictures: it ended the connection"),
         ("stops", "stopped giving pictures"),
@@ -193,9 +198,23 @@ def test_no_password_is_shown_whatever_signs_it_has(password: str) -> None:
     assert redacted("http://10.0.0.1/x") == "http://10.0.0.1/x"
 
 
-def test_a_certificate_that_nobody_vouches_for_is_refused(shared: Server, tmp_path: Path) -> None:
-    with pytest.raises(CameraError, match="no answer within"):
-        opened(shared.url("good").replace("http:", "https:"), tmp_path)
+def test_over_tls_only_with_a_certificate_that_somebody_vouches_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority = trustme.CA()
+    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(tmp_path / "camera.pem")
+    authority.cert_pem.write_to_path(tmp_path / "authority.pem")
+    server = Server(str(tmp_path / "camera.pem"))
+    try:
+        url = server.url("good").replace("http://", "https://")
+        with pytest.raises(CameraError, match="no answer within .*CERTIFICATE_VERIFY_FAILED"):
+            opened(url, tmp_path)
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
+        camera = opened(url, tmp_path)
+        assert all(isinstance(frame, CameraFrame) for frame in frames_of(camera, 3))
+        camera.close()
+    finally:
+        server.kill()
 
 
 class Fed:
@@ -257,7 +276,9 @@ def test_a_bad_picture_is_a_part_that_was_not_inspected(shared: Server, tmp_path
         until(lambda: serve(camera, reasons) and len([r for r in reasons if r]) >= 2, "two bad pictures")
         assert camera.status().restarts == 0
         assert reasons.count(None) >= 4
-        assert all(reason is None or "a picture that cannot be used: its picture: not a" in reason for reason in reasons)
+        assert all(
+            reason is None or "a picture that cannot be used: its picture: not a" in reason for reason in reasons
+        )
         assert camera.status().skipped == 0, "it is announced, and not a gap besides"
     finally:
         camera.stop()
