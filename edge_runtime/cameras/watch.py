@@ -283,7 +283,7 @@ class WatchedFolder(Camera):
         self._last = name
         if fault is None:
             try:
-                pixels = decode_image(data, 1 if self._format is PixelFormat.MONO8 else 3, name)
+                pixels = decode_image(data, 1 if self._format is PixelFormat.MONO8 else 3, "its content")
                 return CameraFrame(pixels, self._format, self._number(), time.monotonic_ns())
             except ImageError as error:
                 fault = str(error)

@@ -186,7 +186,7 @@ def test_sign_in_by_digest_from_the_address_or_a_file(
         opened(shared.url("signed"), tmp_path)
     assert "wrong0ne" not in str(caught.value)
     monkeypatch.setenv("FLAWLINE_HTTP_TOP", str(tmp_path / "none"))
-    with pytest.raises(CameraError, match="FLAWLINE_HTTP_TOP names .*none: cannot be read"):
+    with pytest.raises(CameraError, match=r"FLAWLINE_HTTP_TOP names .*none: cannot be read"):
         opened(shared.url("signed"), tmp_path)
 
 
@@ -207,7 +207,7 @@ def test_over_tls_only_with_a_certificate_that_somebody_vouches_for(
     server = Server(str(tmp_path / "camera.pem"))
     try:
         url = server.url("good").replace("http://", "https://")
-        with pytest.raises(CameraError, match="no answer within .*CERTIFICATE_VERIFY_FAILED"):
+        with pytest.raises(CameraError, match=r"no answer within .*CERTIFICATE_VERIFY_FAILED"):
             opened(url, tmp_path)
         monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
         camera = opened(url, tmp_path)

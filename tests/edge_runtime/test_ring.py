@@ -245,7 +245,7 @@ while True:
 def test_hammered_by_several_writers_at_once_that_are_stopped_and_killed_at_any_moment() -> None:
     """Three cameras into one station, frames of three sizes and formats: each read is one whole frame, none is lost."""
     rng = np.random.default_rng(5)
-    rings = [Ring.create(4, 300 * 400, freshest=bool(number % 2)) for number in range(3)]
+    rings = [Ring.create(4, 150 * 333 * 3, freshest=bool(number % 2)) for number in range(3)]
 
     def start(number: int, seed: int) -> subprocess.Popen[bytes]:
         words = [sys.executable, "-c", SHAPES_WRITER, str(rings[number].fd), str(seed)]
@@ -255,7 +255,7 @@ def test_hammered_by_several_writers_at_once_that_are_stopped_and_killed_at_any_
     seen, whole, kills, stops = [0] * 3, [0] * 3, [0] * 3, 0
     held: list[tuple[int, Record]] = []
     deadline = time.monotonic() + 60
-    while min(kills) < 3 or min(whole) < 60:
+    while min(kills) < 2 or not stops:
         assert time.monotonic() < deadline, (seen, whole, kills)
         for number, ring in enumerate(rings):
             for record in ring.drain():

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import zmq
@@ -25,7 +26,7 @@ from edge_runtime.errors import CardLostError, SpoolError
 from edge_runtime.settings import CameraSettings, EdgeSettings, HostLink, PresenceSettings
 from edge_runtime.spool import Spool
 from edge_runtime.station import Station
-from edge_runtime.synthetic import PART_LENGTH_PX
+from edge_runtime.synthetic import PART_LENGTH_PX, SyntheticLine
 from tests.processes import until
 
 URL = "synthetic://line?seed=2&parts=6&fps=50"
@@ -248,3 +249,28 @@ def test_a_station_whose_emitter_has_ended_stops_instead_of_judging_for_nobody(s
     run._emitter._stopping.set()
     with pytest.raises(SpoolError, match="emitter has ended"):
         run.run()
+
+
+def test_a_watched_folder_is_ready_before_its_first_picture_and_a_broken_one_has_no_verdict(
+    start: Callable[..., Run], tmp_path: Path
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    camera = {"trigger": "every-frame", "fixture": "region", "region": (0, 0, 64, 64)}
+    run = start(url=f"watch://{folder}?fps=50&settle=0.05&wait=0.3", camera=camera)
+
+    def write() -> None:
+        try:
+            until(lambda: run.station._state == "running", "it runs while the folder is empty")
+            line = SyntheticLine(seed=2, parts=2)
+            for number in range(2):
+                cv2.imwrite(str(folder / f"{number}.png"), line.render(line.first_frame(line.parts[number])))
+            (folder / "torn.jpg").write_bytes(cv2.imencode(".jpg", line.render(0))[1].tobytes()[:-100])
+            until(lambda: run.station._cameras[0].status().triggers == 3 and len(run.results) == 2, "all are taken")
+        finally:
+            run.station.stop_event.set()
+
+    headers = run.run(write)
+    (missed,) = [header for header in headers if isinstance(header, Missed)]
+    assert missed.reason.startswith("torn.jpg: its content: not a readable image")
+    assert kinds(headers)["result"] == 2 and not kinds(headers)["gap"]

@@ -254,7 +254,7 @@ def test_without_a_memory_nothing_is_given(folder: Path) -> None:
     memory._file.close()
     full = Path("/dev/full").open("w")  # noqa: SIM115
     memory._file = full
-    with pytest.raises(CameraError, match="No space left on device.*none is"):
+    with pytest.raises(CameraError, match=r"No space left on device.*none is"):
         collect(camera, 1)
     with pytest.raises(OSError, match="No space"):
         full.close()
