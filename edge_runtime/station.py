@@ -372,7 +372,7 @@ class Station:
         """Frames that nobody looked at are a gap of that camera, told once a heartbeat."""
         if watch.skip_from_ns is None:
             return
-        reason = f"camera {camera_id}: {watch.skips} frame(s) not looked at, the capture process was behind"
+        reason = f"camera {camera_id}: {watch.skips} frame(s) not looked at: it was behind, or they were torn"
         gap = self._gap(watch.last_frame_ns - watch.skip_from_ns, reason, camera_id, watch.last_frame_ns)
         watch.skip_from_ns, watch.skips = None, 0
         self._record([Draft(gap)])

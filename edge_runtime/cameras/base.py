@@ -164,11 +164,16 @@ def with_credentials(source: Source, variable: str) -> str:
     if held is None:
         return source.url
     try:
+        mode = Path(held).stat().st_mode
         secret = Path(held).read_text().strip()
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise CameraError(f"camera {source.camera_id}: {name} names {held}: cannot be read ({reason})") from error
+    if mode & 0o077:
         raise CameraError(
-            f"camera {source.camera_id}: {name} names {held}: cannot be read ({error.strerror})"
-        ) from error
+            f"camera {source.camera_id}: {held} holds a password and can be read by others (mode "
+            f"{mode & 0o777:03o}): chmod 600 {held}"
+        )
     parts = urlsplit(source.url)
     return urlunsplit(parts._replace(netloc=f"{secret}@{parts.netloc.rpartition('@')[2]}"))
 

@@ -150,6 +150,7 @@ class MjpegCamera(Camera):
         super().__init__(source)
         self._answer: http.client.HTTPResponse | None = None
         self._parts: Parts | None = None
+        self._size: tuple[int, int] | None = None  # width and height that the first picture declares
         self._ready = threading.Condition()
         self._newest: tuple[Part, int] | None = None
         self._failed: str | None = None
@@ -168,8 +169,7 @@ class MjpegCamera(Camera):
             )
         self._parts = Parts(self._answer, boundary.lstrip("-").encode("latin-1"), self.source.max_frame_bytes)
         first = self._take()
-        size = declared_size(first.data)
-        self.announced_hw = None if size is None else (size[1], size[0])
+        self._size = declared_size(first.data)
         self.hold_to_controls()
         self._newest = (first, 0)
         self._thread = threading.Thread(target=self._drain, name="drain", daemon=True)
@@ -236,9 +236,7 @@ class MjpegCamera(Camera):
                 return
 
     def reported(self) -> dict[str, Value]:
-        if self.announced_hw is None:
-            return {}
-        return {"width": self.announced_hw[1], "height": self.announced_hw[0]}
+        return {} if self._size is None else {"width": self._size[0], "height": self._size[1]}
 
     def read(self) -> CameraFrame | BadFrame | None:
         with self._ready:

@@ -20,7 +20,8 @@ from edge_runtime.errors import CameraError
 LOOK_S = 0.1  # between two looks at the folder; longer where a look takes long
 LOOK_AGAIN_S = 1.0  # between two looks into a file that has no end yet
 LOOK_SHARE = 0.2  # most of the time that may go into looking
-MOST = 100_000  # pictures in the folder at once, and those remembered that are gone from it
+LOOK_MOST_S = 0.5  # files that are looked into after so long wait for the next look
+MOST = 20_000  # pictures in the folder at once, and those remembered that are gone from it
 DONE, TAKEN = "done", "taken"
 
 
@@ -158,7 +159,7 @@ class WatchedFolder(Camera):
         self._format = PixelFormat.MONO8 if source.option("channels", 3, 1, 3) == 1 else PixelFormat.RGB8
         self._memory: Memory | None = None
         self._waiting: dict[str, _Waiting] = {}
-        self._whole: list[str] = []
+        self._whole: dict[str, None] = {}  # in the order in which they are given
         self._gone: list[str] = []
         self._last: str | None = None
         self._next_no = 0
@@ -187,7 +188,9 @@ class WatchedFolder(Camera):
                 return self._bad(self._gone.pop(0), "it was taken away before it could be read")
             if self._whole and now >= self._next_give_s:
                 self._next_give_s = now + 1 / self.fps
-                return self._give(self._memory, self._whole.pop(0))
+                name = next(iter(self._whole))
+                del self._whole[name]
+                return self._give(self._memory, name)
         except ForgetfulError as error:
             raise self._forgetful(error) from error
         until = self._next_give_s if self._whole else self._next_look_s
@@ -212,7 +215,7 @@ class WatchedFolder(Camera):
         memory.forget_beyond(MOST, found)
         for name, seen in sorted(found.items(), key=lambda item: (item[1].mtime_ns, item[0])):
             if not memory.knows(name, seen) and name not in self._whole:
-                self._follow(name, seen, now)
+                self._follow(name, seen, now, time.monotonic() - started < LOOK_MOST_S)
         inodes = {seen.inode for seen in found.values()}
         for name in [name for name in self._waiting if name not in found]:
             if self._waiting.pop(name).seen.inode not in inodes:  # else it has another name now
@@ -241,15 +244,17 @@ class WatchedFolder(Camera):
             raise self.error(f"{self._folder}: cannot be listed ({error.strerror}); is the share mounted?") from error
         return found
 
-    def _follow(self, name: str, seen: Seen, now: float) -> None:
+    def _follow(self, name: str, seen: Seen, now: float, may_read: bool) -> None:
         """Wait until a file has stopped changing and has the end of a picture, or has had none for too long."""
         held = self._waiting.get(name)
         if held is None or held.seen != seen:
             self._waiting[name] = _Waiting(seen, now, now + self._settle_s)
-        elif now - held.since_s >= self._wait_s or (now >= held.look_s and self._ends(name)):
+        elif now < held.look_s or not may_read:
+            return
+        elif now - held.since_s >= self._wait_s or self._ends(name):
             del self._waiting[name]
-            self._whole.append(name)
-        elif now >= held.look_s:
+            self._whole[name] = None
+        else:
             self._waiting[name] = held._replace(look_s=now + LOOK_AGAIN_S)
 
     def _ends(self, name: str) -> bool:

@@ -18,7 +18,7 @@ import pytest
 from contract.camera import CameraControls
 from contract.images import PixelFormat
 from edge_runtime.cameras import make_camera
-from edge_runtime.cameras.base import CameraFrame
+from edge_runtime.cameras.base import BadFrame, CameraFrame
 from edge_runtime.cameras.gentl import FORMATS, NODES, Features, FrameIds, GentlCamera, _pixels_of
 from edge_runtime.capture import CameraProcess
 from edge_runtime.errors import CameraError
@@ -256,6 +256,69 @@ def test_every_feature_is_a_setting_of_the_contract() -> None:
 def test_holes_in_the_count_are_frames_that_never_came(ids: list[int], numbers: list[int | None]) -> None:
     counter = FrameIds()
     assert [counter.number(each) for each in ids] == numbers
+
+
+class HandMonitor:
+    """A producer's event monitor by hand, for want of one that loses frames or has a trigger."""
+
+    def __init__(self, ids: list[int | None]) -> None:
+        self.ids, self.given_back = ids, 0
+        self.buffer: Any = None
+
+    def update_event_data(self, timeout_ms: int) -> None:
+        from genicam.gentl import TimeoutException
+
+        if not self.ids:
+            raise TimeoutException("nothing came")
+        self.buffer = HandBuffer(self, self.ids.pop(0))
+
+
+class HandBuffer:
+    """A buffer that arrived incomplete; ``frame_id`` None: the producer does not say."""
+
+    def __init__(self, monitor: HandMonitor, frame_id: int | None) -> None:
+        self._id, self._monitor, self.parent = frame_id, monitor, self
+
+    @property
+    def frame_id(self) -> int:
+        from genicam.gentl import NotAvailableException
+
+        if self._id is None:
+            raise NotAvailableException("no frame ids")
+        return self._id
+
+    def is_complete(self) -> bool:
+        return False
+
+    def queue_buffer(self, _: object) -> None:
+        self._monitor.given_back += 1
+
+
+def test_what_arrived_incomplete_is_a_frame_that_cannot_be_used(registers: tuple[GentlCamera, Any]) -> None:
+    camera, _ = registers
+    camera._monitor = HandMonitor([7, 9, 10])
+    frames = [camera.read() for _ in range(4)]
+    assert [None if frame is None else frame.frame_no for frame in frames] == [0, 2, 3, None]
+    assert all(isinstance(frame, BadFrame) and "incomplete" in frame.reason for frame in frames[:3])
+    assert camera._monitor.given_back == 3
+    camera._monitor = HandMonitor([3])
+    with pytest.raises(CameraError, match="began to count its frames anew"):
+        camera.read()
+    assert camera._monitor.given_back == 1
+
+
+def test_a_trigger_needs_a_producer_that_numbers_frames(registers: tuple[GentlCamera, Any]) -> None:
+    camera, port = registers
+    camera._monitor = HandMonitor([None, None])
+    assert [frame.frame_no for frame in (camera.read(), camera.read()) if frame is not None] == [0, 1]
+    camera.triggered = camera.waits = True
+    assert camera.read() is None, "it waits, and answers"
+    camera._monitor = HandMonitor([None])
+    with pytest.raises(CameraError, match="a trigger that was missed would not show"):
+        camera.read()
+    port.plugged, camera._next_proof_s = False, 0.0
+    with pytest.raises(CameraError, match="does not answer"):
+        camera.read()
 
 
 def component(name: str, data: np.ndarray, width: int, height: int, padding: int = 0) -> SimpleNamespace:

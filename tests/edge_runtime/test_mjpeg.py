@@ -177,6 +177,7 @@ def test_sign_in_by_digest_from_the_address_or_a_file(
     assert len(frames_of(camera, 2)) == 2
     camera.close()
     (tmp_path / "secret").write_text(f"{who}\n")
+    (tmp_path / "secret").chmod(0o600)
     monkeypatch.setenv("FLAWLINE_HTTP_TOP", str(tmp_path / "secret"))
     camera = opened(shared.url("signed"), tmp_path)
     assert len(frames_of(camera, 2)) == 2
@@ -185,6 +186,9 @@ def test_sign_in_by_digest_from_the_address_or_a_file(
     with pytest.raises(CameraError, match="answers 401") as caught:
         opened(shared.url("signed"), tmp_path)
     assert "wrong0ne" not in str(caught.value)
+    (tmp_path / "secret").chmod(0o640)
+    with pytest.raises(CameraError, match=r"can be read by others \(mode 640\): chmod 600"):
+        opened(shared.url("signed"), tmp_path)
     monkeypatch.setenv("FLAWLINE_HTTP_TOP", str(tmp_path / "none"))
     with pytest.raises(CameraError, match=r"FLAWLINE_HTTP_TOP names .*none: cannot be read"):
         opened(shared.url("signed"), tmp_path)
