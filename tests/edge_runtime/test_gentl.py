@@ -1,12 +1,16 @@
 """GenICam cameras: frames from genicam's own simulated producer, features on GenApi's own node map, holes in the count.
 
-The simulated producer gives Mono8 and RGBa8, and has neither exposure nor trigger: those are tried on registers behind
-GenApi, without frames. No camera was on the bench.
+The simulated producer gives Mono8 and RGBa8, and has neither exposure nor trigger. A trigger is added by a library of
+our own before it (triggered.c); exposure and gain are tried on registers behind GenApi, without frames. No camera was
+on the bench.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import platform
+import shutil
+import subprocess
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -152,6 +156,123 @@ def test_in_the_capture_process_killed_and_replaced(producer: Path, tmp_path: Pa
         until(lambda: serve().status().frames > frames + 5, "frames again")
         assert camera.status().restarts == 1
         assert formats == {PixelFormat.RGB8}, "developed before it is shared"
+    finally:
+        camera.stop()
+
+
+# A trigger input before the simulated cameras ------------------------------------------------------------------------
+
+FEATURES = """
+<Enumeration Name="{name}">{entries}<pValue>{name}Register</pValue></Enumeration>
+<IntReg Name="{name}Register"><Address>0x{address:X}</Address><Length>4</Length><AccessMode>RW</AccessMode>
+<pPort>Device</pPort><Cachable>NoCache</Cachable><Sign>Unsigned</Sign><Endianess>LittleEndian</Endianess></IntReg>
+"""
+INPUT = {"TriggerSelector": ("FrameStart",), "TriggerMode": ("Off", "On"), "TriggerSource": ("Line0", "Line1")}
+
+
+class Pulses:
+    """The wire to the trigger input, and to the camera's plug."""
+
+    def __init__(self, path: Path) -> None:
+        path.write_bytes(bytes(4096))
+        self._words = np.memmap(path, np.uint64, "r+")
+
+    def pulse(self, times: int = 1) -> int:
+        self._words[0] += np.uint64(times)
+        return int(self._words[0])
+
+    def next_is_incomplete(self) -> None:
+        self._words[1] = self._words[0] + np.uint64(1)
+
+    def plug(self, plugged: bool) -> None:
+        self._words[2] = not plugged
+
+
+@pytest.fixture
+def triggered(producer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Pulses]:
+    """genicam's simulated producer behind a library that gives its cameras a trigger; see triggered.c."""
+    if platform.machine() != "x86_64" or shutil.which("gcc") is None:
+        lacking("a GenTL producer with a trigger is built with gcc for x86_64")
+    library = tmp_path / "triggered.cti"
+    source = Path(__file__).with_name("triggered.c")
+    subprocess.run(["gcc", "-shared", "-fPIC", "-O1", "-Wall", "-o", library, source, "-ldl"], check=True)
+    features = [
+        FEATURES.format(
+            name=name,
+            address=0xE0000000 + 4 * number,
+            entries="".join(f'<EnumEntry Name="{c}"><Value>{at}</Value></EnumEntry>' for at, c in enumerate(choices)),
+        )
+        for number, (name, choices) in enumerate(INPUT.items())
+    ]
+    plain = description_of(producer)
+    (tmp_path / "description.xml").write_text(plain.replace("</RegisterDescription>", "".join(features)) + plain[-22:])
+    monkeypatch.setenv("TRIGGERED_PRODUCER", str(producer))
+    monkeypatch.setenv("TRIGGERED_DESCRIPTION", str(tmp_path / "description.xml"))
+    monkeypatch.setenv("TRIGGERED_PULSES", str(tmp_path / "pulses"))
+    return library, Pulses(tmp_path / "pulses")
+
+
+def description_of(producer: Path) -> str:
+    """The XML that the first camera of a producer describes itself by."""
+    from harvesters.core import Harvester
+
+    harvester = Harvester()
+    harvester.add_file(str(producer))
+    harvester.update()
+    acquirer = harvester.create(0)
+    port = acquirer.remote_device.port
+    _name, address, size = port.url_info_list[0].url.split(";")[:3]
+    _, data = port.read(int(address, 16), int(size, 16))
+    acquirer.destroy()
+    harvester.reset()
+    return str(bytes(data).decode().rstrip())
+
+
+def test_each_pulse_is_one_part_and_each_that_gave_no_picture_is_announced(
+    triggered: tuple[Path, Pulses], tmp_path: Path
+) -> None:
+    library, wire = triggered
+    url = f"gentl://{library}?serial=0&pixel_format=Mono8"
+    made = CameraSettings(id="top", url=url, trigger="hardware", fixture="region", region=(0, 0, 64, 64), stall_s=1)
+    camera, seen = CameraProcess(made, tmp_path / "state"), list[tuple[int, str | None]]()
+
+    def serve() -> CameraProcess:
+        for trigger in camera.drain():
+            assert trigger.lost is not None or camera.cut(trigger)[0].shape == (64, 64)
+            seen.append((trigger.frame_no, trigger.lost))
+            camera.release(trigger)
+        camera.supervise()
+        return camera
+
+    never = "the camera took frame {}, which never came"
+    try:
+        camera.start()
+        until(lambda: serve().status().ready, "it waits for its trigger")
+        assert camera.status().frames == 0 and camera.status().state == "running"
+        waited = time.monotonic() + 1.5  # longer than stall_s: a line that stands still is no fault
+        until(lambda: serve() and time.monotonic() > waited, "it waits")
+        assert (camera.status().restarts, seen) == (0, []) and camera.status().frame_age_ms < 900
+        for number in range(3):
+            wire.pulse()
+            until(lambda number=number: serve() and len(seen) == number + 1, "its picture")  # type: ignore[misc]
+        wire.pulse(3)  # faster than it can expose
+        until(lambda: serve() and len(seen) == 6, "the picture, and what has none")
+        wire.next_is_incomplete()
+        wire.pulse()
+        until(lambda: serve() and len(seen) == 7, "it is announced")
+        wire.pulse()
+        until(lambda: serve() and len(seen) == 8, "its picture")
+        lost = {3: never.format(3), 4: never.format(4), 6: "the frame arrived incomplete"}
+        assert seen == [(number, lost.get(number)) for number in range(8)]
+        assert camera.status().restarts == 0 and camera.status().skipped == 0
+        wire.plug(False)
+        until(lambda: serve().status().state == "failed" and "does not answer" in camera.status().detail, "noticed")
+        until(lambda: serve().status().restarts >= 2, "tried again")
+        wire.plug(True)
+        until(lambda: serve().status().state == "running", "it is back")
+        wire.pulse()
+        until(lambda: serve() and len(seen) == 9, "its picture")
+        assert seen[-1][1] is None
     finally:
         camera.stop()
 
