@@ -56,6 +56,12 @@ _DEVELOPED = {
     PixelFormat.BAYER_GB8: (cv2.COLOR_BayerGBRG2RGB, PixelFormat.RGB8),
     PixelFormat.BAYER_BG8: (cv2.COLOR_BayerBGGR2RGB, PixelFormat.RGB8),
 }
+_CONVERTED = {
+    (PixelFormat.MONO8, PixelFormat.RGB8): cv2.COLOR_GRAY2RGB,
+    (PixelFormat.BGR8, PixelFormat.RGB8): cv2.COLOR_BGR2RGB,
+    (PixelFormat.BGR8, PixelFormat.MONO8): cv2.COLOR_BGR2GRAY,
+    (PixelFormat.RGB8, PixelFormat.MONO8): cv2.COLOR_RGB2GRAY,
+}
 
 
 def developed(pixels: Pixels, pixel_format: PixelFormat) -> tuple[Pixels, PixelFormat]:
@@ -89,12 +95,8 @@ def to_channels(pixels: Pixels, pixel_format: PixelFormat, channels: Channels) -
     Grey from colour is ITU-R BT.601 luma. Raises ImageError where the array does not fit its format.
     """
     pixels, pixel_format = developed(pixels, pixel_format)
-    if pixel_format is PixelFormat.MONO8:
-        return pixels if channels == 1 else _convert(pixels, cv2.COLOR_GRAY2RGB)
-    if channels == 1:
-        code = cv2.COLOR_BGR2GRAY if pixel_format is PixelFormat.BGR8 else cv2.COLOR_RGB2GRAY
-        return _convert(pixels, code)
-    return pixels if pixel_format is PixelFormat.RGB8 else _convert(pixels, cv2.COLOR_BGR2RGB)
+    code = _CONVERTED.get((pixel_format, GRAPH_FORMATS[channels]))
+    return pixels if code is None else _convert(pixels, code)
 
 
 def _convert(pixels: Pixels, code: int) -> Pixels:
