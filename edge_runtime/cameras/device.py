@@ -33,6 +33,7 @@ DEVICE = {
     "gamma": cv2.CAP_PROP_GAMMA,
     "sharpness": cv2.CAP_PROP_SHARPNESS,
 }
+GREY = ("GREY", "Y800")  # Video4Linux's names of one byte a pixel
 ABSENT = -1.0  # what OpenCV gives for a property that the device does not have
 
 
@@ -47,6 +48,7 @@ class _OpencvCamera(Camera):
     def __init__(self, source: Source) -> None:
         super().__init__(source)
         self._capture: cv2.VideoCapture | None = None
+        self._grey = False
         self._ready = threading.Condition()
         self._newest: tuple[Pixels, int, int] | None = None
         self._failed: str | None = None
@@ -71,6 +73,7 @@ class _OpencvCamera(Camera):
         except CameraError:
             self.close()
             raise
+        self._grey = self.reported().get("pixel_format") in GREY
         hw = int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT)), int(capture.get(cv2.CAP_PROP_FRAME_WIDTH))
         self.announced_hw = hw if min(hw) > 0 else None
         fps = capture.get(cv2.CAP_PROP_FPS)
@@ -104,10 +107,12 @@ class _OpencvCamera(Camera):
         if newest is None:
             return None
         pixels, number, stamp = newest
+        if pixels.ndim == 2 and self._grey:
+            return CameraFrame(pixels, PixelFormat.MONO8, number, stamp)
         if pixels.ndim != 3 or pixels.shape[2] != 3:  # asked to convert, OpenCV gives blue, green, red and nothing else
             raise self.error(
                 f"{redacted(self.source.url)}: OpenCV gave an array of shape {pixels.shape}, expected [H, W, 3] in the "
-                "order blue, green, red; ask the camera for another pixel format"
+                "order blue, green, red, or [H, W] of a grey camera; ask the camera for another pixel format"
             )
         return CameraFrame(pixels, PixelFormat.BGR8, number, stamp)
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -136,6 +137,9 @@ class GentlCamera(Camera):
         self._next_proof_s = 0.0
         self._producer = Path(source.place)
         self._trigger_source = source.options.get("trigger_source", "Line1")
+        missing = [name for name in ("genicam", "harvesters") if importlib.util.find_spec(name) is None]
+        if missing:
+            raise self.error(f"gentl:// needs {' and '.join(missing)}: pip install 'flawline[gentl]'")
         wanted = source.options.get("pixel_format")
         if wanted is not None and wanted not in FORMATS:
             raise self.error(f"pixel_format={wanted!r} is not taken; there are: {', '.join(FORMATS)}")
@@ -157,10 +161,8 @@ class GentlCamera(Camera):
             raise
 
     def _connect(self) -> None:
-        try:
-            from harvesters.core import Harvester
-        except ImportError as error:
-            raise self.error(f"gentl:// needs harvesters ({error}); pip install 'flawline[gentl]'") from error
+        from harvesters.core import Harvester
+
         if not self._producer.is_file():
             raise self.error(
                 f"{self._producer}: no such file; expected the GenTL producer (.cti) that came with the camera's driver"
@@ -337,10 +339,8 @@ def _pixels_of(part: Any) -> Pixels:
 
 def _genicam_errors() -> tuple[type[Exception], ...]:
     """What GenICam's two libraries raise; they are imported when a camera of theirs is opened."""
-    try:
-        from genicam import genapi, gentl
-    except ImportError:
-        return (OSError,)
+    from genicam import genapi, gentl
+
     return (gentl.GenericException, genapi.GenericException, OSError)
 
 

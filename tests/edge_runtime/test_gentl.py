@@ -118,6 +118,12 @@ def test_what_is_wrong_is_said(options: str, says: str, producer: Path, tmp_path
         opened(f"gentl://{producer}{options}", tmp_path)
 
 
+def test_without_the_extra_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(CameraError, match=r"needs genicam and harvesters: pip install 'flawline\[gentl\]'"):
+        make_camera("gentl:///x.cti", "top", tmp_path)
+
+
 def test_what_is_no_producer_is_refused_in_words(producer: Path, tmp_path: Path) -> None:
     with pytest.raises(CameraError, match=r"none\.cti: no such file; expected the GenTL producer"):
         opened(f"gentl://{tmp_path}/none.cti?serial=1", tmp_path)
