@@ -300,7 +300,8 @@ class WatchedFolder(Camera):
         return self._bad(name, "the edge stopped while it was being inspected; it is not inspected twice")
 
     def _bad(self, name: str, fault: str) -> BadFrame:
-        return BadFrame(f"{name}: {fault}"[:280], self._number(), time.monotonic_ns())
+        shown = name.encode("utf-8", "replace").decode()  # a name need not be text
+        return BadFrame(f"{shown}: {fault}"[:280], self._number(), time.monotonic_ns())
 
     def _number(self) -> int:
         self._next_no += 1

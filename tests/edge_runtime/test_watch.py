@@ -175,6 +175,18 @@ def test_broken_vanished_and_too_large_are_said_and_not_skipped(folder: Path) ->
     camera.close()
 
 
+def test_names_that_are_no_text_are_no_trouble(folder: Path) -> None:
+    for name, data in ((b"\xff\xfe.png", b"no picture"), (b"\xfd a\nb.png", encoded(30))):
+        (folder / os.fsdecode(name)).write_bytes(data)
+        camera = watcher(folder)
+        (frame,) = collect(camera, 1)
+        camera.close()
+        assert levels([frame]) == [30] or (isinstance(frame, BadFrame) and frame.reason.encode())
+    camera = watcher(folder)
+    nothing_for(camera, 0.8)
+    camera.close()
+
+
 def test_what_is_renamed_while_it_is_waited_for_is_not_lost_and_not_said_twice(folder: Path) -> None:
     camera = watcher(folder, "fps=200&settle=0.3")
     (folder / "tmp1.png").write_bytes(encoded(70))
