@@ -27,6 +27,7 @@ from edge_runtime.settings import CameraSettings, EdgeSettings, HostLink, Presen
 from edge_runtime.spool import Spool
 from edge_runtime.station import Station
 from edge_runtime.synthetic import PART_LENGTH_PX, SyntheticLine
+from tests.edge_runtime.test_mjpeg import Server
 from tests.processes import until
 
 URL = "synthetic://line?seed=2&parts=6&fps=50"
@@ -274,3 +275,30 @@ def test_a_watched_folder_is_ready_before_its_first_picture_and_a_broken_one_has
     (missed,) = [header for header in headers if isinstance(header, Missed)]
     assert missed.reason.startswith("torn.jpg: its content: not a readable image")
     assert kinds(headers)["result"] == 2 and not kinds(headers)["gap"]
+
+
+def test_a_frozen_camera_is_told_while_it_is_frozen_and_a_gap_when_it_sees_again(start: Callable[..., Run]) -> None:
+    """A real server that gives the same picture from the tenth on, to every connection anew."""
+    server = Server()
+    camera = {"trigger": "every-frame", "fixture": "region", "region": (0, 0, 40, 40), "frozen_s": 0.6}
+    run = start(url=server.url("frozen"), camera=camera)
+    told: list[str] = []
+
+    def watch() -> None:
+        try:
+            one = run.station._cameras[0]
+            until(lambda: one.status().frame_age_ms > 300, "its last new picture grows old")
+            until(lambda: one.status().state == "failed" and not told.append(one.status().detail), "it is replaced")
+            until(lambda: one.status().restarts >= 1 and one.status().state == "running", "it sees again")
+            until(lambda: run.station._watch["top"].blind_since_ns is None, "the gap is declared")
+        finally:
+            run.station.stop_event.set()
+
+    try:
+        headers = run.run(watch)
+    finally:
+        server.kill()
+    assert "camera top: frozen: the same picture for" in told[0]
+    gap = next(header for header in headers if isinstance(header, Gap))
+    assert "frozen: the same picture for" in gap.reason and gap.camera_id == "top" and gap.duration_ns > 0.6e9
+    assert {header.reason for header in headers if isinstance(header, Missed)} == {"frozen camera"}
