@@ -134,8 +134,8 @@ def recalibrate(
         )
     if bundle.manifest.places is not None:
         raise CalibrationError(
-            f"{folder}: has masks or zones, which are part of a score, so that scores of one calibration are not those of "
-            "another; --from-verdicts needs a bundle without. Calibrate from images: --data DIR --zones FILE"
+            f"{folder}: has masks or zones, which are part of a score, so that scores of one calibration are not "
+            "those of another; --from-verdicts needs a bundle without. Calibrate from images: --data DIR --zones FILE"
         )
     role = GRAPHS[precision]
     if role not in bundle.manifest.files:

@@ -21,11 +21,15 @@ class CameraControls(Strict):
     They are set in the order in which they stand: what is automatic is decided before the value that it would change.
     """
 
-    pixel_format: str | None = Field(None, pattern=r"^[\x21-\x7e][\x20-\x7e]{3}$", description="four characters: MJPG")
+    pixel_format: str | None = Field(
+        None, pattern=r"^[\x21-\x7e][\x20-\x7e]{3,31}$", description="four characters: MJPG; of GenICam a name: Mono8"
+    )
     width: Annotated[float, Field(ge=1, le=100_000)] | None = Field(None, description="pixels")
     height: Annotated[float, Field(ge=1, le=100_000)] | None = Field(None, description="pixels")
     fps: Annotated[float, Field(gt=0, le=100_000)] | None = None
-    auto_exposure: Number | None = Field(None, description="Video4Linux: 1 by hand, 3 by itself")
+    auto_exposure: Number | None = Field(
+        None, description="Video4Linux: 1 by hand, 3 by itself; GenICam: 0 Off, 2 Continuous"
+    )
     exposure: Number | None = None
     gain: Number | None = None
     auto_white_balance: Number | None = None

@@ -22,15 +22,71 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 
 
 class PixelFormat(StrEnum):
-    """How the bytes of a frame are to be read; nothing guesses."""
+    """How the bytes of a frame are to be read, from the sensor to the graph; nothing guesses.
+
+    The names are those of the GenICam Pixel Format Naming Convention in small letters; a Bayer format is named by the
+    first two pixels of its first row.
+    """
 
     MONO8 = "mono8"
     BGR8 = "bgr8"
     RGB8 = "rgb8"
+    BGRA8 = "bgra8"
+    RGBA8 = "rgba8"
+    BAYER_RG8 = "bayerrg8"
+    BAYER_GR8 = "bayergr8"
+    BAYER_GB8 = "bayergb8"
+    BAYER_BG8 = "bayerbg8"
 
     @property
-    def channels(self) -> Channels:
-        return 1 if self is PixelFormat.MONO8 else 3
+    def planes(self) -> int:
+        """Values that one pixel of the array has; with 1 the array is [H, W]."""
+        return {PixelFormat.BGR8: 3, PixelFormat.RGB8: 3, PixelFormat.BGRA8: 4, PixelFormat.RGBA8: 4}.get(self, 1)
+
+
+GRAPH_FORMATS: dict[Channels, PixelFormat] = {1: PixelFormat.MONO8, 3: PixelFormat.RGB8}
+"""What a graph of so many channels takes, and what training reads from files: the one place that decides it."""
+
+# OpenCV's plain Bayer names (COLOR_BayerRG2RGB) count from the second row; these say the whole pattern.
+_DEVELOPED = {
+    PixelFormat.BGRA8: (cv2.COLOR_BGRA2RGB, PixelFormat.RGB8),
+    PixelFormat.RGBA8: (cv2.COLOR_RGBA2RGB, PixelFormat.RGB8),
+    PixelFormat.BAYER_RG8: (cv2.COLOR_BayerRGGB2RGB, PixelFormat.RGB8),
+    PixelFormat.BAYER_GR8: (cv2.COLOR_BayerGRBG2RGB, PixelFormat.RGB8),
+    PixelFormat.BAYER_GB8: (cv2.COLOR_BayerGBRG2RGB, PixelFormat.RGB8),
+    PixelFormat.BAYER_BG8: (cv2.COLOR_BayerBGGR2RGB, PixelFormat.RGB8),
+}
+_CONVERTED = {
+    (PixelFormat.MONO8, PixelFormat.RGB8): cv2.COLOR_GRAY2RGB,
+    (PixelFormat.BGR8, PixelFormat.RGB8): cv2.COLOR_BGR2RGB,
+    (PixelFormat.BGR8, PixelFormat.MONO8): cv2.COLOR_BGR2GRAY,
+    (PixelFormat.RGB8, PixelFormat.MONO8): cv2.COLOR_RGB2GRAY,
+}
+
+
+def developed(pixels: Pixels, pixel_format: PixelFormat) -> tuple[Pixels, PixelFormat]:
+    """What a sensor gives as what can be looked at: mono8, bgr8 or rgb8.
+
+    Bayer patterns are interpolated (bilinear) as their format declares them, an alpha plane is left out; the rest comes
+    back as it is. Raises ImageError where the array does not fit its format.
+    """
+    _fits(pixels, pixel_format)
+    if pixel_format not in _DEVELOPED:
+        return pixels, pixel_format
+    code, developed_format = _DEVELOPED[pixel_format]
+    if pixel_format.planes == 1 and min(pixels.shape) < 4:
+        raise ImageError(f"a {pixel_format.value} frame of {pixels.shape[1]} x {pixels.shape[0]}: too small to develop")
+    return _convert(pixels, code), developed_format
+
+
+def _fits(pixels: Pixels, pixel_format: PixelFormat) -> None:
+    planes = pixel_format.planes
+    shape_fits = pixels.ndim == 2 if planes == 1 else pixels.ndim == 3 and pixels.shape[2] == planes
+    if pixels.dtype != np.uint8 or not shape_fits:
+        raise ImageError(
+            f"frame of shape {pixels.shape}, {pixels.dtype}: expected uint8 "
+            f"{'[H, W]' if planes == 1 else f'[H, W, {planes}]'} for {pixel_format.value}"
+        )
 
 
 def to_channels(pixels: Pixels, pixel_format: PixelFormat, channels: Channels) -> Pixels:
@@ -38,18 +94,9 @@ def to_channels(pixels: Pixels, pixel_format: PixelFormat, channels: Channels) -
 
     Grey from colour is ITU-R BT.601 luma. Raises ImageError where the array does not fit its format.
     """
-    expected = 2 if pixel_format is PixelFormat.MONO8 else 3
-    if pixels.dtype != np.uint8 or pixels.ndim != expected or (expected == 3 and pixels.shape[2] != 3):
-        raise ImageError(
-            f"frame of shape {pixels.shape}, {pixels.dtype}: expected uint8 "
-            f"{'[H, W]' if expected == 2 else '[H, W, 3]'} for {pixel_format.value}"
-        )
-    if pixel_format is PixelFormat.MONO8:
-        return pixels if channels == 1 else _convert(pixels, cv2.COLOR_GRAY2RGB)
-    if channels == 1:
-        code = cv2.COLOR_BGR2GRAY if pixel_format is PixelFormat.BGR8 else cv2.COLOR_RGB2GRAY
-        return _convert(pixels, code)
-    return pixels if pixel_format is PixelFormat.RGB8 else _convert(pixels, cv2.COLOR_BGR2RGB)
+    pixels, pixel_format = developed(pixels, pixel_format)
+    code = _CONVERTED.get((pixel_format, GRAPH_FORMATS[channels]))
+    return pixels if code is None else _convert(pixels, code)
 
 
 def _convert(pixels: Pixels, code: int) -> Pixels:
@@ -80,7 +127,10 @@ def decode_image(data: bytes, channels: Channels, name: str) -> Pixels:
         raise ImageError(f"{name}: not a readable image: no PNG, JPEG, BMP, TIFF or WebP header in {len(data)} bytes")
     if size[0] * size[1] > MAX_PIXELS:
         raise ImageError(f"{name}: declares {size[0]} x {size[1]} pixels, at most {MAX_PIXELS} are read")
-    flag = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR
+    if data[:2] == b"\xff\xd8" and not _jpeg_ends(data):  # older decoders fill in what is missing, and say nothing
+        raise ImageError(f"{name}: not a readable image ({len(data)} bytes without the end of one); is it truncated?")
+    # Never IMREAD_GRAYSCALE: of a colour PNG the decoder's own grey is half a level darker than a camera's.
+    flag = cv2.IMREAD_ANYCOLOR if channels == 1 else cv2.IMREAD_COLOR
     try:
         decoded = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
     except cv2.error as error:
@@ -88,7 +138,7 @@ def decode_image(data: bytes, channels: Channels, name: str) -> Pixels:
     if decoded is None:
         raise ImageError(f"{name}: not a readable image ({len(data)} bytes); is it truncated or of another type?")
     pixels = np.asarray(decoded, dtype=np.uint8)
-    return pixels if channels == 1 else _convert(pixels, cv2.COLOR_BGR2RGB)
+    return to_channels(pixels, PixelFormat.MONO8 if pixels.ndim == 2 else PixelFormat.BGR8, channels)
 
 
 def encode_png(pixels: Pixels) -> bytes:
@@ -142,6 +192,33 @@ def _jpeg_size(data: bytes) -> tuple[int, int] | None:
         else:
             at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     return None
+
+
+def is_whole(data: bytes) -> bool | None:
+    """Whether an encoded image has the end that its format demands; None where the format does not tell (TIFF).
+
+    A file that is still being written or was cut off has none, even where its size was reserved beforehand. Some
+    programs write a wrong size into a BMP: what is not whole by this may yet be decoded.
+    """
+    if data[:8] == b"\x89PNG\r\n\x1a\n":
+        return b"IEND\xaeB`\x82" in data[-64:]
+    if data[:2] == b"BM":
+        return len(data) >= 26 and len(data) >= int.from_bytes(data[2:6], "little")
+    if data[:2] == b"\xff\xd8":
+        return _jpeg_ends(data)
+    if data[:4] == b"RIFF":
+        return len(data) >= 8 + int.from_bytes(data[4:8], "little")
+    return None if data[:4] in (b"II*\x00", b"MM\x00*") else False
+
+
+def _jpeg_ends(data: bytes) -> bool:
+    """Whether an end-of-image marker follows the first scan; one before it would be a thumbnail's."""
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        if data[at + 1] == 0xDA:
+            return data.find(b"\xff\xd9", at) >= 0
+        at += 1 if data[at + 1] == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return False
 
 
 def _tiff_size(data: bytes) -> tuple[int, int] | None:

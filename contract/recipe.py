@@ -47,7 +47,7 @@ class Recipe(Strict):
     """How the pixels of one product become the graph's input: channels, tile size, views."""
 
     name: str = "part"
-    channels: Literal[1, 3] = 1
+    channels: Literal[1, 3] = Field(1, description="1: grey; 3: red, green, blue, in this order (GRAPH_FORMATS)")
     tile_hw: tuple[Size, Size] = (64, 64)
     views: list[View] = Field(default_factory=lambda: [View()], min_length=1, max_length=16)
 

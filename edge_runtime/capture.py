@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,12 +27,12 @@ from pydantic import BaseModel
 
 from contract.camera import CameraControls
 from contract.errors import FlawlineError
-from contract.images import PixelFormat, Pixels
+from contract.images import PixelFormat, Pixels, developed
 from contract.locate import Box, find_parts
 from edge_runtime.cameras import make_camera
-from edge_runtime.cameras.base import Camera, CameraFrame, forget_playhead
+from edge_runtime.cameras.base import BadFrame, Camera, CameraFrame, forget_playhead
 from edge_runtime.clock import boot_id
-from edge_runtime.errors import RingError
+from edge_runtime.errors import CameraError, RingError
 from edge_runtime.presence import Lost, Outcome, Tracker
 from edge_runtime.ring import ChildState, Live, Record, Ring
 from edge_runtime.settings import CameraSettings
@@ -43,6 +44,10 @@ FROZEN_AFTER = 5  # equal frames in a row from a live camera until it counts as 
 OVERRUN = "overrun: every slot holds a part that is not inspected yet"
 MEMORY = 8  # parts taken last that outlive the edge's process
 PR_SET_PDEATHSIG = 1
+MISSED_MOST = 256  # pictures that a hardware trigger missed are announced one by one up to so many, then as a gap
+LEARN_S = 5.0  # a camera's rate is learnt from its first so many seconds
+SLOW_S = 2.0  # and compared over so many
+SLOW_SHARE = 0.5  # a camera under this share of its rate is slow
 PAUSE_S = 0.5  # a live camera silent for so long has missed frames, whatever their numbers say
 
 log = logging.getLogger(__name__)
@@ -60,7 +65,10 @@ class CapturedTrigger(NamedTuple):
 
 
 class CameraStatus(NamedTuple):
-    """``state``: starting, running, stalled, ended or failed. ``skipped``: frames that nobody looked at."""
+    """``state``: starting, running, stalled, ended or failed. ``skipped``: frames that nobody looked at.
+
+    ``ready``: a frame came or, of a camera that waits for parts, it answers.
+    """
 
     state: str
     frames: int
@@ -69,6 +77,7 @@ class CameraStatus(NamedTuple):
     restarts: int
     detail: str
     skipped: int = 0
+    ready: bool = False
 
 
 class ChildOrder(BaseModel):
@@ -216,6 +225,7 @@ class CameraProcess:
             self._restarts,
             self._ring.detail() or self._trouble,
             live.skipped,
+            live.frames > 0 or (live.waits > 0 and live.state == ChildState.RUNNING),
         )
 
     def _state(self, live: Live) -> str:
@@ -424,8 +434,9 @@ def child_main(ring_fd: int, wake_fd: int) -> None:
     ring = Ring.attach(ring_fd)
     camera: Camera | None = None
     try:
-        camera = make_camera(order.settings.url, order.settings.id, order.state_dir, order.settings.stall_s)
-        camera.controls = order.controls
+        made = order.settings
+        camera = make_camera(made.url, made.id, order.state_dir, made.stall_s, int(made.max_frame_mb * 1e6))
+        camera.controls, camera.triggered = order.controls, made.trigger == "hardware"
         camera.open()
         Capture(camera, ring, order.settings, wake_fd, order.after_stop).run(stop)
         code = 0
@@ -465,6 +476,11 @@ class Capture:
         self._times: dict[int, int] = {}  # frame number -> t_capture_ns, of the frames that may yet be taken
         self._first_no = 0
         self._frozen = FrozenCheck()
+        self._rate = RateCheck(settings.fps, ring.live().learnt_mhz / 1000)
+        self._form: tuple[tuple[int, int], PixelFormat | None] | None = None
+        if camera.live and camera.announced_hw is not None:
+            self._form = (camera.announced_hw, None)
+        self._seen_no = ring.live().frame_no
         self._recorded = ring.counts()[0]
         self._restore()
 
@@ -474,22 +490,98 @@ class Capture:
         self._beat(ChildState.RUNNING)
         while not stop.is_set():
             frame = self._camera.read()
-            if frame is not None:
+            if isinstance(frame, BadFrame):
+                self.spoilt(frame._replace(frame_no=frame.frame_no + self._first_no))
+                self._camera.taken()
+            elif frame is not None:
                 self.take(frame._replace(frame_no=frame.frame_no + self._first_no))
+                self._camera.taken()
             elif self._camera.ended is not None:
                 self._end(self._camera.ended)
                 return
-            elif not self._camera.live:
-                self._beat(ChildState.RUNNING)  # a recording that waits for its next frame is well
+            elif self._camera.waits or not self._camera.live:
+                self._beat(ChildState.RUNNING)  # what waits for its next frame is well
 
     def take(self, frame: CameraFrame) -> None:
-        """One frame: look, keep, announce. Raises RingError for a frame that no slot can take."""
-        frozen = self._camera.live and self._frozen.stands_still(frame.pixels)
-        if self._settings.trigger == "every-frame":
-            self._every_frame(frame, frozen)
-        else:
+        """One frame: develop, look, keep, announce.
+
+        Raises CameraError for a live camera whose frames change their size, stand still or come too slowly, RingError
+        for one whose frames no slot can take; the process is replaced then.
+        """
+        pixels, pixel_format = developed(frame.pixels, frame.pixel_format)
+        frame = frame._replace(pixels=pixels, pixel_format=pixel_format)
+        fault = self._fault_of(frame)
+        if fault is not None:
+            self.spoilt(BadFrame(fault, frame.frame_no, frame.t_capture_ns))
+            if self._camera.live or self._settings.trigger == "presence":
+                raise CameraError(f"camera {self._settings.id}: {fault}")
+            return
+        frozen = self._camera.live and self._frozen.stands_still(frame.pixels, frame.t_capture_ns)
+        if self._settings.trigger == "presence":
             self._watch(frame, frozen)
+        else:
+            self._announce_missing(frame)
+            self._every_frame(frame, frozen)
         self._save(frame)
+        if self._camera.live:
+            self._hold_to_its_pace(frame, frozen)
+
+    def spoilt(self, bad: BadFrame) -> None:
+        """A frame that cannot be used. Where each frame is a part, this one is announced without a picture.
+
+        Otherwise its number is skipped, and what is skipped becomes a gap. A live camera that gives nothing else shows
+        no sign of life, and is replaced.
+        """
+        self._ring.set_detail(bad.reason)
+        if self._settings.trigger != "presence":
+            self._announce_missing(bad)
+            self._announce(bad.frame_no, bad.t_capture_ns, None, bad.reason, None)
+            self._seen_no = bad.frame_no
+            self._ring.set_live(self._ring.live()._replace(frame_no=bad.frame_no))
+        if self._camera.waits or not self._camera.live:
+            self._beat(ChildState.RUNNING)
+
+    def _fault_of(self, frame: CameraFrame) -> str | None:
+        """Why a frame is not what the camera announced, or what its first frame was; None: it is."""
+        hw = (frame.pixels.shape[0], frame.pixels.shape[1])
+        if self._camera.live:
+            self._form = self._form or (hw, None)
+            form_hw, form = self._form
+            if form is None and form_hw == hw:
+                form = frame.pixel_format
+                self._form = (hw, form)
+            if (hw, frame.pixel_format) != (form_hw, form):
+                of_old = f"{form_hw[1]} x {form_hw[0]}{'' if form is None else f', {form.value}'}"
+                return (
+                    f"the camera gave a frame of {hw[1]} x {hw[0]}, {frame.pixel_format.value}, and had announced "
+                    f"{of_old}: it is opened again"
+                )
+        if frame.pixels.nbytes > self._ring.slot_bytes:
+            return self._ring.too_large(frame.pixels, frame.pixel_format)
+        return None
+
+    def _announce_missing(self, frame: CameraFrame | BadFrame) -> None:
+        """Parts that triggered the camera, by its own count of frames, and whose pictures never came."""
+        if self._settings.trigger != "hardware" or self._seen_no < 0:
+            return
+        first = max(self._seen_no + 1, frame.frame_no - MISSED_MOST)
+        for number in range(first, frame.frame_no):
+            self._announce(number, frame.t_capture_ns, None, f"the camera took frame {number}, which never came", None)
+        if first < frame.frame_no:
+            missed = first - self._seen_no - 1
+            live = self._ring.live()
+            self._ring.set_live(live._replace(skipped=live.skipped + missed))
+            self._seen_no = frame.frame_no - 1
+
+    def _hold_to_its_pace(self, frame: CameraFrame, frozen: bool) -> None:
+        still_s = self._frozen.still_ns(frame.t_capture_ns) / 1e9
+        if frozen and still_s > self._settings.frozen_s:
+            raise CameraError(f"camera {self._settings.id}: frozen: the same picture for {still_s:.1f} s")
+        if self._camera.waits or (self._settings.fps is None and self._settings.trigger != "presence"):
+            return  # the parts set the pace
+        slow = self._rate.slow(frame.frame_no, frame.t_capture_ns)
+        if slow is not None:
+            raise CameraError(f"camera {self._settings.id}: slow: {slow}")
 
     def _every_frame(self, frame: CameraFrame, frozen: bool) -> None:
         box, lost = None, "frozen camera" if frozen else None
@@ -575,31 +667,42 @@ class Capture:
     # Signs of life, and what a successor must know --------------------------------------------------------------------
 
     def _beat(self, state: ChildState) -> None:
-        self._ring.set_live(self._ring.live()._replace(alive_ns=time.monotonic_ns(), state=state))
+        now, live = time.monotonic_ns(), self._ring.live()
+        if self._camera.waits:
+            live = live._replace(frame_ns=now, waits=1)
+        self._ring.set_live(live._replace(alive_ns=now, state=state))
 
     def _save(self, frame: CameraFrame) -> None:
         if self._settings.trigger == "presence":
             self._ring.save_state({"recorded": self._recorded, "tracker": self._tracker.state()})
         live = self._ring.live()
-        missed = frame.frame_no - live.frame_no - 1 if live.frame_no >= 0 else 0
-        pause_s = (frame.t_capture_ns - live.frame_ns) / 1e9 if live.frame_ns else 0.0
-        if self._camera.live and pause_s > PAUSE_S:  # its driver numbers on without a hole
+        missed = frame.frame_no - self._seen_no - 1 if self._seen_no >= 0 else 0
+        still_ns = self._frozen.still_ns(frame.t_capture_ns)
+        pause_s = (frame.t_capture_ns - live.frame_ns) / 1e9 if live.frame_ns and not still_ns else 0.0
+        if self._camera.live and not self._camera.waits and pause_s > PAUSE_S:  # its driver numbers on without a hole
             missed = max(missed, round(pause_s * self._camera.fps) - 1)
+        if live.frames and self._ring.detail():
+            self._ring.set_detail("")  # of a frame that could not be used
+        self._seen_no = frame.frame_no
         self._ring.set_live(
             Live(
                 time.monotonic_ns(),
-                frame.t_capture_ns,
+                frame.t_capture_ns - still_ns,
                 frame.frame_no,
                 live.frames + 1,
                 live.skipped + max(0, missed),
                 ChildState.RUNNING,
+                int(self._camera.waits),
+                round(1000 * self._rate.learnt),
             )
         )
 
     def _restore(self) -> None:
         """Go on where a killed predecessor stood: parts that it took are not taken again."""
         live = self._ring.live()
-        if self._camera.live and live.frame_no >= 0:  # a live camera counts from 0 again; the line did not
+        if self._camera.waits:
+            self._first_no = live.frame_no + 1
+        elif self._camera.live and live.frame_no >= 0:  # a live camera counts from 0 again; the line did not
             away_s = (time.monotonic_ns() - live.frame_ns) / 1e9
             self._first_no = live.frame_no + max(1, round(away_s * self._camera.fps))
         state = self._ring.load_state()
@@ -626,13 +729,54 @@ class FrozenCheck:
         self._after = after
         self._previous: Pixels | None = None
         self._same = 0
+        self._new_ns = 0
 
-    def stands_still(self, pixels: Pixels) -> bool:
+    def stands_still(self, pixels: Pixels, t_capture_ns: int = 0) -> bool:
         """True from the ``after``-th equal frame on."""
         self._same = self._same + 1 if same_as_previous(pixels, self._previous) else 0
         if self._same == 0:
-            self._previous = pixels.copy()
+            self._previous, self._new_ns = pixels.copy(), t_capture_ns
         return self._same >= self._after
+
+    def still_ns(self, t_capture_ns: int) -> int:
+        """For how long the picture has been the same."""
+        return t_capture_ns - self._new_ns if self._same else 0
+
+
+class RateCheck:
+    """Notices a camera that gives under half as many frames as it must, or as it gave at first.
+
+    Counted by the camera's own frame numbers: frames that we were too late for are not its fault.
+    """
+
+    def __init__(self, asked: float | None, learnt: float) -> None:
+        """``learnt``: what a predecessor learnt in frames a second; 0: nothing yet."""
+        self.learnt = learnt
+        self._asked = asked
+        self._first: tuple[int, int] | None = None
+        self._marks: deque[tuple[int, int]] = deque()
+
+    def slow(self, frame_no: int, t_capture_ns: int) -> str | None:
+        """What is wrong over the last SLOW_S seconds, None: nothing."""
+        self._marks.append((frame_no, t_capture_ns))
+        self._first = self._first or self._marks[0]
+        if not self.learnt and t_capture_ns - self._first[1] >= LEARN_S * 1e9:
+            self.learnt = _rate(self._first, self._marks[-1])
+        while len(self._marks) > 2 and t_capture_ns - self._marks[1][1] >= SLOW_S * 1e9:
+            self._marks.popleft()
+        expected = self._asked or self.learnt
+        if t_capture_ns - self._marks[0][1] < SLOW_S * 1e9 or not expected:
+            return None
+        found = _rate(self._marks[0], self._marks[-1])
+        if found >= SLOW_SHARE * expected:
+            return None
+        source = "`fps` asks for" if self._asked else "it gave at first"
+        return f"{found:.2g} frames a second over {SLOW_S:g} s, {source} {expected:.3g}"
+
+
+def _rate(first: tuple[int, int], last: tuple[int, int]) -> float:
+    """Frames a second between two (frame number, time in ns)."""
+    return (last[0] - first[0]) * 1e9 / (last[1] - first[1])
 
 
 def same_as_previous(pixels: Pixels, previous: Pixels | None) -> bool:

@@ -36,7 +36,7 @@ control = "tcp://127.0.0.1:5702"            # the host selects recipes, stops an
 
 [[cameras]]
 id = "top"
-url = "synthetic://line?seed=1&parts=50"    # or usb://0, rtsp://camera/stream, file:///videos/line.avi
+url = "synthetic://line?seed=1&parts=50"    # or usb://0, rtsp://camera/stream, ...: docs/cameras.md
 trigger = "presence"
 
 # [[recipes]]                                # further recipes that the host may select; 1 is `bundle`

@@ -205,6 +205,7 @@ def check_config(subject: Subject) -> Iterator[Finding]:
     if settings is None:
         return
     from edge_runtime.cameras import make_camera
+    from edge_runtime.cameras.base import redacted
 
     yield Finding("config", Status.OK, f"{subject.config}: {len(settings.cameras)} camera(s)")
     for camera in settings.cameras:
@@ -213,7 +214,7 @@ def check_config(subject: Subject) -> Iterator[Finding]:
         except FlawlineError as error:
             yield Finding(f"camera {camera.id}", Status.FAIL, str(error), "correct `url` in the configuration")
         else:
-            yield Finding(f"camera {camera.id}", Status.OK, f"{camera.url} is well-formed; it was not opened")
+            yield Finding(f"camera {camera.id}", Status.OK, f"{redacted(camera.url)} is well-formed; it was not opened")
     yield _keys_of(settings)
 
 

@@ -32,21 +32,25 @@ RECORDS = 1024
 LOCK_WAIT_S = 0.5
 DETAIL_BYTES = 400
 STATE_BYTES = 16384
+LOST_BYTES = 300
 
 _HEAD = struct.Struct("<QQQQ")  # magic, slots, bytes of a slot, policy
 _COUNTS = struct.Struct("<QQ")  # triggers recorded so far, triggers drained so far: the ids are 1 higher than the first
-_LIVE = struct.Struct("<qqqqqI")  # alive_ns, frame_ns, frame_no, frames, skipped, state
+_LIVE = struct.Struct("<qqqqqIII")  # alive_ns, frame_ns, frame_no, frames, skipped, state, waits, learnt_mhz
 _SLOT = struct.Struct("<QqqIIIII")  # sequence, frame_no, t_capture_ns, width, height, format, state, refs
-_RECORD = struct.Struct("<QqqqiiiiiI64s")  # id, frame_no, t_capture, t_trigger, x, y, w, h, slot, flags, lost
+_RECORD = struct.Struct(
+    f"<QqqqiiiiiI{LOST_BYTES}s"
+)  # id, frame_no, t_capture, t_trigger, x, y, w, h, slot, flags, lost
 _STATE = struct.Struct("<QII")  # sequence, length, checksum
 
 _AT_COUNTS, _AT_LIVE, _AT_DETAIL, _AT_STATE = 64, 128, 192, 4096
 _AT_RECORDS = _AT_STATE + 2 * STATE_BYTES
-_RECORD_STEP, _SLOT_STEP = 128, 64
+_RECORD_STEP, _SLOT_STEP = 384, 64
 _AT_SLOTS = _AT_RECORDS + RECORDS * _RECORD_STEP
 _HAS_BOX = 1
 
-_FORMATS = (PixelFormat.MONO8, PixelFormat.BGR8, PixelFormat.RGB8)
+FORMATS = (PixelFormat.MONO8, PixelFormat.BGR8, PixelFormat.RGB8)
+"""What a slot may hold; its header says which by the place in this tuple."""
 
 
 class SlotState(IntEnum):
@@ -93,7 +97,11 @@ class Record(NamedTuple):
 
 
 class Live(NamedTuple):
-    """Signs of life: monotonic times in ns (0: none yet), the last frame's number, counts."""
+    """Signs of life: monotonic times in ns (0: none yet), the last frame's number, counts.
+
+    ``frame_ns``: until when nothing can have been missed: the last frame that showed something new, or, of a camera
+    that ``waits`` for parts to trigger it, when it last answered. ``learnt_mhz``: frames in 1000 s, as learnt.
+    """
 
     alive_ns: int = 0
     frame_ns: int = 0
@@ -101,6 +109,8 @@ class Live(NamedTuple):
     frames: int = 0
     skipped: int = 0
     state: int = ChildState.STARTING
+    waits: int = 0
+    learnt_mhz: int = 0
 
 
 class Ring:
@@ -175,13 +185,14 @@ class Ring:
     def put(self, pixels: Pixels, pixel_format: PixelFormat, frame_no: int, t_capture_ns: int) -> int | None:
         """Copy a frame into a free slot (KEPT); None where there is none, or as ``freshest`` takes the oldest's.
 
-        Raises RingError for a frame that is larger than a slot.
+        Raises RingError for a frame that is larger than a slot, or of a format that is none of FORMATS.
         """
-        if pixels.nbytes > self.slot_bytes:
+        if pixel_format not in FORMATS:
             raise RingError(
-                f"a frame of {pixels.shape[1]} x {pixels.shape[0]} pixels, {pixel_format.value}, takes "
-                f"{pixels.nbytes / 1e6:.1f} MB; a slot holds {self.slot_bytes / 1e6:.1f} MB: raise max_frame_mb"
+                f"a frame in shared memory is {', '.join(FORMATS)}, not {pixel_format.value}: develop it before"
             )
+        if pixels.nbytes > self.slot_bytes:
+            raise RingError(self.too_large(pixels, pixel_format))
         with self._locked():
             index = self._free_slot()
             if index is None:
@@ -189,7 +200,7 @@ class Ring:
             sequence = self.slot(index).sequence + 1
             height, width = pixels.shape[:2]
             slot = Slot(
-                sequence, frame_no, t_capture_ns, width, height, _FORMATS.index(pixel_format), SlotState.WRITING, 0
+                sequence, frame_no, t_capture_ns, width, height, FORMATS.index(pixel_format), SlotState.WRITING, 0
             )
             self._set_slot(index, slot)
         self._pixels(index, pixels.shape)[...] = pixels
@@ -232,13 +243,31 @@ class Ring:
             if slot.state == SlotState.KEPT:
                 self._set_slot(index, slot._replace(state=SlotState.HELD if slot.refs else SlotState.FREE))
 
+    def too_large(self, pixels: Pixels, pixel_format: PixelFormat) -> str:
+        """The sentence about a frame that no slot takes."""
+        return (
+            f"a frame of {pixels.shape[1]} x {pixels.shape[0]} pixels, {pixel_format.value}, takes "
+            f"{pixels.nbytes / 1e6:.1f} MB; a slot holds {self.slot_bytes / 1e6:.1f} MB: raise max_frame_mb"
+        )
+
     def read(self, index: int, box: tuple[int, int, int, int] | None = None) -> tuple[Pixels, PixelFormat]:
-        """An own copy of a frame, or of ``box`` (x, y, width, height) of it."""
+        """An own copy of a frame, or of ``box`` (x, y, width, height) of it.
+
+        Raises RingError where the slot was given to another frame meanwhile, or its header cannot be true.
+        """
         slot = self.slot(index)
-        pixel_format = _FORMATS[slot.format]
-        shape = (slot.height, slot.width) if pixel_format is PixelFormat.MONO8 else (slot.height, slot.width, 3)
+        if slot.state not in (SlotState.KEPT, SlotState.HELD) or slot.format >= len(FORMATS):
+            raise RingError(f"slot {index} holds no whole frame (state {slot.state}, format {slot.format})")
+        pixel_format = FORMATS[slot.format]
+        planes = pixel_format.planes
+        if slot.height * slot.width * planes > self.slot_bytes:
+            raise RingError(f"slot {index} declares {slot.width} x {slot.height} pixels, more than it can hold")
+        shape = (slot.height, slot.width) if planes == 1 else (slot.height, slot.width, planes)
         x, y, width, height = box or (0, 0, slot.width, slot.height)
-        return self._pixels(index, shape)[y : y + height, x : x + width].copy(), pixel_format
+        pixels = self._pixels(index, shape)[y : y + height, x : x + width].copy()
+        if self.slot(index).sequence != slot.sequence:
+            raise RingError(f"slot {index} was given to another frame while it was read")
+        return pixels, pixel_format
 
     # Triggers ---------------------------------------------------------------------------------------------------------
 
@@ -250,13 +279,13 @@ class Ring:
     def _record(self, place: int) -> Record:
         at = _AT_RECORDS + (place % RECORDS) * _RECORD_STEP
         number, frame_no, captured, triggered, x, y, w, h, slot, flags, lost = _RECORD.unpack_from(self._memory, at)
-        reason = lost.rstrip(b"\0").decode("utf-8", "replace") or None
+        reason = lost.rstrip(b"\0").decode("utf-8", "ignore") or None
         return Record(number, frame_no, captured, triggered, (x, y, w, h) if flags & _HAS_BOX else None, slot, reason)
 
     def _set_record(self, place: int, record: Record) -> None:
         at = _AT_RECORDS + (place % RECORDS) * _RECORD_STEP
         flags = 0 if record.box is None else _HAS_BOX
-        lost = (record.lost or "").encode()[:64]
+        lost = (record.lost or "").encode()[:LOST_BYTES]
         _RECORD.pack_into(self._memory, at, *record[:4], *(record.box or (0, 0, 0, 0)), record.slot, flags, lost)
 
     def announce(self, record: Record) -> int:

@@ -30,15 +30,26 @@ class CameraSettings(Strict):
     """One camera: where it is, what triggers a part, what happens when the station is slower than the line."""
 
     id: Identifier
-    url: str = Field(min_length=1, description="file://, synthetic://, usb:// or rtsp://")
-    trigger: Literal["presence", "every-frame"] = "presence"
+    url: str = Field(min_length=1, description="usb://, rtsp://, http://, gentl://, file://, watch:// or synthetic://")
+    trigger: Literal["presence", "every-frame", "hardware"] = "presence"
     fixture: Literal["foreground", "region"] = Field("foreground", description="what is cut out of the frame")
     region: tuple[int, int, int, int] | None = Field(None, description="x, y, width, height in the frame")
     policy: Literal["every-part", "freshest"] = "every-part"
     slots: int = Field(8, ge=3, le=256, description="frames in shared memory")
     max_frame_mb: float = Field(16.0, gt=0, le=512, description="largest frame that a slot takes")
     stall_s: float = Field(3.0, gt=0.1, le=60, description="no frame for so long: the camera process is replaced")
+    frozen_s: float = Field(2.0, ge=0.2, le=60, description="the same picture for so long: it is replaced as well")
+    fps: float | None = Field(None, gt=0, le=1000, description="what it must give; none: as learnt at its start")
     presence: PresenceSettings = Field(default_factory=PresenceSettings)
+
+    @model_validator(mode="after")
+    def _trigger_possible(self) -> CameraSettings:
+        if self.trigger == "hardware" and not self.url.startswith("gentl://"):
+            raise ValueError(
+                f"camera {self.id!r}: trigger = 'hardware' needs a GenICam camera (gentl://), whose trigger can "
+                "be set and whose frames are numbered; for others that are triggered themselves take 'every-frame'"
+            )
+        return self
 
     @model_validator(mode="after")
     def _region_given(self) -> CameraSettings:

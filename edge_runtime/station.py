@@ -352,7 +352,7 @@ class Station:
         status, watch = camera.status(), self._watch[camera.settings.id]
         if status.frames:
             watch.note_frames(status.skipped, time.monotonic_ns() - int(status.frame_age_ms * 1e6))
-        if status.frames and not watch.first_frame_ns:
+        if status.ready and not watch.first_frame_ns:
             watch.first_frame_ns = time.time_ns()
         if self._state == "starting" and all(watch.first_frame_ns for watch in self._watch.values()):
             self._state = "running"
@@ -377,7 +377,7 @@ class Station:
         """Frames that nobody looked at are a gap of that camera, told once a heartbeat."""
         if watch.skip_from_ns is None:
             return
-        reason = f"camera {camera_id}: {watch.skips} frame(s) not looked at, the capture process was behind"
+        reason = f"camera {camera_id}: {watch.skips} frame(s) not looked at: it was behind, or they were torn"
         gap = self._gap(watch.last_frame_ns - watch.skip_from_ns, reason, camera_id, watch.last_frame_ns)
         watch.skip_from_ns, watch.skips = None, 0
         self._record([Draft(gap)])

@@ -15,7 +15,12 @@ CAMERAS = {
     "synthetic": "edge_runtime.cameras.synthetic:SyntheticCamera",
     "usb": "edge_runtime.cameras.device:UsbCamera",
     "rtsp": "edge_runtime.cameras.device:RtspCamera",
+    "http": "edge_runtime.cameras.mjpeg:MjpegCamera",
+    "https": "edge_runtime.cameras.mjpeg:MjpegCamera",
+    "watch": "edge_runtime.cameras.watch:WatchedFolder",
+    "gentl": "edge_runtime.cameras.gentl:GentlCamera",
 }
+WHOLE = ("rtsp", "http", "https")  # whose options are the camera's own
 
 
 def is_live(url: str) -> bool:
@@ -33,7 +38,9 @@ def _class_of(url: str) -> object:
     return getattr(importlib.import_module(module), name) if module else None
 
 
-def make_camera(url: str, camera_id: str, state_dir: Path, stall_s: float = 3.0) -> Camera:
+def make_camera(
+    url: str, camera_id: str, state_dir: Path, stall_s: float = 3.0, max_frame_bytes: int = 16_000_000
+) -> Camera:
     """The camera behind ``url``, not opened yet; raises CameraError naming the scheme that was meant."""
     parts = urlsplit(url)
     target = CAMERAS.get(parts.scheme)
@@ -45,10 +52,10 @@ def make_camera(url: str, camera_id: str, state_dir: Path, stall_s: float = 3.0)
             f"{', '.join(f'{name}://' for name in CAMERAS)}; {hint}"
         )
     module, _, name = target.partition(":")
-    options = {} if parts.scheme == "rtsp" else dict(parse_qsl(parts.query, keep_blank_values=True))
-    place = url if parts.scheme == "rtsp" else unquote(parts.netloc + parts.path)
+    options = {} if parts.scheme in WHOLE else dict(parse_qsl(parts.query, keep_blank_values=True))
+    place = url if parts.scheme in WHOLE else unquote(parts.netloc + parts.path)
     camera = getattr(importlib.import_module(module), name)
-    made = camera(Source(url, place, options, camera_id, state_dir, stall_s))
+    made = camera(Source(url, place, options, camera_id, state_dir, stall_s, max_frame_bytes))
     if not isinstance(made, Camera):
         raise TypeError(f"{target} is no Camera")
     return made

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlsplit, urlunsplit
 
 from contract.camera import CameraControls, Value, agrees
 from contract.images import PixelFormat, Pixels
@@ -27,6 +29,7 @@ class Source(NamedTuple):
     camera_id: str
     state_dir: Path
     stall_s: float
+    max_frame_bytes: int = 16_000_000
 
     def option(self, name: str, default: float, least: float, most: float) -> float:
         """A number from the options; raises CameraError."""
@@ -43,6 +46,15 @@ class Source(NamedTuple):
                 f"{least:g} to {most:g}"
             )
         return value
+
+    def too_large(self, size: tuple[int, int] | None, planes: int) -> str | None:
+        """Why a picture must not be decoded that declares ``size`` (width, height); None: it may be."""
+        if size is None or size[0] * size[1] * planes <= self.max_frame_bytes:
+            return None
+        return (
+            f"it declares {size[0]} x {size[1]} pixels, and at most {self.max_frame_bytes / 1e6:g} MB are taken: "
+            "raise max_frame_mb"
+        )
 
     def only(self, *known: str) -> None:
         """Raise CameraError for an option that this camera does not know."""
@@ -63,16 +75,27 @@ class CameraFrame(NamedTuple):
     t_capture_ns: int
 
 
+class BadFrame(NamedTuple):
+    """A frame that came and cannot be used: what it would have shown is NOT_INSPECTED, with ``reason``."""
+
+    reason: str
+    frame_no: int
+    t_capture_ns: int
+
+
 class Camera(ABC):
     """One camera, used by one thread of one process."""
 
-    live = True  # a real sensor: two frames are never the same
+    live = True  # a real sensor: two frames are never the same, and all have one size
+    waits = False  # frames come when parts do; between them ``read`` gives None, and only where all is well
     settable = False  # keeps what ``set_control`` sets, also when another recipe comes
     fps = 25.0
 
     def __init__(self, source: Source) -> None:
         self.source = source
         self.controls: CameraControls | None = None  # what a bundle asks for; set before ``open``
+        self.triggered = False  # the line triggers the camera itself; set before ``open``
+        self.announced_hw: tuple[int, int] | None = None  # set by ``open`` where the camera says: size of its frames
         self.ended: str | None = None  # set when no frame will ever follow: why
 
     @abstractmethod
@@ -87,8 +110,11 @@ class Camera(ABC):
         """Ask the open camera for a setting; whether it took it, ``reported`` says."""
 
     @abstractmethod
-    def read(self) -> CameraFrame | None:
+    def read(self) -> CameraFrame | BadFrame | None:
         """The next frame; None where none came for a moment, or when it ended. Raises CameraError."""
+
+    def taken(self) -> None:  # noqa: B027 - only what must never be given twice needs to know
+        """The frame given last has been announced, or is known to need no announcement."""
 
     @abstractmethod
     def close(self) -> None:
@@ -124,9 +150,33 @@ def _shown(value: Value) -> str:
 
 
 def redacted(url: str) -> str:
-    """The URL without user name, password and options: what may be logged."""
-    shown = re.sub(r"://[^/@]*@", "://***@", url)
-    return re.sub(r"\?.*", "?...", shown) if shown.startswith("rtsp") else shown
+    """The URL without user name, password and, of a camera on the network, options: what may be logged."""
+    shown = re.sub(r"://.*@", "://***@", url)  # a password may hold any sign, also / ? and @
+    return re.sub(r"\?.*", "?...", shown) if shown.startswith(("rtsp", "http")) else shown
+
+
+def with_credentials(source: Source, variable: str) -> str:
+    """The URL with the ``user:password`` from the file that the environment's ``variable``_<ID> names, where it is set.
+
+    Raises CameraError for a file that cannot be read. What comes back is never shown.
+    """
+    name = f"{variable}_{source.camera_id.upper().replace('-', '_').replace('.', '_')}"
+    held = os.environ.get(name)
+    if held is None:
+        return source.url
+    try:
+        mode = Path(held).stat().st_mode
+        secret = Path(held).read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise CameraError(f"camera {source.camera_id}: {name} names {held}: cannot be read ({reason})") from error
+    if mode & 0o077:
+        raise CameraError(
+            f"camera {source.camera_id}: {held} holds a password and can be read by others (mode "
+            f"{mode & 0o777:03o}): chmod 600 {held}"
+        )
+    parts = urlsplit(source.url)
+    return urlunsplit(parts._replace(netloc=f"{secret}@{parts.netloc.rpartition('@')[2]}"))
 
 
 class Playhead:

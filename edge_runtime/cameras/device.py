@@ -6,14 +6,13 @@ import os
 import threading
 import time
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
 
 import cv2
 import numpy as np
 
 from contract.camera import Value
 from contract.images import PixelFormat, Pixels
-from edge_runtime.cameras.base import NAP_S, Camera, CameraFrame, Source, redacted
+from edge_runtime.cameras.base import NAP_S, BadFrame, Camera, CameraFrame, Source, redacted, with_credentials
 from edge_runtime.errors import CameraError
 
 # name in CameraControls -> OpenCV's property
@@ -34,6 +33,7 @@ DEVICE = {
     "gamma": cv2.CAP_PROP_GAMMA,
     "sharpness": cv2.CAP_PROP_SHARPNESS,
 }
+GREY = ("GREY", "Y800")  # Video4Linux's names of one byte a pixel
 ABSENT = -1.0  # what OpenCV gives for a property that the device does not have
 
 
@@ -48,6 +48,7 @@ class _OpencvCamera(Camera):
     def __init__(self, source: Source) -> None:
         super().__init__(source)
         self._capture: cv2.VideoCapture | None = None
+        self._grey = False
         self._ready = threading.Condition()
         self._newest: tuple[Pixels, int, int] | None = None
         self._failed: str | None = None
@@ -66,11 +67,15 @@ class _OpencvCamera(Camera):
 
     def _start(self, capture: cv2.VideoCapture) -> None:
         self._capture = capture
+        capture.set(cv2.CAP_PROP_CONVERT_RGB, 1)
         try:
             self.hold_to_controls()
         except CameraError:
             self.close()
             raise
+        self._grey = self.reported().get("pixel_format") in GREY
+        hw = int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT)), int(capture.get(cv2.CAP_PROP_FRAME_WIDTH))
+        self.announced_hw = hw if min(hw) > 0 else None
         fps = capture.get(cv2.CAP_PROP_FPS)
         self.fps = fps if 0.5 <= fps <= 1000 else 25.0
         self._closing, self._failed, self._newest = False, None, None
@@ -92,7 +97,7 @@ class _OpencvCamera(Camera):
                 self._ready.notify_all()
             number += 1
 
-    def read(self) -> CameraFrame | None:
+    def read(self) -> CameraFrame | BadFrame | None:
         with self._ready:
             if self._newest is None and self._failed is None:
                 self._ready.wait(NAP_S)
@@ -102,7 +107,14 @@ class _OpencvCamera(Camera):
         if newest is None:
             return None
         pixels, number, stamp = newest
-        return CameraFrame(pixels, PixelFormat.BGR8 if pixels.ndim == 3 else PixelFormat.MONO8, number, stamp)
+        if pixels.ndim == 2 and self._grey:
+            return CameraFrame(pixels, PixelFormat.MONO8, number, stamp)
+        if pixels.ndim != 3 or pixels.shape[2] != 3:  # asked to convert, OpenCV gives blue, green, red and nothing else
+            raise self.error(
+                f"{redacted(self.source.url)}: OpenCV gave an array of shape {pixels.shape}, expected [H, W, 3] in the "
+                "order blue, green, red, or [H, W] of a grey camera; ask the camera for another pixel format"
+            )
+        return CameraFrame(pixels, PixelFormat.BGR8, number, stamp)
 
     def close(self) -> None:
         self._closing = True
@@ -123,6 +135,8 @@ class UsbCamera(_OpencvCamera):
 
     def set_control(self, name: str, value: Value) -> None:
         if self._capture is not None:
+            if isinstance(value, str) and len(value) != 4:  # a GenICam name: no such format here, and it reads back so
+                return
             number = float(cv2.VideoWriter.fourcc(*value)) if isinstance(value, str) else value
             self._capture.set(self.properties[name], number)
 
@@ -155,7 +169,7 @@ class RtspCamera(_OpencvCamera):
         # The timeouts hold only as parameters of the opening, with the backend named.
         parameters = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, wait_ms, cv2.CAP_PROP_READ_TIMEOUT_MSEC, wait_ms]
         os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", "rtsp_transport;tcp")
-        capture = cv2.VideoCapture(self._url(), cv2.CAP_FFMPEG, parameters)
+        capture = cv2.VideoCapture(with_credentials(self.source, "FLAWLINE_RTSP"), cv2.CAP_FFMPEG, parameters)
         if not capture.isOpened():
             capture.release()
             raise self.error(
@@ -163,17 +177,3 @@ class RtspCamera(_OpencvCamera):
                 "is the camera on, the address right, and are user and password accepted?"
             )
         self._start(capture)
-
-    def _url(self) -> str:
-        """The address with the credentials, which are never shown."""
-        variable = f"FLAWLINE_RTSP_{self.source.camera_id.upper().replace('-', '_').replace('.', '_')}"
-        held = os.environ.get(variable)
-        if held is None:
-            return self.source.url
-        try:
-            secret = Path(held).read_text().strip()
-        except OSError as error:
-            raise self.error(f"{variable} names {held}: cannot be read ({error.strerror})") from error
-        parts = urlsplit(self.source.url)
-        host = parts.netloc.rpartition("@")[2]
-        return urlunsplit(parts._replace(netloc=f"{secret}@{host}"))

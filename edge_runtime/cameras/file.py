@@ -12,7 +12,7 @@ from contract.camera import Value
 from contract.dataset import images_in
 from contract.errors import ImageError
 from contract.images import PixelFormat, Pixels, read_image, to_channels
-from edge_runtime.cameras.base import Camera, CameraFrame, Playhead, Source
+from edge_runtime.cameras.base import BadFrame, Camera, CameraFrame, Playhead, Source
 
 FOLDER_FPS = 5.0
 SEEK_FROM = 60  # frames to skip from which seeking beats decoding
@@ -28,6 +28,8 @@ class FileCamera(Camera):
 
     def __init__(self, source: Source) -> None:
         super().__init__(source)
+        if "watch" in source.options:
+            raise self.error(f"{source.url}: a folder that is being filled is watch://{source.place}")
         source.only("fps", "channels")
         self._path = Path(source.place)
         self._grey = source.option("channels", 3, 1, 3) == 1
@@ -67,7 +69,7 @@ class FileCamera(Camera):
             raise self.error(f"{self._path}: not a video that can be read; is it truncated or of another type?")
         return video
 
-    def read(self) -> CameraFrame | None:
+    def read(self) -> CameraFrame | BadFrame | None:
         if self._reader is None or self._playhead is None:
             raise self.error("read before it was opened")
         if self.ended is not None:
@@ -82,7 +84,7 @@ class FileCamera(Camera):
             pixels = self._reader.frame(index)
         except ImageError as error:
             self._next = index + 1
-            raise self.error(str(error)) from error
+            return BadFrame(str(error)[-280:], index, self._playhead.due_ns(index))
         if pixels is None:
             self._end(self._reader.position)
             return None

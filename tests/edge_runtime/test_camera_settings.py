@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from pathlib import Path
 
@@ -11,14 +12,16 @@ import pytest
 
 from contract.bundle import open_bundle
 from contract.camera import CameraControls, agrees, controls_of
+from contract.images import PixelFormat
 from edge_runtime.cameras import CAMERAS, make_camera
-from edge_runtime.cameras.base import Source
+from edge_runtime.cameras.base import CameraFrame, Source
 from edge_runtime.cameras.device import ABSENT, DEVICE, UsbCamera
 from edge_runtime.capture import CameraProcess
 from edge_runtime.errors import CameraError
 from edge_runtime.settings import CameraSettings
 from flawline import main
 from tests.edge_runtime.test_cameras import write_video
+from tests.needs import lacking
 from tests.processes import until
 from tests.signed import write_calibrated
 
@@ -165,13 +168,38 @@ def test_settings_are_made_in_order_and_read_back_with_steps(device: UsbCamera) 
         device.hold_to_controls()
 
 
+@pytest.mark.parametrize(
+    ("shape", "grey", "found"),
+    [
+        ((4, 6, 3), False, PixelFormat.BGR8),
+        ((4, 6), True, PixelFormat.MONO8),
+        ((4, 6), False, None),
+        ((4, 6, 2), True, None),
+    ],
+)
+def test_what_a_device_gives_is_what_its_format_says_or_nothing(
+    device: UsbCamera, shape: tuple[int, ...], grey: bool, found: PixelFormat | None
+) -> None:
+    device._newest, device._grey = (np.zeros(shape, np.uint8), 0, 1), grey
+    if found is None:
+        with pytest.raises(CameraError, match="OpenCV gave an array of shape"):
+            device.read()
+        return
+    frame = device.read()
+    assert isinstance(frame, CameraFrame) and frame.pixel_format is found
+
+
 def test_every_control_has_a_property_of_the_device() -> None:
     assert set(DEVICE) == set(CameraControls.model_fields) - {"region"}
 
 
 def test_every_camera_of_the_table_reports(places: dict[str, str], tmp_path: Path) -> None:
     """Before it is opened a device reports nothing; what needs no hardware reports what it will give."""
+    if importlib.util.find_spec("harvesters") is None:
+        lacking("harvesters is not installed: pip install 'flawline[gentl]'")
     urls = {"usb": "usb://0", "rtsp": "rtsp://127.0.0.1/x", "file": places["video"], "synthetic": places["synthetic"]}
+    urls |= {"http": "http://127.0.0.1/x", "https": "https://127.0.0.1/x", "gentl": "gentl:///x.cti"}
+    urls |= {"watch": f"watch://{tmp_path}"}
     assert set(urls) == set(CAMERAS)
     for url in urls.values():
         camera = make_camera(url, "top", tmp_path)
@@ -179,7 +207,7 @@ def test_every_camera_of_the_table_reports(places: dict[str, str], tmp_path: Pat
             assert camera.reported() == {}
             continue
         camera.open()
-        assert set(camera.reported()) == {"width", "height", "fps"}
+        assert set(camera.reported()) == (set() if camera.waits else {"width", "height", "fps"})
         camera.close()
 
 

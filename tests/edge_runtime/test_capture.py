@@ -21,9 +21,10 @@ import pytest
 
 from contract.images import PixelFormat
 from contract.locate import Box
-from edge_runtime.cameras.base import Camera, CameraFrame, Source, playhead_file
+from edge_runtime.cameras.base import BadFrame, Camera, CameraFrame, Source, playhead_file
 from edge_runtime.capture import (
     FROZEN_AFTER,
+    MISSED_MOST,
     CameraProcess,
     Capture,
     CapturedTrigger,
@@ -31,7 +32,7 @@ from edge_runtime.capture import (
     TakenMemory,
     same_as_previous,
 )
-from edge_runtime.errors import RingError
+from edge_runtime.errors import CameraError, RingError
 from edge_runtime.ring import ChildState, Ring
 from edge_runtime.settings import CameraSettings
 from edge_runtime.synthetic import PART_LENGTH_PX, SyntheticLine
@@ -295,7 +296,7 @@ class Bench:
     """A capture loop on a ring of its own."""
 
     def __init__(self, tmp_path: Path, live: bool = False, **more: Any) -> None:
-        self.settings = settings("synthetic://line", **more)
+        self.settings = settings(more.pop("url", "synthetic://line"), **more)
         self.ring = Ring.create(self.settings.slots, 640 * 480 * 3, self.settings.policy == "freshest")
         self.read_end, self.write_end = os.pipe2(os.O_NONBLOCK)
         self.camera = HandFed(Source("synthetic://line", "line", {}, "top", tmp_path, 1.0))
@@ -305,9 +306,11 @@ class Bench:
     def successor(self) -> Capture:
         return Capture(self.camera, self.ring, self.settings, self.write_end)
 
-    def feed(self, pixels: np.ndarray, number: int) -> None:
-        pixel_format = PixelFormat.MONO8 if pixels.ndim == 2 else PixelFormat.RGB8
-        self.capture.take(CameraFrame(pixels, pixel_format, number, 1000 + number))
+    def feed(
+        self, pixels: np.ndarray, number: int, t_ns: int | None = None, pixel_format: PixelFormat | None = None
+    ) -> None:
+        pixel_format = pixel_format or (PixelFormat.MONO8 if pixels.ndim == 2 else PixelFormat.RGB8)
+        self.capture.take(CameraFrame(pixels, pixel_format, number, 1000 + number if t_ns is None else t_ns))
 
     def close(self) -> None:
         self.ring.close()
@@ -395,6 +398,123 @@ def test_a_frozen_camera_gives_no_pictures(bench: Callable[..., Bench]) -> None:
     lost = [record.lost for record in made.ring.drain()]
     assert lost[:FROZEN_AFTER] == [None] * FROZEN_AFTER
     assert lost[FROZEN_AFTER:] == ["frozen camera"] * 2
+
+
+def test_a_camera_that_stays_frozen_is_given_up(bench: Callable[..., Bench]) -> None:
+    """And what it has shown last is as old as its last new frame."""
+    made, frame = bench(trigger="every-frame", live=True, frozen_s=0.5), SyntheticLine(parts=2).render(25)
+    second = 1_000_000_000
+    made.feed(frame, 0, second)
+    for number in range(1, 6):
+        made.feed(frame, number, second + number * second // 10)
+    live = made.ring.live()
+    assert (live.frame_ns, live.frames, live.skipped) == (second, 6, 0)
+    with pytest.raises(CameraError, match=r"frozen: the same picture for 0\.6 s"):
+        made.feed(frame, 6, second + 6 * second // 10)
+
+
+@pytest.mark.parametrize(("asked", "steady"), [(None, True), (25.0, False)], ids=["as learnt", "as asked for"])
+def test_a_slow_camera_is_given_up(bench: Callable[..., Bench], asked: float | None, steady: bool) -> None:
+    """From 25 frames a second to 10; frames that we were too late for do not count against it."""
+    made, frame = bench(live=True, fps=asked), SyntheticLine(parts=2)
+    times = [number * 40_000_000 for number in range(150 if steady else 1)]
+    for number, t_ns in enumerate(times):
+        if number % 3 == 0:  # two of three frames pass while we are busy
+            made.feed(frame.render(number % 20), number, 10**9 + t_ns)
+    made.ring.set_live(made.ring.live()._replace(alive_ns=1))
+    assert not steady or 24.5 < made.ring.live().learnt_mhz / 1000 < 25.5
+    made.capture = made.successor() if steady else made.capture  # what was learnt outlives the process
+    first = len(times)
+    with pytest.raises(CameraError, match=r"slow: 10 frames a second over 2 s, (it gave at first|`fps` asks for) 25"):
+        for number in range(1, 60):
+            made.feed(frame.render(number % 20), first + number, 10**9 + times[-1] + number * 100_000_000)
+    assert number <= 25, "within two seconds and a few frames"
+
+
+def test_a_camera_that_is_triggered_itself_may_be_as_slow_as_its_parts(bench: Callable[..., Bench]) -> None:
+    made, frame = bench(live=True, trigger="every-frame"), SyntheticLine(parts=2)
+    for number in range(60):
+        made.feed(frame.render(number % 20), number, 10**9 + number * (40_000_000 if number < 50 else 10**9))
+        for record in made.ring.drain():
+            if record.slot >= 0:
+                made.ring.release(record.slot)
+
+
+def test_triggers_that_the_camera_missed_are_announced(bench: Callable[..., Bench]) -> None:
+    made = bench(live=True, url="gentl:///x.cti", trigger="hardware", fixture="region", region=(0, 0, 8, 8))
+    made.camera.waits = made.camera.triggered = True
+    rng = np.random.default_rng(0)
+    for number in (0, 1, 4, 5):
+        made.feed(rng.integers(0, 256, (48, 64), np.uint8), number)
+    made.capture.spoilt(BadFrame("the frame arrived incomplete", 7, 5000))
+    records = made.ring.drain()
+    assert [record.frame_no for record in records] == list(range(8))
+    never = "the camera took frame {}, which never came"
+    assert {r.frame_no: r.lost for r in records if r.lost} == {
+        2: never.format(2), 3: never.format(3), 6: never.format(6), 7: "the frame arrived incomplete"
+    }  # fmt: skip
+    assert made.ring.live().skipped == 0, "each is announced, none a gap besides"
+    made.feed(rng.integers(0, 256, (48, 64), np.uint8), 5007)
+    assert len(made.ring.drain()) == MISSED_MOST + 1
+    assert made.ring.live().skipped == 4999 - MISSED_MOST
+
+
+def test_a_camera_that_waits_is_alive_between_parts(bench: Callable[..., Bench]) -> None:
+    made = bench(live=True, url="gentl:///x.cti", trigger="hardware", fixture="region", region=(0, 0, 8, 8))
+    made.camera.waits = True
+    made.capture._beat(ChildState.RUNNING)
+    live = made.ring.live()
+    assert live.waits == 1 and live.frame_ns == live.alive_ns > 0 and live.frames == 0
+
+
+def test_a_bad_frame_is_a_part_or_a_gap_and_never_nothing(bench: Callable[..., Bench]) -> None:
+    rng = np.random.default_rng(0)
+    for trigger, lost, skipped in (("every-frame", ["it is torn"], 0), ("presence", [], 1)):
+        made = bench(trigger=trigger, fixture="region", region=(0, 0, 8, 8))
+        for number in (0, 1, 3):
+            made.feed(rng.integers(0, 256, (48, 64), np.uint8), number)
+            if number == 1:
+                made.capture.spoilt(BadFrame("it is torn", 2, 9000))
+                assert made.ring.detail() == "it is torn"
+        assert [record.lost for record in made.ring.drain() if record.lost] == lost
+        assert made.ring.live().skipped == skipped
+        assert made.ring.detail() == "", "it is over"
+
+
+def test_a_recording_s_frame_that_no_slot_takes_is_not_inspected_and_the_next_one_is(
+    bench: Callable[..., Bench],
+) -> None:
+    made = bench(trigger="every-frame", fixture="region", region=(0, 0, 8, 8))
+    for number, shape in enumerate([(48, 64), (2000, 2000), (48, 64)]):
+        made.feed(np.full(shape, number, np.uint8), number)
+    lost = [record.lost for record in made.ring.drain()]
+    assert lost[0] is None and lost[2] is None and "raise max_frame_mb" in (lost[1] or "")
+
+
+@pytest.mark.parametrize("trigger", ["presence", "every-frame"])
+def test_a_live_camera_that_changes_its_size_is_opened_again(bench: Callable[..., Bench], trigger: str) -> None:
+    rng = np.random.default_rng(0)
+    made = bench(live=True, trigger=trigger, fixture="region", region=(0, 0, 8, 8))
+    made.feed(rng.integers(0, 256, (48, 64), np.uint8), 0)
+    with pytest.raises(CameraError, match="gave a frame of 32 x 48, mono8, and had announced 64 x 48, mono8"):
+        made.feed(rng.integers(0, 256, (48, 32), np.uint8), 1)
+    with pytest.raises(CameraError, match="gave a frame of 64 x 48, rgb8, and had announced 64 x 48, mono8"):
+        made.feed(rng.integers(0, 256, (48, 64, 3), np.uint8), 2)
+    lost = [record.lost for record in made.ring.drain() if record.lost]
+    assert len(lost) == (2 if trigger == "every-frame" else 0)
+    made.camera.announced_hw = (100, 100)
+    made.capture = made.successor()
+    with pytest.raises(CameraError, match="gave a frame of 64 x 48, mono8, and had announced 100 x 100:"):
+        made.feed(rng.integers(0, 256, (48, 64), np.uint8), 3)
+
+
+def test_what_a_sensor_gives_is_developed_before_it_is_shared(bench: Callable[..., Bench]) -> None:
+    made = bench(trigger="every-frame", fixture="region", region=(0, 0, 8, 8))
+    made.feed(np.full((48, 64), 9, np.uint8), 0, pixel_format=PixelFormat.BAYER_GB8)
+    made.feed(np.full((48, 64, 4), 9, np.uint8), 1, pixel_format=PixelFormat.RGBA8)
+    for record in made.ring.drain():
+        pixels, pixel_format = made.ring.read(record.slot)
+        assert pixel_format is PixelFormat.RGB8 and pixels.shape == (48, 64, 3)
 
 
 def test_equal_images_in_a_folder_are_not_frozen(bench: Callable[..., Bench]) -> None:

@@ -221,6 +221,124 @@ def test_hammered_by_a_writer_that_is_killed_again_and_again(freshest: bool) -> 
     ring.close()
 
 
+SHAPES_WRITER = """
+import os, sys, zlib
+import numpy as np
+from contract.images import PixelFormat
+from edge_runtime.ring import Record, Ring
+ring, seed = Ring.attach(int(sys.argv[1])), int(sys.argv[2])
+noise = np.random.default_rng(seed).integers(0, 256, 700_000, dtype=np.uint8)
+number = ring.counts()[0]
+while True:
+    shape, form = (((300, 400), "mono8"), ((150, 333, 3), "bgr8"), ((200, 200, 3), "rgb8"))[number % 3]
+    start = number * 7919 % 500_000
+    frame = noise[start : start + int(np.prod(shape))].reshape(shape)
+    slot = ring.put(frame, PixelFormat(form), number, zlib.crc32(frame.tobytes()))
+    lost = None if slot is not None else "overrun"
+    ring.announce(Record(0, number, zlib.crc32(frame.tobytes()), 0, None, -1 if slot is None else slot, lost))
+    if slot is not None:
+        ring.unkeep(slot)
+    number += 1
+"""
+
+
+def test_hammered_by_several_writers_at_once_that_are_stopped_and_killed_at_any_moment() -> None:
+    """Three cameras into one station, frames of three sizes and formats: each read is one whole frame, none is lost."""
+    rng = np.random.default_rng(5)
+    rings = [Ring.create(4, 150 * 333 * 3, freshest=bool(number % 2)) for number in range(3)]
+
+    def start(number: int, seed: int) -> subprocess.Popen[bytes]:
+        words = [sys.executable, "-c", SHAPES_WRITER, str(rings[number].fd), str(seed)]
+        return subprocess.Popen(words, pass_fds=(rings[number].fd,))
+
+    writers = [start(number, number) for number in range(3)]
+    seen, whole, kills, stops = [0] * 3, [0] * 3, [0] * 3, 0
+    held: list[tuple[int, Record]] = []
+    deadline = time.monotonic() + 60
+    while min(kills) < 2 or not stops:
+        assert time.monotonic() < deadline, (seen, whole, kills)
+        for number, ring in enumerate(rings):
+            for record in ring.drain():
+                assert record.trigger_id == seen[number]
+                assert record.frame_no == seen[number]
+                seen[number] += 1
+                if record.slot >= 0:
+                    held.append((number, record))
+        for number, record in held:  # read late, while its writer goes on
+            pixels, pixel_format = rings[number].read(record.slot)
+            assert zlib.crc32(pixels.tobytes()) == record.t_capture_ns, "torn"
+            assert pixel_format.value == ("mono8", "bgr8", "rgb8")[record.frame_no % 3]
+            rings[number].release(record.slot)
+            whole[number] += 1
+        held.clear()
+        victim = int(rng.integers(0, 3))
+        if rng.uniform() < 0.02 and whole[victim] > 20 * (kills[victim] + 1):
+            writers[victim].kill()
+            writers[victim].wait()
+            rings[victim].reclaim()
+            kills[victim] += 1
+            writers[victim] = start(victim, victim + 10 * kills[victim])
+        elif rng.uniform() < 0.01:
+            writers[victim].send_signal(signal.SIGSTOP)
+            stops += 1
+            for ring in rings:
+                ring.counts()
+            writers[victim].send_signal(signal.SIGCONT)
+    for writer in writers:
+        writer.kill()
+        writer.wait()
+    for ring in rings:
+        ring.reclaim()
+        for record in ring.drain():
+            if record.slot >= 0:
+                ring.release(record.slot)
+        for slot in ring.kept().values():
+            ring.unkeep(slot)
+        assert all(ring.slot(index).state == SlotState.FREE for index in range(4))
+        ring.close()
+    assert stops
+
+
+def test_a_slot_that_was_given_away_is_not_read(ring: Ring) -> None:
+    slot = announce(ring, 1)
+    assert slot is not None
+    (record,) = ring.drain()
+    ring.release(record.slot)
+    with pytest.raises(RingError, match="holds no whole frame"):
+        ring.read(slot)
+    held = announce(ring, 2)
+    assert held == slot
+    whole = ring.slot(slot)
+    ring._set_slot(slot, whole._replace(width=50_000, height=50_000))
+    with pytest.raises(RingError, match="declares 50000 x 50000 pixels, more than it can hold"):
+        ring.read(slot)
+    ring._set_slot(slot, whole._replace(format=77))
+    with pytest.raises(RingError, match="no whole frame"):
+        ring.read(slot)
+    with pytest.raises(RingError, match="not bayerrg8: develop it before"):
+        ring.put(picture(1), PixelFormat.BAYER_RG8, 3, 0)
+
+
+def test_a_slot_that_changes_while_it_is_read_is_noticed(ring: Ring, monkeypatch: pytest.MonkeyPatch) -> None:
+    slot = announce(ring, 1)
+    assert slot is not None
+    pixels_of = ring._pixels
+
+    def meanwhile(index: int, shape: tuple[int, ...]) -> np.ndarray:
+        ring._set_slot(index, ring.slot(index)._replace(sequence=99))
+        return pixels_of(index, shape)
+
+    monkeypatch.setattr(ring, "_pixels", meanwhile)
+    with pytest.raises(RingError, match="given to another frame while it was read"):
+        ring.read(slot)
+
+
+def test_a_long_reason_is_cut_at_a_letter(ring: Ring) -> None:
+    ring.announce(Record(0, 1, 0, 0, None, -1, "ü" * 400))
+    (record,) = ring.drain()
+    assert record.lost == "ü" * 150
+
+
 def test_a_stopped_holder_of_the_lock_does_not_hang_the_other_side(ring: Ring) -> None:
     code = (
         "import sys, time; from edge_runtime.ring import Ring; ring = Ring.attach(int(sys.argv[1]))\n"

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import zmq
@@ -25,7 +26,8 @@ from edge_runtime.errors import CardLostError, SpoolError
 from edge_runtime.settings import CameraSettings, EdgeSettings, HostLink, PresenceSettings
 from edge_runtime.spool import Spool
 from edge_runtime.station import Station, is_drawn
-from edge_runtime.synthetic import PART_LENGTH_PX
+from edge_runtime.synthetic import PART_LENGTH_PX, SyntheticLine
+from tests.edge_runtime.test_mjpeg import Server
 from tests.processes import until
 
 URL = "synthetic://line?seed=2&parts=6&fps=50"
@@ -274,3 +276,55 @@ def test_a_station_whose_emitter_has_ended_stops_instead_of_judging_for_nobody(s
     run._emitter._stopping.set()
     with pytest.raises(SpoolError, match="emitter has ended"):
         run.run()
+
+
+def test_a_watched_folder_is_ready_before_its_first_picture_and_a_broken_one_has_no_verdict(
+    start: Callable[..., Run], tmp_path: Path
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    camera = {"trigger": "every-frame", "fixture": "region", "region": (0, 0, 64, 64)}
+    run = start(url=f"watch://{folder}?fps=50&settle=0.05&wait=0.3", camera=camera)
+
+    def write() -> None:
+        try:
+            until(lambda: run.station._state == "running", "it runs while the folder is empty")
+            line = SyntheticLine(seed=2, parts=2)
+            for number in range(2):
+                cv2.imwrite(str(folder / f"{number}.png"), line.render(line.first_frame(line.parts[number])))
+            (folder / "torn.jpg").write_bytes(cv2.imencode(".jpg", line.render(0))[1].tobytes()[:-100])
+            until(lambda: run.station._cameras[0].status().triggers == 3 and len(run.results) == 2, "all are taken")
+        finally:
+            run.station.stop_event.set()
+
+    headers = run.run(write)
+    (missed,) = [header for header in headers if isinstance(header, Missed)]
+    assert missed.reason.startswith("torn.jpg: its content: not a readable image")
+    assert kinds(headers)["result"] == 2 and not kinds(headers)["gap"]
+
+
+def test_a_frozen_camera_is_told_while_it_is_frozen_and_a_gap_when_it_sees_again(start: Callable[..., Run]) -> None:
+    """A real server that gives the same picture from the tenth on, to every connection anew."""
+    server = Server()
+    camera = {"trigger": "every-frame", "fixture": "region", "region": (0, 0, 40, 40), "frozen_s": 0.6}
+    run = start(url=server.url("frozen"), camera=camera)
+    told: list[str] = []
+
+    def watch() -> None:
+        try:
+            one = run.station._cameras[0]
+            until(lambda: one.status().frame_age_ms > 300, "its last new picture grows old")
+            until(lambda: one.status().state == "failed" and not told.append(one.status().detail), "it is replaced")
+            until(lambda: one.status().restarts >= 1 and one.status().state == "running", "it sees again")
+            until(lambda: run.station._watch["top"].blind_since_ns is None, "the gap is declared")
+        finally:
+            run.station.stop_event.set()
+
+    try:
+        headers = run.run(watch)
+    finally:
+        server.kill()
+    assert "camera top: frozen: the same picture for" in told[0]
+    gap = next(header for header in headers if isinstance(header, Gap))
+    assert "frozen: the same picture for" in gap.reason and gap.camera_id == "top" and gap.duration_ns > 0.6e9
+    assert {header.reason for header in headers if isinstance(header, Missed)} == {"frozen camera"}
