@@ -71,9 +71,10 @@ def test_the_truth_of_a_line(tmp_path: Path) -> None:
 
 
 def test_parts_with_a_defect_of_known_size() -> None:
-    parts = SizedParts(URL, 12)
-    for number in range(12):
-        drawn = parts.draw(number, "scratch", 10.0)
-        assert drawn is not None and drawn.label == "scratch" and drawn.mask.shape == drawn.pixels.shape
+    parts = SizedParts(URL, 14)
+    found = [drawn for number in range(14) if (drawn := parts.draw(number, "scratch", 10.0)) is not None]
+    assert len(found) >= 7, "the others touch"
+    for drawn in found:
+        assert drawn.label == "scratch" and drawn.mask.shape == drawn.pixels.shape
         assert abs(drawn.pixels.shape[0] - PLATE_H) < 16 and abs(drawn.pixels.shape[1] - PLATE_W) < 16
         assert extent_px(drawn.mask > 0) == pytest.approx(10.0, abs=EXTENT_OFF_PX)
