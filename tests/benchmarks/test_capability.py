@@ -1,4 +1,4 @@
-"""The figures of the benchmarks of a90/95: the truth from rates around it, coverage from experiments drawn by chance."""
+"""Figures of the benchmarks of a90/95: the truth from rates around it, coverage from experiments drawn by chance."""
 
 from __future__ import annotations
 
