@@ -21,6 +21,7 @@ from calibration.implant import KINDS, Region, implant
 from calibration.pod import LEAST_DEFECTS, Bin, Pod, fit
 from calibration.progress import steps
 from calibration.repeats import Repeats, judge
+from calibration.stages import staged
 from contract.bundle import Bundle, Precision, open_bundle
 from contract.dataset import Dataset, Sample, load_dataset
 from contract.event import Verdict
@@ -35,7 +36,7 @@ ALL = "all defects with a mask"
 
 
 class Implants(NamedTuple):
-    """What is drawn into good pictures: ``defects`` of each kind, sizes in pixels evenly over their logarithm."""
+    """What is drawn into good pictures: ``defects`` of each kind, within ``sizes_px`` where they say most of a90."""
 
     kinds: tuple[str, ...]
     defects: int = 200
@@ -222,14 +223,22 @@ def _check(implants: Implants) -> None:
 
 def _of_kind(inspector: Inspector, bases: Sequence[Sample], implants: Implants, kind: str, scale: float) -> Detection:
     random = np.random.default_rng([implants.seed, *kind.encode()])
-    low, high = np.log(implants.sizes_px)
-    trials = []
-    for index in steps(range(implants.defects), f"implanting: {kind}"):
-        good = read_image(bases[index % len(bases)].path, inspector.bundle.manifest.recipe.channels)
-        size_px = float(np.exp(low + (high - low) * (index + random.random()) / implants.defects))
+    trials: list[Trial] = []
+
+    def detect(size_px: float) -> bool | None:
+        good = read_image(bases[len(trials) % len(bases)].path, inspector.bundle.manifest.recipe.channels)
         made = implant(good, kind, size_px, implants.contrast, random, implants.region)
-        trials.append(Trial(size_px * scale, inspector.inspect(made.picture).verdict))
+        verdict = inspector.inspect(made.picture).verdict
+        trials.append(Trial(size_px * scale, verdict))
+        return is_detected(verdict)
+
+    staged(implants.defects, implants.sizes_px, random, detect, lambda numbers: steps(numbers, f"implanting: {kind}"))
     return bounded_by(detection(kind, trials), len(bases))
+
+
+def is_detected(verdict: Verdict) -> bool | None:
+    """Whether a defect was found; None where its part was not inspected."""
+    return None if verdict is Verdict.NOT_INSPECTED else verdict in DETECTED
 
 
 def bounded_by(found: Detection, pictures: int) -> Detection:
@@ -249,9 +258,7 @@ def _fields(each: Detection) -> dict[str, Any]:
         "a50": None if pod is None else pod.a50,
         "a90": None if pod is None else pod.a90,
         "a90_95": None if pod is None else pod.a90_95,
-        "intercept": None if pod is None else pod.intercept,
-        "slope": None if pod is None else pod.slope,
-        "skew": None if pod is None else pod.skew,
+        "curve": [] if pod is None else [[each.size, each.rate] for each in pod.curve()],
         "bins": [] if pod is None else [_bin_fields(each) for each in pod.bins],
     }
 

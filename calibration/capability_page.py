@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from html import escape
 
 from calibration.capability import Capability, Detection
-from calibration.pod import RATE, Pod
+from calibration.pod import RATE, Bin, Pod
 from calibration.repeats import NEAR, REPEATS, PartRepeats, Repeats
 from calibration.report import (
     COLOURS,
@@ -40,13 +40,16 @@ REPEATABILITY = (
     "part's mean to the nearest limit, in standard deviations of a repeat, the larger of its own and all parts'. A "
     f"part within {NEAR:g} of them gets different verdicts in time. What was not inspected has no score."
 )
+BIN_HEADER = ("size", "defects", "detected", "rate, 95 % interval")
 SIGNED = (("measured by", "", "", ""), ("approved by", "", "", ""))
 METHOD = (
-    "Detection rate by size: MIL-HDBK-1823A, with a link that may come to 100 % more slowly than the logit "
-    "(Aranda-Ordaz). a90 is the size that is detected in 90 % of cases; a90/95 is the size of which that can be said "
-    "with 95 % confidence (likelihood ratio). A dash stands where the sizes tested do not allow to say. The points are "
-    "the rates found, with 95 % Wilson intervals; where they do not follow the curve, do not use it. A curve of all "
-    "kinds together hides a kind that is never found: read the classes."
+    "Detection rate by size after MIL-HDBK-1823A, from hits and misses: the log-odds of a hit against the logarithm of "
+    "size, along a line that rises and may bend (a smoothing spline) where the handbook's is straight. a90 is the size "
+    "from which 90 % are detected; a90/95 is the size of which that can be said with 95 % confidence: the largest at "
+    "which a rate of 90 % is not refuted by the ratio of likelihoods. A dash stands where the sizes tested do not "
+    "allow to say. The points, and the rows below each curve, are the rates found with 95 % Wilson intervals; where "
+    "they do not follow the curve, do not use it. A curve of all kinds together hides a kind that is never found: read "
+    "the classes."
 )
 
 
@@ -109,6 +112,7 @@ def _implanted(found: Capability) -> str:
     low, high = asked.sizes_px
     return (
         f"<p>{asked.defects} of each kind, {low:g} to {high:g} px, {asked.contrast:g} grey levels darker or lighter, "
+        "one in five over the whole range and the others around the size of which 90 % were found until then, "
         f"drawn into {found.bases} good picture(s) that pass without them. They say how small a defect "
         f"<em>of this kind and contrast</em> is found; real ones differ.</p>{_detections(found.implanted, found.unit)}"
     )
@@ -119,6 +123,7 @@ def _detections(detections: Sequence[Detection], unit: str) -> str:
         return "<p>No defective test image has a mask, so no size is known.</p>"
     curves = "".join(
         f"<h3>{escape(each.name)}</h3>{curve(each.pod, unit, COLOURS[index % len(COLOURS)])}"
+        f"{table(BIN_HEADER, bin_rows(each.pod, unit))}"
         for index, each in enumerate(detections)
         if each.pod is not None
     )
@@ -194,6 +199,19 @@ def _scatter(found: Repeats) -> str:
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="scores of the repeats of each part">{limits}'
         f'{points}<text x="{WIDTH / 2}" y="{HEIGHT - 8}" text-anchor="middle">part 1 to {len(found.parts)}</text></svg>'
     )
+
+
+def bin_rows(pod: Pod, unit: str) -> list[tuple[str, ...]]:
+    """Defects and hits by size: what the curve rests on."""
+    return [
+        (f"{each.low:.3g} to {each.high:.3g} {unit}", str(each.detected.total), str(each.detected.hits), _share(each))
+        for each in pod.bins
+    ]
+
+
+def _share(each: Bin) -> str:
+    """``97.5 % (94.0 to 99.1 %)``, without the counts, which have columns of their own."""
+    return each.detected.text().partition(", ")[2]
 
 
 def _repeats(found: Capability) -> str:

@@ -22,7 +22,6 @@ from calibration.by_part import kept, rate_of_images
 from calibration.calibrate import threads
 from calibration.errors import CalibrationError
 from calibration.holdout import pattern_of
-from calibration.implant import extent_px
 from calibration.looks import LOOKS, append_look
 from calibration.metrics import DEFECTIVE_FROM, escapes_at, localization, ranking, resize_mask, scale_down
 from calibration.progress import steps
@@ -30,7 +29,7 @@ from contract.bundle import Bundle, Precision, open_bundle
 from contract.dataset import Dataset, Sample, load_dataset
 from contract.errors import FlawlineError, ImageError
 from contract.event import Verdict
-from contract.images import Pixels, read_image
+from contract.images import Pixels, extent_px, read_image
 from contract.recipe import Thresholds
 from contract.stats import Rate, rate_fields
 from edge_runtime.engines import open_engine

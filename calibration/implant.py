@@ -97,14 +97,3 @@ KINDS: dict[str, Callable[[Pixels, tuple[float, float], float, np.random.Generat
     "spot": _spot,
     "scratch": _scratch,
 }
-
-
-def extent_px(mask: NDArray[np.bool_]) -> float:
-    """Longest extent of the largest connected area of a mask, in pixels: the longer side of the least rectangle."""
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-    if count < 2:
-        return 0.0
-    largest = 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))
-    points = np.argwhere(labels == largest)[:, ::-1].astype(np.float32)
-    (_, _), sides, _ = cv2.minAreaRect(points)
-    return max(float(sides[0]), float(sides[1])) + 1.0  # from centre to centre of pixels, and half of one at each end

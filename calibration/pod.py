@@ -1,16 +1,17 @@
 """Probability of detection by defect size from hits and misses, and a90/95 (beside hop 5, at the engineer's desk).
 
-MIL-HDBK-1823A, section 4 and appendix G, with one parameter more than its logit on the logarithm of size: the link of
-Aranda-Ordaz (Biometrika 68, 1981), 1 - (1 + k e^h)^(-1/k), is the logit at k = 1 and comes to 1 ever more slowly as k
-grows, as where a defect is hard to see in some places of a part. There a logit states sizes that are too small. The
-confidence bound is the one of the likelihood ratio, which holds for few defects and steep curves where Wald's does not.
+MIL-HDBK-1823A, section 4 and appendix G: the log-odds of a hit against the logarithm of size. There they are one
+straight line, and where a defect is harder to see in some places of a part, that states sizes that are too small. Here
+they may bend: a smoothing spline, whose slope walks at random from size to size (Wahba, JRSS B 40, 1978), so that what
+happens far from a90 bends nothing there, and few defects still make nearly a straight line. The confidence bound is the
+handbook's: the largest size at which a rate of 90 % is not refuted by the ratio of likelihoods.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +22,7 @@ from contract.stats import Rate, rate
 
 Floats = NDArray[np.float64]
 RATE = 0.9
+LEVEL = math.log(RATE / (1 - RATE))
 LEAST_DEFECTS = 29
 """Of as many hits without a miss 0.9 is the bound at 95 %: 0.9^29 < 0.05. With fewer, nothing can be said."""
 
@@ -28,27 +30,21 @@ LEAST_RATIO = 1.5  # of the largest size to the smallest
 DEVIANCE = 2.705543
 """The 90 % point of chi-squared with one degree of freedom: two-sided 90 %, so one-sided 95 %."""
 
-STEEPEST = 200.0  # of h by the logarithm of size: from 1 to 99 % within 5 % of size
-SKEWS = (0.1, 0.3, 0.6, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
+BEND = 3.0
+"""Standard deviation of the change of slope over a factor of e in size. Chosen by simulation (benchmarks/bounds.py):
+at 1.5 curves with a kink lose coverage, at 6 the bound is a sixth wider."""
+
+STEEPEST = 50.0  # standard deviation of the slope itself: from 1 to 99 % within a fifth of size
 BINS = 8
-GRID = 32
-CELLS = 200
-"""More defects than that are counted in as many cells of neighbours in size: it tells the same and takes less time."""
-
-NEAREST = 800
-ROUNDS = 4
-_REACH = math.log(100.0)  # sizes up to this factor outside those tested are searched
-STEPS = 29
-_GOLDEN = (math.sqrt(5) - 1) / 2
-
-
-def _level(share: float, skew: float) -> float:
-    """The h at which the link gives ``share``."""
-    return math.log(((1 - share) ** -skew - 1) / skew)
-
-
-_SKEWS = np.array(SKEWS)
-_LEVELS = np.array([_level(RATE, skew) for skew in SKEWS])
+SPACING = 0.05  # of knots, in ln size
+KNOTS = (24, 160)
+_HOLD = 1e6  # weight that holds a curve to LEVEL at a knot
+_ROUNDS = 80
+_AT_ONCE = 8
+_STRIDE = 4.0  # of log-odds in a step of Newton's
+_NEAR = 1e-6
+_FALLING = 1e4  # weight of a slope that falls: larger defects are found no less often
+_LEAST_WEIGHT = 1e-9
 
 
 class Bin(NamedTuple):
@@ -59,41 +55,46 @@ class Bin(NamedTuple):
     detected: Rate
 
 
-class Pod(NamedTuple):
-    """The fitted curve: h = intercept + slope ln(size), ``skew`` the k of the link. Sizes are in the unit given.
+class Point(NamedTuple):
+    """A size, and the fitted probability of detection of a defect of it."""
 
-    ``a90`` is the size that is detected in 90 % of cases, ``a90_95`` the size of which that can be said with 95 %
-    confidence; None where the sizes tested do not allow to say.
+    size: float
+    rate: float
+
+
+class Pod(NamedTuple):
+    """The fitted curve: log-odds of detection at each of ``knots`` (ln size), straight lines between them.
+
+    ``a90`` is the size from which 90 % are detected, ``a90_95`` the size of which that can be said with 95 %
+    confidence; None where the sizes tested do not allow to say. Sizes are in the unit given.
     """
 
-    intercept: float
-    slope: float
-    skew: float
+    knots: tuple[float, ...]
+    log_odds: tuple[float, ...]
     a50: float | None
     a90: float | None
     a90_95: float | None
     hits: int
     bins: list[Bin]
 
+    def curve(self) -> list[Point]:
+        """The fitted curve, at its knots."""
+        return [
+            Point(math.exp(knot), float(_chance(np.float64(each))))
+            for knot, each in zip(self.knots, self.log_odds, strict=True)
+        ]
+
     def at(self, size: float) -> float:
-        """Fitted probability of detection of a defect of ``size``."""
-        return float(-np.expm1(_log_missed(np.array(self.intercept + self.slope * math.log(size)), self.skew)))
+        """Fitted probability of detection of a defect of ``size``, within the sizes tested."""
+        return float(_chance(np.interp(math.log(size), self.knots, self.log_odds)))
 
 
-class Cells(NamedTuple):
-    """Defects of about one size: ln size, hits and misses, float64 [n]."""
+class Counts(NamedTuple):
+    """Hits and all defects at each knot (ln size), float64 [k]: each defect is shared out to its two neighbours."""
 
-    x: Floats
+    knots: Floats
     hits: Floats
-    misses: Floats
-
-
-class Curve(NamedTuple):
-    """The likeliest curve that rises through 0.9 at one size."""
-
-    likelihood: float
-    slope: float
-    skew: float
+    defects: Floats
 
 
 def fit(sizes: Sequence[float], detected: Sequence[bool]) -> Pod:
@@ -103,60 +104,54 @@ def fit(sizes: Sequence[float], detected: Sequence[bool]) -> Pod:
     """
     size, hit = np.asarray(sizes, np.float64), np.asarray(detected, np.bool_)
     _require(size)
-    tested = (math.log(size.min()), math.log(size.max()))
-    near = np.full(len(size), True)
-    first = found = _fit(cells_of(size, hit), tested)
-    for _ in range(ROUNDS):
-        before, near = near, _nearest(np.log(size), found.log_a90)
-        if (near == before).all() or np.ptp(np.log(size[near])) < math.log(LEAST_RATIO):
-            break
-        found = _fit(cells_of(size[near], hit[near]), tested)
-    # The likelihood ratio's limit does not hold where nearly all are hits; fewer than LEAST_DEFECTS say nothing anyway.
-    least = float(np.sort(size)[LEAST_DEFECTS - 1])
-    a90_95 = None if found.a90_95 is None else max(found.a90_95, least)
-    hits, bins = int(hit.sum()), bins_of(size, hit)
-    return Pod(found.intercept, found.slope, found.skew, first.a50, found.a90, a90_95, hits, bins)
+    counts = counts_of(size, hit)
+    best = likeliest(counts)
+    log_a90 = rises_to(counts.knots, best, LEVEL)
+    a90_95 = None
+    if best[-1] >= LEVEL:
+        bound = _bound(counts, best)
+        # The likelihood ratio's limit does not hold where nearly all are hits; fewer than LEAST_DEFECTS say nothing.
+        least = float(np.sort(size)[LEAST_DEFECTS - 1])
+        a90_95 = None if bound is None else max(math.exp(bound), least)
+    return Pod(
+        tuple(counts.knots.tolist()),
+        tuple(best.tolist()),
+        _size(rises_to(counts.knots, best, 0.0)),
+        _size(log_a90),
+        a90_95,
+        int(hit.sum()),
+        bins_of(size, hit),
+    )
 
 
-def _nearest(x: Floats, log_a90: float) -> NDArray[np.bool_]:
-    """The NEAREST defects by size: what happens far from a90 must not bend the curve there (local likelihood)."""
-    away = np.abs(x - log_a90)
-    return np.asarray(away <= np.partition(away, min(NEAREST, len(x)) - 1)[min(NEAREST, len(x)) - 1])
+def counts_of(size: Floats, hit: NDArray[np.bool_]) -> Counts:
+    """Knots evenly over the logarithm of the sizes, with what lies around each."""
+    x = np.log(size)
+    low, high = float(x.min()), float(x.max())
+    number = min(max(math.ceil((high - low) / SPACING), KNOTS[0]), KNOTS[1])
+    at = np.clip((x - low) / (high - low) * (number - 1), 0, number - 1)
+    left = np.minimum(at.astype(np.intp), number - 2)
+    share = at - left
+
+    def shared(weight: Floats) -> Floats:
+        first = np.bincount(left, weight * (1 - share), number)
+        return np.asarray(first + np.bincount(left + 1, weight * share, number), np.float64)
+
+    return Counts(np.linspace(low, high, number), shared(hit.astype(np.float64)), shared(np.ones(len(x))))
 
 
-class _Fitted(NamedTuple):
-    intercept: float
-    slope: float
-    skew: float
-    log_a90: float
-    a50: float | None
-    a90: float | None
-    a90_95: float | None
+def likeliest(counts: Counts) -> Floats:
+    """Log-odds at each knot of the likeliest curve."""
+    start = np.zeros((1, len(counts.knots)))
+    return np.asarray(_fitted(counts, start, np.zeros_like(start))[0][0])
 
 
-def _fit(cells: Cells, tested: tuple[float, float]) -> _Fitted:
-    log_a90 = _likeliest(cells)
-    best = _profile(cells, log_a90)
-    intercept = _level(RATE, best.skew) - best.slope * log_a90
-    log_a50 = (_level(0.5, best.skew) - intercept) / max(best.slope, 1e-9)
-    bound = _bound(cells, best, log_a90)
-
-    def within(log_size: float) -> float | None:
-        """Sizes beyond the tested ones are none of what was seen."""
-        return math.exp(log_size) if tested[0] <= log_size <= tested[1] else None
-
-    a90_95 = within(max(bound, tested[0])) if log_a90 <= tested[1] else None
-    return _Fitted(intercept, best.slope, best.skew, log_a90, within(log_a50), within(log_a90), a90_95)
-
-
-def cells_of(size: Floats, hit: NDArray[np.bool_]) -> Cells:
-    """Neighbours in size together, where there are more than CELLS."""
-    order = np.argsort(size, kind="stable")
-    x, hits = np.log(size[order]), hit[order].astype(np.float64)
-    starts = np.unique(np.linspace(0, len(x), min(len(x), CELLS), endpoint=False).astype(np.intp))
-    counts = np.diff(np.append(starts, len(x))).astype(np.float64)
-    summed = np.add.reduceat(hits, starts)
-    return Cells(np.add.reduceat(x, starts) / counts, summed, counts - summed)
+def rises_to(knots: Floats, log_odds: Floats, level: float) -> float | None:
+    """ln of the size from which on the curve lies above ``level``; None where that is no size tested."""
+    below = np.flatnonzero(log_odds < level)
+    if len(below) == 0 or below[-1] == len(knots) - 1:
+        return None
+    return _between(knots, log_odds, int(below[-1]) + 1, level)
 
 
 def bins_of(size: Floats, hit: NDArray[np.bool_]) -> list[Bin]:
@@ -186,65 +181,64 @@ def _require(size: Floats) -> None:
         )
 
 
-def _likeliest(cells: Cells) -> float:
-    """ln a90 of the likeliest curve, up to _REACH outside the sizes tested."""
-    grid = np.linspace(cells.x[0] - _REACH, cells.x[-1] + _REACH, GRID)
-    at = int(np.argmax([_profile(cells, log_a90).likelihood for log_a90 in grid]))
-    low, high = grid[max(at - 1, 0)], grid[min(at + 1, GRID - 1)]
-    return _maximize(lambda log_a90: _profile(cells, log_a90).likelihood, float(low), float(high))
+def _bound(counts: Counts, best: Floats) -> float | None:
+    """The largest ln size at which a curve through RATE is not refuted; None where the largest tested is not."""
+    number = len(counts.knots)
+    free = _fitted(counts, best[np.newaxis], np.zeros((1, number)))[1][0]
+    below = np.flatnonzero(best < LEVEL)
+    first = int(below[-1]) if len(below) else 0
+    roots = np.full(number, -math.inf)
+    for start in range(first, number, _AT_ONCE):
+        at = np.arange(start, min(start + _AT_ONCE, number))
+        found = _fitted(counts, np.tile(best, (len(at), 1)), _HOLD * np.eye(number)[at])[1]
+        # Signed roots of the deviance run nearly straight from knot to knot, on both sides of the curve.
+        roots[at] = np.sqrt(np.maximum(2 * (free - found), 0.0)) * np.where(best[at] >= LEVEL, 1.0, -1.0)
+        refuted = np.flatnonzero(roots >= math.sqrt(DEVIANCE))
+        if len(refuted):
+            return _between(counts.knots, roots, int(refuted[0]), math.sqrt(DEVIANCE))
+    return None
 
 
-def _bound(cells: Cells, best: Curve, log_a90: float) -> float:
-    """The ln size above ln a90 at which the likelihood falls to the bound; infinite where it does not."""
-
-    def lies_within(at: float) -> bool:
-        return 2 * (best.likelihood - _profile(cells, at).likelihood) < DEVIANCE
-
-    below, above = log_a90, float(cells.x[-1]) + _REACH
-    if lies_within(above):
-        return math.inf
-    while above - below > 1e-5:
-        middle = (below + above) / 2
-        below, above = (middle, above) if lies_within(middle) else (below, middle)
-    return (below + above) / 2
+def _between(knots: Floats, values: Floats, at: int, level: float) -> float:
+    """Where ``values`` come to ``level``, on the straight line that ends at knot ``at``."""
+    if at == 0:
+        return float(knots[0])
+    share = (level - values[at - 1]) / (values[at] - values[at - 1])
+    return float(knots[at - 1] + share * (knots[at] - knots[at - 1]))
 
 
-def _profile(cells: Cells, log_a90: float) -> Curve:
-    """The best slope for each skew, all at once by golden section, and of these the likeliest."""
-    away = cells.x - log_a90
+def _fitted(counts: Counts, start: Floats, held: Floats) -> tuple[Floats, Floats]:
+    """Likeliest rising curves, one for each row of ``start`` and of ``held``, weights that hold knots to LEVEL: [n, k].
 
-    def likelihoods(slopes: Floats) -> Floats:
-        missed = _log_missed(_LEVELS[:, None] + slopes[:, None] * away, _SKEWS[:, None])
-        found = np.log(-np.expm1(np.minimum(missed, -1e-300)))
-        return np.asarray((cells.hits * found + cells.misses * missed).sum(1))
+    Newton's method on the penalised likelihood, which has one maximum. Returns log-odds [n, k] and likelihoods [n].
+    """
+    gap = float(counts.knots[1] - counts.knots[0])
+    slope = np.diff(np.eye(len(counts.knots)), axis=0) / gap
+    bend = np.diff(slope, axis=0)
+    still = bend.T @ bend / (gap * BEND**2) + slope.T @ slope / (len(slope) * STEEPEST**2)
+    curves, diagonal = start.copy(), np.eye(len(counts.knots))
+    for _ in range(_ROUNDS):
+        falling = _FALLING * (curves @ slope.T < 0)
+        stiff = still + (slope.T * falling[:, np.newaxis, :]) @ slope
+        chance = _chance(curves)
+        rising = counts.hits - counts.defects * chance - held * (curves - LEVEL) - _times(stiff, curves)
+        weights = counts.defects * chance * (1 - chance) + held + _LEAST_WEIGHT
+        step = np.linalg.solve(weights[:, :, np.newaxis] * diagonal + stiff, rising[:, :, np.newaxis])[:, :, 0]
+        longest = np.abs(step).max(1, keepdims=True)
+        curves += step * np.minimum(1.0, _STRIDE / np.maximum(longest, 1e-12))
+        if longest.max() < _NEAR:
+            break
+    likelihood = counts.hits * curves - counts.defects * np.logaddexp(0.0, curves)
+    return curves, np.asarray(likelihood.sum(1) - 0.5 * (_times(stiff, curves) * curves).sum(1))
 
-    low, high = np.zeros(len(SKEWS)), np.full(len(SKEWS), STEEPEST)
-    for _ in range(STEPS):
-        left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
-        rising = likelihoods(left) < likelihoods(right)
-        low, high = np.where(rising, left, low), np.where(rising, high, right)
-    slopes = (low + high) / 2
-    values = likelihoods(slopes)
-    at = int(np.argmax(values))
-    return Curve(float(values[at]), float(slopes[at]), SKEWS[at])
+
+def _times(forms: Floats, curves: Floats) -> Floats:
+    return np.asarray((forms @ curves[:, :, np.newaxis])[:, :, 0])
 
 
-def _log_missed(h: Floats, skew: float | Floats) -> Floats:
-    """ln of the probability of a miss under the link of Aranda-Ordaz."""
-    return np.asarray(-np.log1p(skew * np.exp(np.clip(h, -500.0, 500.0))) / skew)
+def _chance(log_odds: Floats | np.float64) -> Floats:
+    return np.asarray(1 / (1 + np.exp(-np.clip(log_odds, -500.0, 500.0))))
 
 
-def _maximize(value: Callable[[float], float], low: float, high: float) -> float:
-    """Where a function with one maximum has it: golden section, to 1e-6 of the range."""
-    left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
-    at_left, at_right = value(left), value(right)
-    for _ in range(STEPS):
-        if at_left < at_right:
-            low, left, at_left = left, right, at_right
-            right = low + _GOLDEN * (high - low)
-            at_right = value(right)
-        else:
-            high, right, at_right = right, left, at_left
-            left = high - _GOLDEN * (high - low)
-            at_left = value(left)
-    return (low + high) / 2
+def _size(log_size: float | None) -> float | None:
+    return None if log_size is None else math.exp(log_size)

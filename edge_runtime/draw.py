@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import parse_qsl, urlsplit
@@ -20,6 +21,8 @@ from edge_runtime.synthetic import write_truth as write_rows
 OTHER_SEED = 1_000_003  # far from any seed of a line: no part of the data set ever runs on one
 FURTHER_SEED = 5000
 FURTHER = 10_000
+SIZED_SEED = 7000
+APART_PX = 40  # from the part before: the others touch
 Progress = Callable[[int], None]
 
 
@@ -67,6 +70,39 @@ def further_parts(url: str) -> Iterator[Pixels]:
     """Good parts of the product of ``url`` that stand in no data set and run on no line of that seed."""
     like = line_of(url)
     yield from (drawn.pixels for drawn in _parts(like, 0.0, FURTHER, OTHER_SEED + 2 * like.seed + FURTHER_SEED))
+
+
+class SizedParts:
+    """Parts of the product of ``url`` with a defect drawn to size; they stand in no data set and run on no line."""
+
+    def __init__(self, url: str, parts: int) -> None:
+        like = line_of(url)
+        seed = OTHER_SEED + 2 * like.seed + SIZED_SEED
+        self._line = SyntheticLine(seed, parts, like.fps, 0.0, like.speed, like.colour)
+
+    def draw(self, number: int, kind: str, extent_px: float) -> Drawn | None:
+        """Part ``number`` with a defect of ``kind`` (of SIZED), cut from the first frames that show it whole.
+
+        The mask's longest extent is ``extent_px`` to within EXTENT_OFF_PX, and can be measured. None for a part that
+        touches another, or that the line would not take whole. Raises ConfigError where there is no such kind, or no
+        place for it on this part.
+        """
+        line = self._line
+        if self._touches(number):
+            return None
+        line.put(number, kind, extent_px)
+        first = line.first_frame(line.parts[number])
+        for frame_no in range(first + 1, first + 4):
+            frame = line.render(frame_no)
+            for box in find_parts(frame, part_length_px=PART_LENGTH_PX):
+                found = _cut(line, Taken(box, frame_no), frame)
+                if found is not None and found.label == kind:
+                    return found
+        return None
+
+    def _touches(self, number: int) -> bool:
+        near = self._line.parts[max(0, number - 1) : number + 2]
+        return any(after.front - before.front - before.box_w < APART_PX for before, after in pairwise(near))
 
 
 def write_truth(url: str, csv_path: Path) -> int:

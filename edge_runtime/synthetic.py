@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.errors import ConfigError
-from contract.images import PixelFormat, Pixels
+from contract.images import PixelFormat, Pixels, extent_px
 from contract.locate import Box
 
 WIDTH, HEIGHT = 640, 480
@@ -42,12 +42,17 @@ _PAD = 16  # room around the plate for its turn
 _BELT_PERIOD = 1280
 _NOISES = 4
 _KEPT = 8  # part pictures kept
+EXTENT_OFF_PX = 0.5  # at most, of a defect whose size was asked for
+_PLACES, _TRIES = 12, 12  # looked at before a size is given up
 
 Float = NDArray[np.float32]
 
 
 class Part(NamedTuple):
-    """One part: its place on the belt (pixels behind the first part's front), and what is wrong with it."""
+    """One part: its place on the belt (pixels behind the first part's front), and what is wrong with it.
+
+    ``defect_px``: the longest extent that its defect shall have; None: as large as it comes.
+    """
 
     number: int
     defect: str
@@ -55,6 +60,7 @@ class Part(NamedTuple):
     box_w: int
     box_h: int
     y: int
+    defect_px: float | None = None
 
     @property
     def defective(self) -> bool:
@@ -116,12 +122,27 @@ class SyntheticLine:
     def pixel_format(self) -> PixelFormat:
         return PixelFormat.RGB8 if self.colour else PixelFormat.MONO8
 
+    def put(self, index: int, defect: str, defect_px: float | None = None) -> None:
+        """Give a part another defect, of this longest extent in pixels if given: a kind of SIZED, drawn to size.
+
+        Raises ConfigError where there is no such kind.
+        """
+        kinds, to_size = (("good", *DEFECTS), "") if defect_px is None else (SIZED, " to size")
+        if defect not in kinds:
+            raise ConfigError(f"no defect {defect!r} can be drawn{to_size}; there are: {', '.join(kinds)}")
+        self.parts[index] = self.parts[index]._replace(defect=defect, defect_px=defect_px)
+        self._sprites.pop(index, None)
+
     def sprite(self, index: int) -> Sprite:
-        """The picture of a part, drawn when first asked for; the last few are kept."""
+        """The picture of a part, drawn when first asked for; the last few are kept.
+
+        Raises ConfigError where the part's defect cannot be drawn in the size that it shall have.
+        """
         found = self._sprites.get(index)
         if found is None:
             plate, again = divmod(index, self.repeat)
-            found = _draw_part(self.seed, plate, self.parts[index].defect, again)
+            part = self.parts[index]
+            found = _draw_part(self.seed, plate, part.defect, again, part.defect_px)
             self._sprites[index] = found
             if len(self._sprites) > _KEPT:
                 self._sprites.popitem(last=False)
@@ -420,7 +441,7 @@ def _blank(filled: int = -1) -> _Blank:
     return _blanks[filled]
 
 
-def _draw_part(seed: int, index: int, defect: str, again: int) -> Sprite:
+def _draw_part(seed: int, index: int, defect: str, again: int = 0, defect_px: float | None = None) -> Sprite:
     """Picture of one part: brushed metal over the shared plate, the defect, then turned, sized and lit."""
     rng, pose = np.random.default_rng([seed, index, 3]), _pose(seed, index, again)
     filled = int(rng.integers(0, 4))
@@ -429,9 +450,29 @@ def _draw_part(seed: int, index: int, defect: str, again: int) -> Sprite:
     cover, mask = blank.cover, np.zeros(_CANVAS_HW, np.uint8)
     if defect == "missing_hole":
         mask = _disc(*_HOLES[filled], _HOLE_R)
+    elif defect_px is not None:
+        grey, cover, mask = _to_size(DEFECTS[defect], grey, blank, (seed, index), pose, defect_px)
     elif defect != "good":
-        grey, cover, mask = DEFECTS[defect](rng, grey, blank)
+        grey, cover, mask = DEFECTS[defect](rng, grey, blank, 1.0)
     return _posed(grey, cover, mask, pose)
+
+
+def _to_size(
+    defect: Defect, grey: Float, blank: _Blank, key: tuple[int, int], pose: dict[str, float], wanted_px: float
+) -> tuple[Float, Float, Pixels]:
+    """The defect scaled until its mask, turned as the part will be, has the extent; elsewhere where it never has."""
+    for place in range(_PLACES):
+        scale = 1.0
+        for attempt in range(_TRIES):
+            try:
+                drawn = defect(np.random.default_rng([*key, 4, place]), grey, blank, scale)
+            except _NoRoomError:
+                break
+            found_px = extent_px(_posed_mask(drawn[2], pose) > 0)
+            if abs(found_px - wanted_px) <= EXTENT_OFF_PX:
+                return drawn
+            scale *= (wanted_px / max(found_px, 0.5)) ** (1.0 if attempt < 3 else 0.7)  # with less, once it swings
+    raise ConfigError(f"a defect of {wanted_px:g} px finds no place on part {key[1]}, or is too small to be drawn")
 
 
 def _brushed(rng: np.random.Generator) -> Float:
@@ -447,34 +488,46 @@ def _brushed(rng: np.random.Generator) -> Float:
 def _posed(grey: Float, cover: Float, mask: Pixels, pose: dict[str, float]) -> Sprite:
     """Turn and shrink the fine canvas to the box of the plate in the frame."""
     width, height = _turned_size(pose)
+    shade, covered = (_turned(layer, pose) for layer in (cv2.blur(grey, (2, 2)), cv2.blur(cover, (2, 2))))
+    x, y = np.meshgrid(np.linspace(-1, 1, width, dtype=np.float32), np.linspace(-1, 1, height, dtype=np.float32))
+    lit = shade * (pose["gain"] * (1 + pose["tilt_x"] * x + pose["tilt_y"] * y))
+    return Sprite(lit.astype(np.float32), covered, _posed_mask(mask, pose))
+
+
+def _posed_mask(mask: Pixels, pose: dict[str, float]) -> Pixels:
+    return np.where(_turned(mask.astype(np.float32), pose) > 100, 255, 0).astype(np.uint8)
+
+
+def _turned(layer: Any, pose: dict[str, float]) -> Float:
+    width, height = _turned_size(pose)
     matrix = cv2.getRotationMatrix2D(_CENTRE, pose["turn"], pose["scale"] / _FINE)
     matrix[0, 2] += width / 2 - _CENTRE[0] - 0.5 / _FINE
     matrix[1, 2] += height / 2 - _CENTRE[1] - 0.5 / _FINE
-    turned = [
-        np.asarray(cv2.warpAffine(layer, matrix, (width, height), flags=cv2.INTER_LINEAR), np.float32)
-        for layer in (cv2.blur(grey, (2, 2)), cv2.blur(cover, (2, 2)), mask.astype(np.float32))
-    ]
-    x, y = np.meshgrid(np.linspace(-1, 1, width, dtype=np.float32), np.linspace(-1, 1, height, dtype=np.float32))
-    lit = turned[0] * (pose["gain"] * (1 + pose["tilt_x"] * x + pose["tilt_y"] * y))
-    return Sprite(lit.astype(np.float32), turned[1], np.where(turned[2] > 100, 255, 0).astype(np.uint8))
+    return np.asarray(cv2.warpAffine(layer, matrix, (width, height), flags=cv2.INTER_LINEAR), np.float32)
 
 
-# Defects: each takes (rng, grey, blank) and returns grey, coverage and the exact mask on the fine canvas --------------
+# Defects: each takes (rng, grey, blank, scale) and returns grey, coverage and the exact mask on the fine canvas -------
 
-Defect = Callable[[np.random.Generator, Float, _Blank], tuple[Float, Float, Pixels]]
+Defect = Callable[[np.random.Generator, Float, _Blank, float], tuple[Float, Float, Pixels]]
+
+
+class _NoRoomError(Exception):
+    """Nowhere on the plate is there so much room."""
 
 
 def _spot(rng: np.random.Generator, blank: _Blank, room_px: float) -> tuple[int, int]:
     """A point of the surface with ``room_px`` of plate around it that is no hole, on the fine canvas."""
+    if room_px * _FINE >= float(blank.room.max()):
+        raise _NoRoomError
     while True:
         y, x = (int(rng.integers(0, side)) for side in _CANVAS_HW)
         if blank.room[y, x] > room_px * _FINE:
             return x, y
 
 
-def _scratch(rng: np.random.Generator, grey: Float, blank: _Blank) -> tuple[Float, Float, Pixels]:
+def _scratch(rng: np.random.Generator, grey: Float, blank: _Blank, scale: float) -> tuple[Float, Float, Pixels]:
     x, y = _spot(rng, blank, 6)
-    length, heading = rng.uniform(38, 95) * _FINE, rng.uniform(0, 2 * np.pi)
+    length, heading = rng.uniform(38, 95) * _FINE * scale, rng.uniform(0, 2 * np.pi)
     bend = rng.uniform(-0.5, 0.5)
     steps = np.linspace(-0.5, 0.5, 24)
     path_x = x + length * steps * np.cos(heading + bend * steps)
@@ -487,8 +540,8 @@ def _scratch(rng: np.random.Generator, grey: Float, blank: _Blank) -> tuple[Floa
     return (grey + step * line.astype(np.float32) / 255).astype(np.float32), blank.cover, line
 
 
-def _dent(rng: np.random.Generator, grey: Float, blank: _Blank) -> tuple[Float, Float, Pixels]:
-    radius = float(rng.uniform(5, 11)) * _FINE
+def _dent(rng: np.random.Generator, grey: Float, blank: _Blank, scale: float) -> tuple[Float, Float, Pixels]:
+    radius = float(rng.uniform(5, 11)) * _FINE * scale
     x, y = _spot(rng, blank, radius / _FINE + 1)
     across, down = (_GRID_X - x) / radius, (_GRID_Y - y) / (radius * float(rng.uniform(0.75, 1.0)))
     bowl = np.exp(-2.2 * (across**2 + down**2))
@@ -497,9 +550,9 @@ def _dent(rng: np.random.Generator, grey: Float, blank: _Blank) -> tuple[Float, 
     return (grey + shade * blank.surface).astype(np.float32), blank.cover, mask
 
 
-def _chip(rng: np.random.Generator, grey: Float, blank: _Blank) -> tuple[Float, Float, Pixels]:
+def _chip(rng: np.random.Generator, grey: Float, blank: _Blank, scale: float) -> tuple[Float, Float, Pixels]:
     """A bite out of an edge, away from the corners so that the plate's box stays what it was."""
-    along, depth = float(rng.uniform(9, 17)), float(rng.uniform(7, 13))
+    along, depth = float(rng.uniform(9, 17)) * scale, float(rng.uniform(7, 13)) * scale
     side = int(rng.integers(0, 4))
     run = float(rng.uniform(-0.55, 0.55))
     half_w, half_h = PLATE_W / 2, PLATE_H / 2
@@ -509,8 +562,8 @@ def _chip(rng: np.random.Generator, grey: Float, blank: _Blank) -> tuple[Float, 
     rough = 1 + rng.normal(0, 0.12, len(angles))
     origin = np.array(_at(*sides[side]), np.float64)
 
-    def bite(scale: float) -> Pixels:
-        ring = np.stack([np.cos(angles) * axes[0], np.sin(angles) * axes[1]], axis=1) * rough[:, None] * scale * _FINE
+    def bite(share: float) -> Pixels:
+        ring = np.stack([np.cos(angles) * axes[0], np.sin(angles) * axes[1]], axis=1) * rough[:, None] * share * _FINE
         canvas = np.zeros(_CANVAS_HW, np.uint8)
         cv2.fillPoly(canvas, [(origin + ring).round().astype(np.int32)], 255, cv2.LINE_AA)
         return canvas
@@ -523,9 +576,9 @@ def _chip(rng: np.random.Generator, grey: Float, blank: _Blank) -> tuple[Float, 
     return worn.astype(np.float32), (blank.cover * (1 - gone)).astype(np.float32), mask
 
 
-def _stain(rng: np.random.Generator, grey: Float, blank: _Blank) -> tuple[Float, Float, Pixels]:
+def _stain(rng: np.random.Generator, grey: Float, blank: _Blank, scale: float) -> tuple[Float, Float, Pixels]:
     x, y = _spot(rng, blank, 8)
-    radius = float(rng.uniform(11, 22)) * _FINE
+    radius = float(rng.uniform(11, 22)) * _FINE * scale
     blur = cv2.resize(rng.normal(0, 0.33, (9, 11)).astype(np.float32), _CANVAS_HW[::-1], interpolation=cv2.INTER_CUBIC)
     blur = np.asarray(blur - blur[y, x], np.float32)
     field = np.hypot((_GRID_X - x) / radius, (_GRID_Y - y) / radius) + blur
@@ -536,34 +589,40 @@ def _stain(rng: np.random.Generator, grey: Float, blank: _Blank) -> tuple[Float,
     return stained.astype(np.float32), blank.cover, np.where(depth > 0.4, 255, 0).astype(np.uint8)
 
 
-def _crack(rng: np.random.Generator, grey: Float, blank: _Blank) -> tuple[Float, Float, Pixels]:
+def _crack(rng: np.random.Generator, grey: Float, blank: _Blank, scale: float) -> tuple[Float, Float, Pixels]:
     steps = int(rng.integers(11, 20))
     for _ in range(20):  # until enough of it lies on the plate
         line = np.zeros(_CANVAS_HW, np.uint8)
-        _walk(rng, line, _spot(rng, blank, 5), float(rng.uniform(0, 2 * np.pi)), steps, 3)
+        _walk(rng, line, _spot(rng, blank, 5), float(rng.uniform(0, 2 * np.pi)), steps, 3, scale)
         line = np.asarray(np.where(blank.surface > 0.5, line, 0), dtype=np.uint8)
-        if np.count_nonzero(line) > 20 * steps * _FINE:
+        if np.count_nonzero(line) > 20 * steps * _FINE * scale:
             break
     dark = cv2.GaussianBlur(line.astype(np.float32) / 255, (0, 0), 0.8)
     return (grey - 88 * dark).astype(np.float32), blank.cover, line
 
 
 def _walk(
-    rng: np.random.Generator, line: Pixels, start: tuple[float, float], heading: float, steps: int, thick: int
+    rng: np.random.Generator,
+    line: Pixels,
+    start: tuple[float, float],
+    heading: float,
+    steps: int,
+    thick: int,
+    scale: float,
 ) -> None:
     """A jagged line that now and then forks, drawn in place."""
     x, y = start
     for step in range(steps):
         heading += float(rng.normal(0, 0.42))
-        stride = float(rng.uniform(3.0, 6.0)) * _FINE
+        stride = float(rng.uniform(3.0, 6.0)) * _FINE * scale
         next_x, next_y = x + stride * np.cos(heading), y + stride * np.sin(heading)
         cv2.line(line, (round(x), round(y)), (round(next_x), round(next_y)), 255, thick, cv2.LINE_AA)
         if thick > 2 and step > 3 and rng.random() < 0.12:
-            _walk(rng, line, (next_x, next_y), heading + float(rng.choice([-0.9, 0.9])), steps // 3, 2)
+            _walk(rng, line, (next_x, next_y), heading + float(rng.choice([-0.9, 0.9])), steps // 3, 2, scale)
         x, y = next_x, next_y
 
 
-def _undrilled(rng: np.random.Generator, grey: Float, blank: _Blank) -> tuple[Float, Float, Pixels]:
+def _undrilled(rng: np.random.Generator, grey: Float, blank: _Blank, scale: float) -> tuple[Float, Float, Pixels]:
     raise AssertionError("a missing hole is a plate of its own, see _draw_part")  # pragma: no cover
 
 
@@ -575,6 +634,8 @@ DEFECTS: dict[str, Defect] = {
     "stain": _stain,
     "crack": _crack,
 }
+SIZED = tuple(kind for kind in DEFECTS if kind != "missing_hole")
+"""Kinds that can be drawn to a size; a hole is drilled or it is not."""
 
 
 def line_from(options: dict[str, Any]) -> SyntheticLine:

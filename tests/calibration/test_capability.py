@@ -15,11 +15,12 @@ from calibration.calibrate import Rates, propose, write
 from calibration.capability import ALL, Implants, Trial, agreement, bounded_by, detection, measure
 from calibration.errors import CalibrationError
 from calibration.evaluate import LOOKS, Seen
-from calibration.implant import KINDS, extent_px, implant
+from calibration.implant import KINDS, implant
 from calibration.pod import LEAST_DEFECTS
 from contract.bundle import open_bundle, write_manifest
 from contract.dataset import Sample
 from contract.event import Verdict
+from contract.images import extent_px
 from contract.recipe import Recipe, View
 from flawline import main
 from tests.bundles import draw_part

@@ -9,10 +9,10 @@ import pytest
 
 from contract.dataset import load_dataset
 from contract.errors import DatasetError
-from contract.images import read_image
-from edge_runtime.draw import OTHER_SEED, draw_dataset, write_truth
+from contract.images import extent_px, read_image
+from edge_runtime.draw import OTHER_SEED, SizedParts, draw_dataset, write_truth
 from edge_runtime.errors import CameraError
-from edge_runtime.synthetic import DEFECTS, PLATE_H, PLATE_W
+from edge_runtime.synthetic import DEFECTS, EXTENT_OFF_PX, PLATE_H, PLATE_W
 
 URL = "synthetic://line?seed=1"
 
@@ -68,3 +68,13 @@ def test_what_cannot_be_drawn_is_explained(drawn: Path, tmp_path: Path) -> None:
 
 def test_the_truth_of_a_line(tmp_path: Path) -> None:
     assert write_truth(URL + "&parts=3", tmp_path / "truth.csv") > 50
+
+
+def test_parts_with_a_defect_of_known_size() -> None:
+    parts = SizedParts(URL, 14)
+    found = [drawn for number in range(14) if (drawn := parts.draw(number, "scratch", 10.0)) is not None]
+    assert len(found) >= 7, "the others touch"
+    for drawn in found:
+        assert drawn.label == "scratch" and drawn.mask.shape == drawn.pixels.shape
+        assert abs(drawn.pixels.shape[0] - PLATE_H) < 16 and abs(drawn.pixels.shape[1] - PLATE_W) < 16
+        assert extent_px(drawn.mask > 0) == pytest.approx(10.0, abs=EXTENT_OFF_PX)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from contract.errors import ConfigError
-from contract.images import PixelFormat
-from edge_runtime.synthetic import COLUMNS, DEFECTS, SyntheticLine, line_from, write_truth
+from contract.images import PixelFormat, extent_px
+from edge_runtime.synthetic import COLUMNS, DEFECTS, EXTENT_OFF_PX, SIZED, SyntheticLine, line_from, write_truth
 
 
 def test_a_frame_follows_from_seed_and_index_alone() -> None:
@@ -60,6 +60,33 @@ def test_every_defect_shows_where_its_mask_says(defect: str) -> None:
         assert inside.sum() >= 40
         assert float(shown[inside].mean()) > 12
         assert float(shown[~inside].mean()) < 1.0
+
+
+@pytest.mark.parametrize("defect", SIZED)
+def test_a_defect_is_drawn_to_size(defect: str) -> None:
+    line, clean = SyntheticLine(seed=9, parts=4, defects=0), SyntheticLine(seed=9, parts=4, defects=0)
+    for index, size_px in enumerate((2.5, 6.0, 13.0, 40.0)):
+        line.put(index, defect, size_px)
+        bad, good = line.sprite(index), clean.sprite(index)
+        assert extent_px(bad.mask > 0) == pytest.approx(size_px, abs=EXTENT_OFF_PX)
+        shown = np.abs(bad.grey * bad.cover - good.grey * good.cover)
+        assert float(shown[bad.mask > 0].mean()) > 5 * float(shown[bad.mask == 0].mean())
+    again = SyntheticLine(seed=9, parts=4, defects=1.0)
+    again.put(1, defect, 6.0)
+    assert all(np.array_equal(a, b) for a, b in zip(again.sprite(1), line.sprite(1), strict=True))
+    line.put(1, "good")
+    assert np.array_equal(line.sprite(1).grey, clean.sprite(1).grey), "nothing is left of it"
+
+
+def test_what_cannot_be_drawn_to_size_is_explained() -> None:
+    line = SyntheticLine(parts=1)
+    with pytest.raises(ConfigError, match=r"no defect 'missing_hole' can be drawn to size; there are: scratch, dent"):
+        line.put(0, "missing_hole", 5.0)
+    with pytest.raises(ConfigError, match="no defect 'rust' can be drawn; there are: good, scratch"):
+        line.put(0, "rust")
+    line.put(0, "dent", 400.0)
+    with pytest.raises(ConfigError, match="a defect of 400 px finds no place on part 0"):
+        line.sprite(0)
 
 
 def test_touching_parts_and_two_in_view_occur() -> None:
