@@ -200,7 +200,7 @@ def where_90(sizes: list[float], hits: list[int], counts: list[int]) -> float | 
     line = LogisticRegression(C=1e6, tol=1e-8).fit(np.vstack([x, x]) - x.mean(), np.repeat([1, 0], GRID), weights)
     slope, level = float(line.coef_[0, 0]), float(line.intercept_[0])
     truth = float(np.exp(x.mean() + (np.log(9) - level) / slope)) if slope > 0 else float("nan")
-    return truth if sizes[0] <= truth <= sizes[-1] else None
+    return truth if min(sizes) <= truth <= max(sizes) else None
 
 
 if __name__ == "__main__":

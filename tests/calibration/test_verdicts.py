@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from calibration import verdicts
-from calibration.calibrate import calibrate
 from calibration.conformal import threshold
 from calibration.errors import CalibrationError
 from calibration.exports import Source
@@ -20,6 +19,7 @@ from contract.bundle import open_bundle
 from contract.event import Verdict
 from contract.verdicts import SampledPart, Unsampled, VerdictPage
 from flawline import main
+from tests.bundles import calibrated
 
 MODEL = "ab" * 32
 ENGINE = "onnxruntime-1.23 fp32 cpu"
@@ -76,7 +76,7 @@ def line(seed: int, produced: int = 4000, defects: int = 0) -> tuple[list[Sample
 
 
 def test_the_limit_is_that_of_all_parts_not_of_those_shown(fresh: Path, drawn: Path) -> None:
-    before = calibrate(fresh, drawn, Rates(0.05), "onnxruntime").thresholds
+    before = calibrated(fresh, drawn, Rates(0.05), "onnxruntime").thresholds
     parts, unseen, scores = line(5, defects=8)
     found = collected(parts, unseen)
     limits = verdicts.limits_from(found, Rates(0.05, 0.15), before)
@@ -95,7 +95,7 @@ def test_the_limit_is_that_of_all_parts_not_of_those_shown(fresh: Path, drawn: P
 @pytest.fixture
 def export(fresh: Path, drawn: Path, tmp_path: Path) -> Callable[..., Source]:
     """Writes a file of verdicts on a calibrated bundle's own model."""
-    calibrate(fresh, drawn, Rates(0.05), "onnxruntime")
+    calibrated(fresh, drawn, Rates(0.05), "onnxruntime")
     bundle = open_bundle(fresh)
 
     def write(parts: list[SampledPart], unseen: int = 900) -> Source:
