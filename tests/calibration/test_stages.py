@@ -14,7 +14,7 @@ LIMITS = (2.0, 48.0)
 
 
 def run(
-    count: int, detect: dict[str, float] | None = None, hits: bool | None = None
+    count: int, detect: dict[str, float] | None = None, hits: bool | None = None, seed: int = 0
 ) -> list[tuple[float, bool | None]]:
     random = np.random.default_rng([1, seed])
     seen: list[tuple[float, bool | None]] = []
