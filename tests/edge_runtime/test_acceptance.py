@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 import edge_runtime.acceptance as acceptance
-from calibration.places import write_places
+from calibration.places import place_files
 from calibration.quality import bounds_from, see
-from contract.bundle import open_bundle, write_manifest
+from contract.bundle import open_bundle, put_files
 from contract.places import Blank, Located
 from contract.preprocess import prepare
 from contract.recipe import Places, Recipe, Thresholds, Tiling, View
@@ -112,9 +112,7 @@ def test_the_page_shows_what_is_not_inspected(bundle: Path) -> None:
     located = Located(
         RECIPE, opened.manifest.model.map_hw, Places(top_k=1), {"main": Blank(keep, keep * np.uint8(99))}, {}
     )
-    files = {**opened.manifest.files, **write_places(opened, located, {})}
-    changed = opened.manifest.model_copy(update={"files": files, "places": located.places})
-    write_manifest(bundle, changed)
+    put_files(opened, place_files(opened, located, {}), places=located.places)
     result = examine(open_bundle(bundle), Asked("nothing such", "fp32", 1, 0.01), lambda line: None)
     shown = page(result)
     assert "25.0 % of view main: red in the picture below" in Text(shown).words
