@@ -46,6 +46,7 @@ from edge_runtime.engines.golden import check_golden
 from edge_runtime.inspector import Inspector
 
 ROLE_REPORT = "report"
+HAD_PLACES = "had_places"
 MAX_THREADS = 8
 
 
@@ -297,9 +298,18 @@ def write(found: Proposal) -> Path:
         quality=found.quality,
         places=None if places is None else places.places,
         pictures=sizes_of(measured.pictures),
-        metrics={**bundle.manifest.metrics, "calibration": _metrics(bundle.manifest, thresholds, measured)},
+        metrics={
+            **bundle.manifest.metrics,
+            "calibration": _metrics(bundle.manifest, thresholds, measured),
+            HAD_PLACES: had_places(bundle.manifest) or places is not None,
+        },
     )
     return paths[ROLE_REPORT]
+
+
+def had_places(manifest: Manifest) -> bool:
+    """Whether any calibration of this bundle had masks or zones: scores of that time are not those of another."""
+    return manifest.places is not None or bool(manifest.metrics.get(HAD_PLACES))
 
 
 def told(measured: Measured) -> list[tuple[str, str]]:

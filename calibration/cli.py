@@ -136,8 +136,8 @@ def thresholds(
             "--mask": mask,
         }
         _refuse_given("--from-verdicts", of_images)
-        wanted = (0.05 if false_reject_rate is None else false_reject_rate, review_rate)
-        _from_verdicts(bundle, (from_verdicts, token_file, ca), wanted, engine, precision, preview)
+        source = (from_verdicts, token_file, ca)
+        _from_verdicts(bundle, source, (false_reject_rate, review_rate), engine, precision, preview)
         return
     _refuse_given("without --from-verdicts", {"--token-file": token_file, "--ca": ca})
     if data is None:
@@ -189,7 +189,7 @@ def _say_draft(before: State, bundle: Path) -> None:
 def _from_verdicts(
     bundle: Path,
     source: tuple[str, Path | None, Path | None],
-    rates: tuple[float, float | None],
+    rates: tuple[float | None, float | None],
     engine: str,
     precision: str,
     preview: bool,

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration import weighted
-from calibration.calibrate import ROLE_REPORT
+from calibration.calibrate import ROLE_REPORT, had_places
 from calibration.errors import CalibrationError
 from calibration.exports import Source, read_pages
 from calibration.methods import Rates
@@ -34,6 +34,7 @@ PROMISE = (
     "are independent of each other and of earlier limits, inspectors are right, and what they left is like the rest"
 )
 LEAST_JUDGED = 0.8
+USUAL_RATE = 0.05
 MAX_PARTS = 2_000_000
 CHANGES_HEADER = ("part", "inspector", "score", "now", "then")
 Floats = NDArray[np.float64]
@@ -121,7 +122,9 @@ class Recalibration(NamedTuple):
 def recalibrate(
     folder: Path, source: Source, rates: Rates, engine: str = "auto", precision: Precision = "fp32"
 ) -> Recalibration:
-    """Limits for ``rates`` from a host's export; nothing is written. The map's limit and picture bounds stay.
+    """Limits from a host's export; nothing is written. The map's limit and picture bounds stay.
+
+    A rate that is not given is the one that the bundle was calibrated for.
 
     Raises CalibrationError, BundleError.
     """
@@ -132,16 +135,23 @@ def recalibrate(
             f"{folder}: was never calibrated, so that no part has a verdict by it, and the map's limit and the bounds "
             "of a picture come from images: flawline calibrate thresholds BUNDLE --data DIR first"
         )
-    if bundle.manifest.places is not None:
+    if had_places(bundle.manifest):
         raise CalibrationError(
-            f"{folder}: has masks or zones, which are part of a score, so that scores of one calibration are not "
-            "those of another; --from-verdicts needs a bundle without. Calibrate from images: --data DIR --zones FILE"
+            f"{folder}: has, or had before, masks or zones, which are part of a score, so that scores of one "
+            "calibration are not those of another; --from-verdicts needs a bundle that never had any. Calibrate from "
+            "images: --data DIR --zones FILE"
         )
     role = GRAPHS[precision]
     if role not in bundle.manifest.files:
         raise CalibrationError(f"{folder}: has no {precision} graph; it has {', '.join(sorted(bundle.manifest.files))}")
     found = collect(read_pages(source), bundle.manifest.files[role].sha256, engine, before.engine)
-    return Recalibration(bundle, limits_from(found, rates, before), before, found)
+    wanted = Rates(rates.reject or before.false_reject_rate or USUAL_RATE, rates.review or before.review_rate)
+    if before.review is not None and wanted.review is None:
+        raise CalibrationError(
+            f"{folder}: has a review band that did not come from a rate, and would lose it; say which share of good "
+            "parts may be flagged in all: --review-rate"
+        )
+    return Recalibration(bundle, limits_from(found, wanted, before), before, found)
 
 
 def collect(pages: Iterable[VerdictPage], model_sha256: str, engine: str, calibrated_with: str) -> Evidence:

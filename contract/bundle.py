@@ -289,13 +289,16 @@ def put_files(bundle: Bundle, contents: Mapping[str, tuple[str, bytes]], **updat
     """Make ``contents`` (role -> name and bytes) files of the bundle; returns their paths by role.
 
     ``update`` are fields of the manifest. The content's hash goes into each file's name: until the manifest is
-    replaced, the old one stays whole and valid; what only the old one named is removed then.
+    replaced, the old one stays whole and valid; what only the old one named is removed then. Raises BundleError where
+    the bundle was changed since it was opened: by another command, or by a person who signed it.
     """
+    standing = _read_manifest(bundle.root)[0]
+    if standing.digest != bundle.manifest.digest:
+        raise BundleError(f"{bundle.root}: was changed while it was measured; nothing was written: start again")
     made = {role: _write_named(bundle.root, name, data) for role, (name, data) in contents.items()}
-    before = _read_manifest(bundle.root)[0].files.values()
     files = {**bundle.manifest.files, **{role: file_entry(bundle.root, path.name) for role, path in made.items()}}
     write_manifest(bundle.root, bundle.manifest.model_copy(update={**update, "files": files}))
-    for path in {entry.path for entry in before} - {entry.path for entry in files.values()}:
+    for path in {entry.path for entry in standing.files.values()} - {entry.path for entry in files.values()}:
         (bundle.root / path).unlink(missing_ok=True)
     return made
 

@@ -298,6 +298,7 @@ class CameraProcess:
         if self._child is not None and replaced:
             self._child.kill()
             self._child.wait()
+            self._ring.set_live(self._ring.live()._replace(learnt_mhz=0))  # another exposure gives another rate
         self._controls_ns = time.monotonic_ns()  # only now can no picture of the old settings follow
         if replaced:
             self._bury("the camera settings of another recipe are being set")
@@ -535,9 +536,11 @@ class Capture:
         self._ring.set_detail(bad.reason)
         if self._settings.trigger != "presence":
             self._announce_missing(bad)
+            passed_over = bad.frame_no - self._seen_no - 1 if self._seen_no >= 0 else 0
             self._announce(bad.frame_no, bad.t_capture_ns, None, bad.reason, None)
             self._seen_no = bad.frame_no
-            self._ring.set_live(self._ring.live()._replace(frame_no=bad.frame_no))
+            live = self._ring.live()
+            self._ring.set_live(live._replace(frame_no=bad.frame_no, skipped=live.skipped + max(0, passed_over)))
         if self._camera.waits or not self._camera.live:
             self._beat(ChildState.RUNNING)
 

@@ -49,6 +49,11 @@ class CameraSettings(Strict):
                 f"camera {self.id!r}: trigger = 'hardware' needs a GenICam camera (gentl://), whose trigger can "
                 "be set and whose frames are numbered; for others that are triggered themselves take 'every-frame'"
             )
+        if self.trigger == "presence" and self.url.startswith("watch://"):
+            raise ValueError(
+                f"camera {self.id!r}: each picture of a watched folder is a part, and 'presence' would take successive "
+                "ones at the same place for one part: set trigger = 'every-frame'"
+            )
         return self
 
     @model_validator(mode="after")

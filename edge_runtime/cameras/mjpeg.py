@@ -193,7 +193,12 @@ class MjpegCamera(Camera):
             error.close()
             hint = "; are user and password accepted?" if error.code in (401, 403) else "; is the path right?"
             raise self._told(f"answers {error.code}{hint}") from None
-        except (URLError, OSError, http.client.HTTPException, ValueError) as error:
+        except (http.client.HTTPException, ValueError) as error:  # their words may hold a password, or the options
+            raise self._told(
+                f"its address cannot be used ({type(error).__name__}); write signs such as / ? # @ and blanks in user, "
+                "password and options as %2F, %3F, %23, %40 and %20"
+            ) from None
+        except (URLError, OSError) as error:
             reason = error.reason if isinstance(error, URLError) else error
             raise self._told(
                 f"no answer within {self.source.stall_s:g} s ({reason}); is the camera on and the address right?"

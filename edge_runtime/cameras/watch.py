@@ -247,7 +247,7 @@ class WatchedFolder(Camera):
     def _follow(self, name: str, seen: Seen, now: float, may_read: bool) -> None:
         """Wait until a file has stopped changing and has the end of a picture, or has had none for too long."""
         held = self._waiting.get(name)
-        if held is None or held.seen != seen:
+        if held is None or held.seen.key() != seen.key():
             self._waiting[name] = _Waiting(seen, now, now + self._settle_s)
         elif now < held.look_s or not may_read:
             return
@@ -273,7 +273,7 @@ class WatchedFolder(Camera):
         try:
             seen = _seen(path)
             data = _bytes_of(path)
-            if _seen(path) != seen:
+            if _seen(path).key() != seen.key():
                 return None  # the next look finds it as a new one
         except FileNotFoundError:
             return self._bad(name, "it was taken away before it could be read")

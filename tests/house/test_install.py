@@ -15,7 +15,14 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = {"contract", "training", "calibration", "edge_runtime", "plugin"}
-PIXELS = {"contract.dataset", "contract.images", "contract.preprocess", "contract.decision", "contract.locate"}
+PIXELS = {
+    "contract.dataset",
+    "contract.images",
+    "contract.preprocess",
+    "contract.decision",
+    "contract.locate",
+    "contract.places",
+}
 CONNECTORS = {"plugin.connectors.modbus", "plugin.connectors.modbus_io"}  # each needs an extra of its own
 
 # extra: (packages of its side, commands that must work, modules that must not be there)
