@@ -172,7 +172,7 @@ def test_a_line_does_not_wait_for_plans_that_are_built_beside_it(
     until(lambda: set(box.builders()) - before, "the second recipe is being built")
     (builder,) = set(box.builders()) - before
     assert "no plan is built yet for recipe(s) 2;" in edge.text()
-    assert box.builders()[builder] == plan_process.NICE, "the processor is the line's"
+    until(lambda: box.builders().get(builder) == plan_process.NICE, "the processor is the line's")
     seen = len(_verdicts(edge))
     until(lambda: len(_verdicts(edge)) > seen, "parts get their verdicts meanwhile")
     assert edge.running() and box.plans() == 1
