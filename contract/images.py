@@ -191,12 +191,18 @@ def _pair(layout: str, data: bytes, at: int) -> tuple[int, int]:
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """From the first start-of-frame segment; segments before it are stepped over."""
+    """From the first start-of-frame segment; segments before it are stepped over.
+
+    None also where a marker without a length stands before it (TEM, RSTn): a decoder steps over its two bytes alone and
+    may find another size behind them.
+    """
     at = 2
     while at + 4 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]
         if marker == 0xFF:  # a fill byte
             at += 1
+        elif marker < 0xC0 or 0xD0 <= marker <= 0xD9:
+            return None
         elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             height, width = _pair(">HH", data, at + 5)
             return width, height

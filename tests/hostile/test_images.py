@@ -74,6 +74,17 @@ def test_huge_declared_size_is_refused_before_memory(make: object, side: int, tm
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB
 
 
+@pytest.mark.parametrize("marker", [0x01, 0xD0, 0xD7, 0xBF])
+def test_a_jpeg_whose_size_hides_behind_a_marker_without_a_length_is_refused(marker: int) -> None:
+    """It looks like a segment with a small frame in it; a decoder steps over two bytes and finds the large one."""
+    ok, real = cv2.imencode(".jpg", PICTURE)
+    small = jpeg(16, 16)[2:]
+    hidden = bytes([0xFF, marker, 0x00, 0x02 + len(small)]) + small
+    assert ok and declared_size(b"\xff\xd8" + hidden + real.tobytes()[2:]) is None
+    with pytest.raises(ImageError, match="not a readable image"):
+        decode_image(b"\xff\xd8" + hidden + real.tobytes()[2:], 1, "a picture")
+
+
 def test_bmp_upside_down_and_old_headers() -> None:
     assert declared_size(bmp(100, -50_000_000)) == (100, 50_000_000)
     old = b"BM" + struct.pack("<IHHI", 26, 0, 0, 26) + struct.pack("<IHHHH", 12, 300, 200, 1, 24)
