@@ -36,11 +36,13 @@ from contract.event import (
 )
 from contract.images import Pixels, encode_png, to_channels
 from edge_runtime.capture import CameraProcess, CapturedTrigger
+from edge_runtime.clock import StepWatch, boot_id, boot_ns, synchronised
 from edge_runtime.control import Control, Order
 from edge_runtime.emitter import Emitter
 from edge_runtime.engines.base import Engine
 from edge_runtime.errors import CardLostError, SpoolError
 from edge_runtime.inspector import Inspector, Outcome
+from edge_runtime.observer import Observer
 from edge_runtime.recipes import NEVER_ASKED, Choice, Judge, write_choice
 from edge_runtime.settings import EdgeSettings
 from edge_runtime.spool import ANOTHER_BOOT_MS, Draft, Outage, Spool
@@ -82,8 +84,11 @@ class Station:
         on_result: Callable[[Result], None] | None = None,
         control: Control | None = None,
         choice: Choice | None = None,
+        observer: Observer | None = None,
     ) -> None:
         self._settings = settings
+        self._observer = observer or Observer()
+        self._clock, self._boot_id = StepWatch(), boot_id()
         self._choice = choice or NEVER_ASKED
         self._judge = Judge(self._choice.number, bundle, engine, settings)
         self._control = control
@@ -308,6 +313,7 @@ class Station:
     def _record(self, drafts: list[Draft]) -> list[int]:
         numbers = self._spool.append(drafts)
         self._emitter.wake()
+        self._observer.recorded((draft.header for draft in drafts), numbers)
         return numbers
 
     def _finish_last_run(self) -> None:
@@ -411,6 +417,7 @@ class Station:
 
     def _send_state(self) -> None:
         self._state_seq += 1
+        self._clock.look()
         rows, size = self._spool.size
         trouble = self._emitter.trouble or (None if self._control is None else self._control.trouble)
         trouble = self._judge.engine.lost or trouble
@@ -431,8 +438,16 @@ class Station:
             inference="failed" if self._judge.engine.failing else "ok",
             cameras=tuple(_camera_state(camera) for camera in self._cameras),
             inspecting=self._choice.inspecting,
+            last_seq=self._spool.last_seq,
+            events_spool_id=self._spool.spool_id,
+            boot_id=self._boot_id,
+            t_boot_ns=boot_ns(),
+            clock_synchronised=synchronised(),
+            clock_steps=self._clock.steps,
+            clock_step_ms=self._clock.step_ms,
             **self._judge.names(),
         )
+        self._observer.heartbeat(state)
         self._emitter.send_state(state)
         self._keep_state(state)
         if self._control is not None:
@@ -642,4 +657,6 @@ def _camera_state(camera: CameraProcess) -> CameraState:
         triggers=status.triggers,
         frame_age_ms=status.frame_age_ms,
         detail=status.detail,
+        skipped=status.skipped,
+        restarts=status.restarts,
     )
