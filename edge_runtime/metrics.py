@@ -124,7 +124,9 @@ METRICS: dict[str, Entry] = {
     "state": _gauge("1 for the state that the edge is in", _station_state, "state"),
     "inspecting": _gauge("0 while stopped by request", _state(lambda s: s.inspecting)),
     "inference_ok": _gauge("0 where the last inference failed", _state(lambda s: s.inference != "failed")),
-    "trouble": _gauge("1 while the host refuses this edge, or its card is lost", _state(lambda s: s.detail is not None)),
+    "trouble": _gauge(
+        "1 while the host refuses this edge, or its card is lost", _state(lambda s: s.detail is not None)
+    ),
     "heartbeat_age_seconds": _gauge("since the station last showed its state", _age(lambda s: s.heartbeat_ns)),
     "waiting_parts": _gauge("announced, without a verdict yet", _state(lambda s: s.waiting)),
     "waiting_seconds": _gauge("since the oldest of them was captured", _state(lambda s: s.waiting_ms / 1e3)),
@@ -152,7 +154,9 @@ METRICS: dict[str, Entry] = {
     "camera_triggers_total": _counter("parts announced", _cameras(lambda c: c.triggers), "camera"),
     "camera_restarts_total": _counter("its process was replaced", _cameras(lambda c: c.restarts), "camera"),
     "camera_frame_age_seconds": _gauge(
-        "of its newest frame at the last heartbeat; negative: none yet", _cameras(lambda c: c.frame_age_ms / 1e3), "camera"
+        "of its newest frame at the last heartbeat; negative: none yet",
+        _cameras(lambda c: c.frame_age_ms / 1e3),
+        "camera",
     ),
     "camera_fps": _gauge("frames a second over the last 5 s", _by_camera(lambda s: s.fps), "camera"),
 }
