@@ -21,12 +21,14 @@ from contract.errors import FlawlineError
 from contract.event import CameraState, Gap, Missed, Result, State, Timing, Trigger, Verdict
 from contract.images import Pixels, to_channels
 from edge_runtime.capture import CameraProcess, CapturedTrigger
+from edge_runtime.clock import StepWatch, boot_id, boot_ns, synchronised
 from edge_runtime.control import Control, Order
 from edge_runtime.emitter import Emitter
 from edge_runtime.engines.base import Engine
 from edge_runtime.errors import CardLostError, SpoolError
 from edge_runtime.inspector import Outcome
 from edge_runtime.lane import Lane, Taken, failed
+from edge_runtime.observer import Observer
 from edge_runtime.pictures import Pictures
 from edge_runtime.recipes import NEVER_ASKED, Choice, Judge, write_choice
 from edge_runtime.settings import EdgeSettings
@@ -69,8 +71,11 @@ class Station:
         on_result: Callable[[Result], None] | None = None,
         control: Control | None = None,
         choice: Choice | None = None,
+        observer: Observer | None = None,
     ) -> None:
         self._settings = settings
+        self._observer = observer or Observer()
+        self._clock, self._boot_id = StepWatch(), boot_id()
         self._choice = choice or NEVER_ASKED
         self._judge = Judge(self._choice.number, bundle, engine, settings)
         self._control = control
@@ -343,6 +348,7 @@ class Station:
     def _record(self, drafts: list[Draft]) -> list[int]:
         numbers = self._spool.append(drafts)
         self._emitter.wake()
+        self._observer.recorded((draft.header for draft in drafts), numbers)
         return numbers
 
     def _finish_last_run(self) -> None:
@@ -452,6 +458,7 @@ class Station:
 
     def _send_state(self) -> None:
         self._state_seq += 1
+        self._clock.look()
         rows, size = self._spool.size
         trouble = self._emitter.trouble or (None if self._control is None else self._control.trouble)
         trouble = self._judge.engine.lost or trouble
@@ -472,8 +479,16 @@ class Station:
             inference="failed" if self._judge.engine.failing else "ok",
             cameras=tuple(_camera_state(camera) for camera in self._cameras),
             inspecting=self._choice.inspecting,
+            last_seq=self._spool.last_seq,
+            events_spool_id=self._spool.spool_id,
+            boot_id=self._boot_id,
+            t_boot_ns=boot_ns(),
+            clock_synchronised=synchronised(),
+            clock_steps=self._clock.steps,
+            clock_step_ms=self._clock.step_ms,
             **self._judge.names(),
         )
+        self._observer.heartbeat(state)
         self._emitter.send_state(state)
         self._keep_state(state)
         if self._control is not None:
@@ -592,4 +607,6 @@ def _camera_state(camera: CameraProcess) -> CameraState:
         triggers=status.triggers,
         frame_age_ms=status.frame_age_ms,
         detail=status.detail,
+        skipped=status.skipped,
+        restarts=status.restarts,
     )
