@@ -44,6 +44,7 @@ class Judge:
         self.bundle = bundle
         self.engine = engine
         self.engine_name = engine.describe()
+        self.calibration_id = bundle.manifest.calibration_id()
         self.bundle_state = bundle.state if settings.mode == "production" else None  # else nobody has verified it
         self.inspectors = {
             camera.id: Inspector(bundle, engine, frozen_check=is_live(camera.url)) for camera in settings.cameras

@@ -34,6 +34,10 @@ from edge_runtime.recipes import NEVER_ASKED, Choice, Judge, write_choice
 from edge_runtime.settings import EdgeSettings
 from edge_runtime.spool import ANOTHER_BOOT_MS, Draft, Outage, Spool
 
+IDLE_S = 0.05
+LOOK_S = 0.01
+"""How often camera processes, orders and clocks are looked after while parts keep the station busy."""
+
 ALIVE_S = 0.2
 PROOF_S = 1.0
 BUSY_PROOF_S = 60.0
@@ -99,7 +103,7 @@ class Station:
         self._pictures = Pictures(spool, emitter, settings)
         self._state = "starting"
         self._state_seq = 0
-        self._next_state = self._next_alive = self._next_proof = 0.0
+        self._next_look = self._next_state = self._next_alive = self._next_proof = 0.0
         self.stop_event = threading.Event()
 
     def run(self) -> None:
@@ -115,8 +119,7 @@ class Station:
         self._pictures.start()
         try:
             while not self.stop_event.is_set():
-                self._wait()
-                self._step()
+                self._step(self._wait())
                 if self._judge.engine.lost is not None:
                     self._fail(self._judge.engine.lost)
                 if not self._pending and not self._lane and all(self._ended(camera) for camera in self._cameras):
@@ -130,22 +133,29 @@ class Station:
     def _ended(self, camera: CameraProcess) -> bool:
         return camera.status().state == "ended" and not self._announce(camera)
 
-    def _wait(self) -> None:
-        """Sleep until a camera has something new or a part is inferred; at most 50 ms, so that clocks go on."""
-        if self._lane.ready() or self._startable() is not None or (self._pending and not self._lane):
-            return
-        engine = [self._judge.engine.fileno()] if self._lane else []
-        with suppress(InterruptedError):
-            select.select([*engine, *(camera.fileno() for camera in self._cameras)], [], [], 0.05)
+    def _wait(self) -> list[CameraProcess]:
+        """Sleep until a camera has something new or a part is inferred, at most IDLE_S; returns those cameras."""
+        to_do = self._lane.ready() or self._startable() is not None or (self._pending and not self._lane)
+        watched = [*self._cameras, *([self._judge.engine] if self._lane else [])]
+        try:
+            awake, _, _ = select.select(watched, [], [], 0 if to_do else IDLE_S)
+        except InterruptedError:
+            return []
+        return [camera for camera in self._cameras if camera in awake]
 
-    def _step(self) -> None:
-        for camera in self._cameras:
-            camera.supervise()
-            self._announce(camera)
-        self._pass_over_superseded()
-        if self._control is not None:
-            self._pending.extend(self._control.orders())  # behind the parts that were taken before
-        self._keep_watch()
+    def _step(self, awake: list[CameraProcess]) -> None:
+        """What the cameras have, every LOOK_S what must be looked after, then the parts."""
+        now = time.monotonic()
+        if now >= self._next_look:
+            self._next_look = now + LOOK_S
+            for camera in self._cameras:
+                camera.supervise()
+            awake = self._cameras  # one that was killed has rung no bell
+            if self._control is not None:
+                self._pending.extend(self._control.orders())  # behind the parts that were taken before
+            self._keep_watch()
+        if any([self._announce(camera) for camera in awake]):
+            self._pass_over_superseded()
         self._advance()
 
     def _advance(self) -> None:
@@ -339,7 +349,7 @@ class Station:
             region_level=None if thresholds is None else thresholds.region_level,
             regions=tuple(outcome.regions),
             quality={name: value for name, value in outcome.quality.items() if np.isfinite(value)},
-            calibration_id=manifest.calibration_id(),
+            calibration_id=self._judge.calibration_id,
             audit_share=self._settings.audit_share,
             audited=outcome.verdict is Verdict.PASS and is_drawn(self._settings.audit_share),
             **self._judge.names(),
