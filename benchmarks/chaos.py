@@ -74,8 +74,9 @@ def run(fault: str, folder: Path, bundle: Path, points: list[str], seed: int) ->
     """One campaign's row, with the commit that it ran on."""
     start = time.monotonic()
     try:
-        found = Campaign(folder, bundle, points, seed).run(limit_s=SECONDS_A_KILL * len(points))
-        row = found.row(fault, sum(found.kills.values()))
+        campaign = Campaign(folder, bundle, points, seed)
+        found = campaign.run(limit_s=SECONDS_A_KILL * len(points))
+        row = found.row(fault, sum(campaign.kills.values()))
     except Exception as error:  # noqa: BLE001 - the other points' figures are worth having; the row is no result
         row = {"fault": fault, "failed": f"{type(error).__name__}: {error}"[-4000:]}
     return row | {"seconds": round(time.monotonic() - start, 1), "commit": COMMIT}
