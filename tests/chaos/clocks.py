@@ -44,7 +44,7 @@ class Clock(Gear):
         """Under which offset a time was said shows in the hours: the true one lies where that offset was in force."""
         if self.side != "edge":
             return t_ns
-        ends = [since for since, _ in self._steps[1:]] + [2**63]
+        ends = [since for since, _ in self._steps[1:]] + [time.time_ns()]
         for (since, offset), until in zip(reversed(self._steps), reversed(ends), strict=True):
             if since - SLACK_NS <= t_ns - offset <= until + SLACK_NS:
                 return t_ns - offset

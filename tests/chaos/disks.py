@@ -16,7 +16,7 @@ from tests.chaos.scene import Gear, Scene
 from tests.processes import children, until
 
 SIZE_MB = 48
-FILLER = "filler"
+FILLER, PLAYHEAD = "filler", "camera-top.json"
 TRIES = 50
 
 
@@ -91,9 +91,23 @@ class Disk(Gear):
 
     def repair(self) -> None:
         """Checked and mounted again; nobody has it open any more."""
+        belt = self._belt()
+        self._remount()
+        self._go_on(belt)
+
+    def _remount(self) -> None:
         self._unmount()
         self._check()
         self._mount()
+
+    def _belt(self) -> dict[str, object] | None:
+        """Where the drawn line is: a belt does not know what becomes of a disk."""
+        file = self.at / PLAYHEAD
+        return json.loads(file.read_text()) if file.exists() else None
+
+    def _go_on(self, belt: dict[str, object] | None, **changes: str) -> None:
+        if belt is not None:
+            (self.at / PLAYHEAD).write_text(json.dumps(belt | changes))
 
     def _unmount(self) -> None:
         """As soon as the kernel has ended whoever belonged to the side that was killed."""
@@ -107,14 +121,12 @@ class Disk(Gear):
         """The image as it is at this moment is what the next start finds, in another boot; ``log`` is torn.
 
         The image is copied while the side stands still, twice, until both are alike: the kernel writes it back when it
-        likes. ``log``: this file of it ends, or is garbage from, a random byte behind the ``least`` first ones. The
-        belt does not know that the power was cut: where a recording stands is carried over.
+        likes. ``log``: this file of it ends, or is garbage from, a random byte behind the ``least`` first ones.
         """
         pid = scene.running[self.side].pid
         for each in (pid, *children(pid)):
             os.kill(each, signal.SIGSTOP)
-        playhead = self.at / "camera-top.json"
-        held = json.loads(playhead.read_text()) if playhead.exists() else None
+        belt = self._belt()
         copy, again = self._image.with_suffix(".copy"), self._image.with_suffix(".again")
         for _ in range(TRIES):
             shutil.copyfile(self._image, copy)
@@ -132,8 +144,7 @@ class Disk(Gear):
         self._boots += 1
         boot_id = f"{self._boots:08x}-0000-4000-8000-000000000000"
         self._boot_file.write_text(boot_id + "\n")
-        if held is not None:
-            playhead.write_text(json.dumps(held | {"boot_id": boot_id}))
+        self._go_on(belt, boot_id=boot_id)
         if log is not None:
             tear(self.at / log, least, rng)
 

@@ -15,27 +15,49 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
+
+from edge_runtime.engines.cuda import _found
 from tests.chaos.clocks import Clock
 from tests.chaos.disks import Disk, command
 from tests.chaos.scene import Count, Gear, Scene
 from tests.chaos.wire import Wire
+from tests.paper_box import PaperBox
 from tests.processes import children
 
-SECONDS_A_FAULT = 40
-PARTS_A_SECOND = 4
+SECONDS_A_FAULT = 90
+"""Of the line, so that it does not end before the faults do on a machine that is busy."""
+
+PARTS_A_SECOND = 3
 NEVER_BEFORE = 1 << 16
 """Bytes of the spool's log that are on the disk for long when a power cut tears what is behind them."""
 
 
 class Bend(Gear):
-    """Files that make the edge's engine hang and its camera lie."""
+    """Files that make the edge's engine hang, or its camera lie."""
+
+    def __init__(self, what: str) -> None:
+        self._variable = f"FLAWLINE_BEND_{what.upper()}"
 
     def lay(self, scene: Scene) -> None:
-        self.folder = scene.folder / "bend"
+        self.folder = scene.folder / self._variable.lower()
         self.folder.mkdir()
 
     def environment(self, side: str) -> dict[str, str]:
-        return {"FLAWLINE_BEND": str(self.folder)} if side == "edge" else {}
+        return {self._variable: str(self.folder)} if side == "edge" else {}
+
+
+class Plans(Gear):
+    """The edge infers by plans that its box keeps in a cache; the card is of paper."""
+
+    def lay(self, scene: Scene) -> None:
+        self._patch = pytest.MonkeyPatch()
+        self.cache = PaperBox(scene.folder, self._patch).cache / "engines"
+        file = scene.folder / "edge.toml"
+        file.write_text('engine = "tensorrt"\n' + file.read_text())
+
+    def clear(self) -> None:
+        self._patch.undo()
 
 
 class Stage(NamedTuple):
@@ -57,11 +79,16 @@ class Stage(NamedTuple):
         assert isinstance(found, Wire)
         return found
 
-    @property
-    def bend(self) -> Path:
-        found = self.gear["bend"]
+    def bend(self, what: str) -> Path:
+        found = self.gear[what]
         assert isinstance(found, Bend)
         return found.folder
+
+    @property
+    def plans(self) -> Path:
+        found = self.gear["plans"]
+        assert isinstance(found, Plans)
+        return found.cache
 
     def step(self, side: str, hours: float) -> None:
         found = self.gear[f"{side} clock"]
@@ -195,20 +222,34 @@ def camera_hangs(stage: Stage) -> None:
 
 def camera_lies(stage: Stage) -> None:
     """Frames larger and smaller than the camera announced, and larger than any slot."""
+    lie = stage.bend("camera") / "lie"
     for times in (1.5, 0.5, 8.0):
-        (stage.bend / "lie").write_text(str(times))
+        lie.write_text(str(times))
         stage.scene.wait(lambda: "camera" in stage.scene.trouble(), "the host says that the camera has failed")
-        (stage.bend / "lie").unlink()
+        lie.unlink()
         stage.scene.wait(lambda: not stage.scene.trouble(), "the camera is believed again")
 
 
 def engine_hangs(stage: Stage) -> None:
     """Inference does not come back; the line is told, and a watchdog ends the process."""
-    scene = stage.scene
-    (stage.bend / "hang").touch()
+    scene, hang = stage.scene, stage.bend("engine") / "hang"
+    hang.touch()
     scene.wait(lambda: "silent" in scene.trouble() and not scene.plc.inspected, "the line is not inspected")
-    (stage.bend / "hang").unlink()
+    hang.unlink()
     scene.kill("edge")
+
+
+def engine_cache_corrupt(stage: Stage) -> None:
+    """Every file of the engine cache is garbage, cut short, or of no bytes, when the edge starts."""
+    scene, rng = stage.scene, stage.rng
+    for spoil in (lambda data: rng.randbytes(len(data)), lambda data: data[: rng.randrange(len(data))], lambda _: b""):
+        scene.kill("edge", hold=True)
+        files = [file for file in stage.plans.rglob("*") if file.is_file() and file.stat().st_size]
+        assert files, f"{stage.plans} holds no plan"
+        for file in files:
+            file.write_bytes(spoil(file.read_bytes()))
+        scene.release("edge")
+        scene.flow(1)
 
 
 def no_memory_for_frames(stage: Stage) -> None:
@@ -218,7 +259,8 @@ def no_memory_for_frames(stage: Stage) -> None:
     edge = scene.start("edge", prefix=("prlimit", "--fsize=50000000"))  # of a memory file, too
     code = edge.wait(60)
     assert code not in (0, -9), scene.told(f"an edge without memory for frames ended with {code}")
-    assert "memory for frames" in edge.text()[-2000:], scene.told("it does not say why it ended")
+    said = "shared memory for frames" in edge.text()
+    assert said, scene.told("it does not say why it ended")
     scene.release("edge")
 
 
@@ -266,8 +308,9 @@ FAULTS = {
     "host: power cut": Fault(host_power_cut, ("host disk",)),
     "clocks set by hours on both sides": Fault(clock_steps, ("edge clock", "host clock")),
     "camera hangs": Fault(camera_hangs),
-    "camera lies about its size": Fault(camera_lies, ("bend",)),
-    "engine hangs": Fault(engine_hangs, ("bend",)),
+    "camera lies about its size": Fault(camera_lies, ("camera",)),
+    "engine hangs": Fault(engine_hangs, ("engine",)),
+    "engine cache corrupt": Fault(engine_cache_corrupt, ("plans",)),
     "no memory for frames": Fault(no_memory_for_frames),
     "no shared memory": Fault(no_shared_memory, ("mounts",)),
     "no more memory while it runs": Fault(memory_gone),
@@ -280,39 +323,49 @@ GEAR: dict[str, Callable[[int], Gear]] = {
     "host disk": lambda seed: Disk("host"),
     "edge clock": lambda seed: Clock("edge"),
     "host clock": lambda seed: Clock("host"),
-    "bend": lambda seed: Bend(),
+    "camera": lambda seed: Bend("camera"),
+    "engine": lambda seed: Bend("engine"),
+    "plans": lambda seed: Plans(),
     "mounts": lambda seed: Gear(),
 }
 PROGRAMS = {
     "wire": ("ip",), "edge disk": ("mkfs.ext4", "e2fsck"), "host disk": ("mkfs.ext4", "e2fsck"),
-    "edge clock": ("gcc",), "host clock": ("gcc",),
+    "edge clock": ("gcc",), "plans": ("gcc",), "host clock": ("gcc",),
 }  # fmt: skip
 
 
 def absent(gear: str) -> str | None:
     """The program that this gear needs and this machine has not."""
+    if gear == "plans" and not _found("cuda.bindings"):
+        return "cuda-bindings"
     return next((name for name in PROGRAMS.get(gear, ()) if shutil.which(name) is None), None)
 
 
 def forbidden(gear: str, folder: Path) -> str | None:
-    """Why this machine does not let us have the gear, tried out; None where it does."""
-    if gear not in ("wire", "edge disk", "host disk", "mounts"):
+    """Why this machine does not let us have the gear, tried out in ``folder``; None where it does."""
+    tries: dict[str, Callable[[Path], None]] = {
+        "wire": _try_wire, "edge disk": _try_disk, "host disk": _try_disk, "mounts": _try_mount,
+    }  # fmt: skip
+    if gear not in tries:
         return None
     if os.geteuid() != 0:
         return f"{gear}: needs root"
     try:
-        if gear == "mounts":
-            command("unshare", "--mount", "mount", "-t", "tmpfs", "none", folder)
-        elif gear == "wire":
-            name = f"flawline-try-{os.getpid()}"
-            command("ip", "netns", "add", name)
-            command("ip", "netns", "delete", name)
-            Path("/dev/net/tun").open("r+b", buffering=0).close()
-        else:
-            _try_disk(folder)
+        tries[gear](folder)
     except (RuntimeError, OSError) as error:
         return f"{gear}: {error}"
     return None
+
+
+def _try_mount(folder: Path) -> None:
+    command("unshare", "--mount", "mount", "-t", "tmpfs", "none", folder)
+
+
+def _try_wire(_folder: Path) -> None:
+    name = f"flawline-try-{os.getpid()}"
+    command("ip", "netns", "add", name)
+    command("ip", "netns", "delete", name)
+    Path("/dev/net/tun").open("r+b", buffering=0).close()
 
 
 def _try_disk(folder: Path) -> None:
@@ -331,7 +384,8 @@ def _try_disk(folder: Path) -> None:
 def strike(folder: Path, bundle: Path, names: Sequence[str], seed: int, longer: float = 1.0) -> tuple[Count, int]:
     """Do the faults one after another to one line while parts pass; the account, and how many processes were killed."""
     gear = {name: GEAR[name](seed) for name in dict.fromkeys(need for each in names for need in FAULTS[each].gear)}
-    parts = int(PARTS_A_SECOND * SECONDS_A_FAULT * max(1.0, longer / 2) * (1 + len(names)))
+    seconds = SECONDS_A_FAULT * (1 + len(names)) + 5 * longer * len(names)
+    parts = int(PARTS_A_SECOND * seconds)
     scene = Scene(folder, bundle, seed, parts, list(gear.values()))
     stage = Stage(scene, gear, random.Random(seed), longer)
 

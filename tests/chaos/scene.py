@@ -36,8 +36,8 @@ SIDES = ("host", "edge")
 class Count(NamedTuple):
     """The account of one scene. ``missed`` and ``results`` are rows of the host, ``gap`` parts that lie in one.
 
-    ``false_ok``: a PASS at the registers that the host's ledger or store does not hold as this part's, or that came
-    later than LATE_NS. ``duplicates``: two ends of one part, a part told twice, or a number used twice.
+    ``false_ok``: a PASS at the registers that the edge did not give this part, that the host's ledger holds otherwise,
+    or that came later than LATE_NS. ``duplicates``: two ends of one part, a part told twice, or a number used twice.
     """
 
     parts: int
@@ -54,10 +54,6 @@ class Count(NamedTuple):
     def faults(self) -> tuple[int, int, int]:
         """What has to be zero: unaccounted, duplicates, false_ok."""
         return self.unaccounted, self.duplicates, self.false_ok
-
-    def row(self, fault: str, kills: int) -> dict[str, Any]:
-        """As it stands in the table of results."""
-        return {"fault": fault, "kills": kills, **self._asdict()}
 
 
 class Plc(threading.Thread):
@@ -325,17 +321,21 @@ class Scene:
     def _false_ok(self, rows: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> int:
         """PASS that the controller read, and was none of this part or came too late."""
         committed = {row["number"]: row for row in outputs}
-        stored = {row["part_id"]: row for row in rows if row["state"] == "result"}
         false = 0
         for each, not_before_ns in zip(self.plc.taken, self.plc.not_before_ns, strict=True):
             if each.code != PASS:
                 continue
-            output = committed.get(each.seq)
-            part = None if output is None or output["code"] != PASS else stored.get(output["part_id"])
-            own = part is not None and part["verdict"] == "PASS"
-            late = part is not None and not_before_ns > part["timing"]["t_capture_ns"] + LATE_NS
-            false += late or not own
+            output = committed.get(each.seq, {})
+            own = [row for row in rows if row["trigger_id"] == each.trigger_id and _may_be(row, not_before_ns)]
+            if output.get("trigger_id") == each.trigger_id:
+                own = [row for row in own if row["part_id"] == output["part_id"] and output["code"] == PASS]
+            false += not any(row["state"] == "result" and row["verdict"] == "PASS" for row in own)
         return false
+
+
+def _may_be(row: dict[str, Any], not_before_ns: int) -> bool:
+    """Whether the row's part was captured so shortly before its PASS was read that its gate was still to come."""
+    return row["timing"] is not None and not_before_ns <= row["timing"]["t_capture_ns"] + LATE_NS
 
 
 def _in_gap(row: dict[str, Any], gaps: list[dict[str, Any]]) -> bool:

@@ -2,8 +2,8 @@
 
 ``FLAWLINE_CRASH=MODULE:NAME:before|after:SECONDS:FILE``: the first call of that function that comes SECONDS after the
 first one of all ends the process by SIGKILL, before or after it did its work, and leaves FILE; nothing dies where FILE
-is already there. ``FLAWLINE_BEND=FOLDER``: files there make the engine hang and the camera lie. The product knows
-nothing of it.
+is already there. ``FLAWLINE_BEND_ENGINE=FOLDER``, ``FLAWLINE_BEND_CAMERA=FOLDER``: files there make the engine hang
+and the camera lie. The product knows nothing of it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-CRASH, BEND = "FLAWLINE_CRASH", "FLAWLINE_BEND"
+CRASH = "FLAWLINE_CRASH"
 
 
 def die(mark: str) -> None:
@@ -101,6 +101,18 @@ def bend_engine(module: ModuleType, folder: Path) -> None:
     module.Engine.infer = hanging(module.Engine.infer, folder)  # type: ignore[attr-defined]
 
 
+def bend_capture(module: ModuleType, folder: Path) -> None:
+    """A live camera counts from 0 again where the drawn line counts on: its frames keep their true numbers."""
+    restore = module.Capture._restore  # type: ignore[attr-defined]
+
+    @functools.wraps(restore)
+    def wrapped(self: Any) -> None:
+        restore(self)
+        self._first_no = 0
+
+    module.Capture._restore = wrapped  # type: ignore[attr-defined]
+
+
 def bend_camera(module: ModuleType, folder: Path) -> None:
     """The drawn line counts as a live camera, which announces a size and may give another."""
     module.SyntheticCamera.live = True  # type: ignore[attr-defined]
@@ -136,6 +148,10 @@ class Finder(importlib.abc.MetaPathFinder):
 if asked := os.environ.get(CRASH):
     words = asked.split(":", 4)
     sys.meta_path.insert(0, Finder(words[0], lambda made: arm(made, words[1], words[2], float(words[3]), words[4])))
-if bent := os.environ.get(BEND):
-    sys.meta_path.insert(0, Finder("edge_runtime.engines.base", lambda made: bend_engine(made, Path(bent))))
-    sys.meta_path.insert(0, Finder("edge_runtime.cameras.synthetic", lambda made: bend_camera(made, Path(bent))))
+for module, variable, change in (
+    ("edge_runtime.engines.base", "FLAWLINE_BEND_ENGINE", bend_engine),
+    ("edge_runtime.cameras.synthetic", "FLAWLINE_BEND_CAMERA", bend_camera),
+    ("edge_runtime.capture", "FLAWLINE_BEND_CAMERA", bend_capture),
+):
+    if bent := os.environ.get(variable):
+        sys.meta_path.insert(0, Finder(module, functools.partial(change, folder=Path(bent))))
