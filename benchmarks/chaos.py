@@ -1,9 +1,10 @@
-"""Kills at every named point of edge, camera and host, and every other fault, while parts pass: what became of each part.
+"""Kills at every named point of edge, camera and host, and other faults, while parts pass: what became of each part.
 
 One campaign a point: real processes, a drawn line, a line controller at the registers. The side that died is started
 again at once and killed again at the same point, --kills times; then all points in turn on both sides at once; then
-the other faults of tests/chaos/faults.py, --times times each on one line, some of them as root only. Each row is written as soon as it is there; --resume goes on behind the rows that FILE holds. A row with ``failed`` says why
-its campaign came to no end; its counts are none.
+the other faults of tests/chaos/faults.py, --times times each on one line, some of them as root only. Each row is
+written as soon as it is there; --resume goes on behind the rows that FILE holds. A row with ``failed`` says why its
+campaign came to no end; its counts are none.
 
     python -m benchmarks.chaos --kills 25 --json benchmarks/results/chaos.json
     python -m benchmarks.chaos --only "host: power cut" --json FILE --resume

@@ -142,8 +142,8 @@ class Ring:
             return cls(fd)
         except OSError as error:
             raise RingError(
-                f"the system gives no {size / 1e6:.0f} MB of shared memory for frames ({error.strerror}): lower slots or "
-                "max_frame_mb of the camera, or raise the limits of the process (ulimit -f, -v, memory of the unit)"
+                f"the system gives no {size / 1e6:.0f} MB of shared memory for frames ({error.strerror}): lower slots "
+                "or max_frame_mb of the camera, or raise the limits of the process (ulimit -f, -v, memory of the unit)"
             ) from error
 
     @classmethod

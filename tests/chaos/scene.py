@@ -15,9 +15,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from edge_runtime.account import TruePart, Truth, account, read_truth
+from edge_runtime.account import TruePart, Truth, account
 from edge_runtime.demo import fetch
-from edge_runtime.draw import write_truth
+from edge_runtime.draw import line_of
+from edge_runtime.synthetic import WIDTH
 from plugin.settings import LineSettings
 from tests.plugin.controller import Controller, Judged, ModbusError
 from tests.processes import TOUCHING, Line, Process, free_port, until
@@ -140,8 +141,6 @@ class Scene:
         self.held: set[str] = set()
         self.running: dict[str, Process] = {}
         self.url = f"synthetic://line?seed={seed}&parts={parts}&fps={FPS}"
-        self._truth = folder / "line_frames.csv"
-        write_truth(self.url, self._truth)
         self.line = Line(folder, bundle, self.url, edge=edge, camera=TOUCHING, host=host, link=link)
         port = free_port()
         with (folder / "host.toml").open("a") as file:
@@ -277,7 +276,7 @@ class Scene:
         rows, gaps = [self._true(row) for row in self.line.parts()], [self._true(gap) for gap in self.line.gaps()]
         left = [row for row in rows if row["state"] not in ("result", "missed") and _in_gap(row, gaps)]
         kept = [row for row in rows if row not in left]
-        found = account(kept, gaps, passed(read_truth(self._truth), rows))
+        found = account(kept, gaps, passed(truth_of(self.url, max(row["frame_no"] for row in rows)), rows))
         assert found.gap_parts is not None and found.duplicates is not None
         outputs = self._outputs()
         return Count(
@@ -342,6 +341,19 @@ def _in_gap(row: dict[str, Any], gaps: list[dict[str, Any]]) -> bool:
     """Whether a trigger without an end stands in a gap of the whole edge: it was lost with what had noted it."""
     return any(
         gap["camera_id"] is None and gap["from_wall_ns"] <= row["t_wall_ns"] <= gap["to_wall_ns"] for gap in gaps
+    )
+
+
+def truth_of(url: str, last_frame: int) -> Truth:
+    """Where every part of a drawn line was up to a frame; nothing is drawn for that."""
+    line = line_of(url)
+    boxes: dict[int, dict[int, tuple[float, float, float, float]]] = {}
+    for frame in range(last_frame + 1):
+        for part, x in line._in_view(frame):
+            left, right = max(0, x), min(WIDTH, x + part.box_w)
+            boxes.setdefault(part.number, {})[frame] = (left, part.y, right - left, part.box_h)
+    return Truth(
+        [TruePart(n, line.parts[n].defect, line.parts[n].defective, boxes[n]) for n in sorted(boxes)], line.fps
     )
 
 

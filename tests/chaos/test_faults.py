@@ -1,4 +1,4 @@
-"""Faults of every kind while parts pass: a short run of some on one line; each by itself, and longer, in the long run."""
+"""Faults of every kind while parts pass: some on one line in the short run; each by itself, longer, in the long."""
 
 from __future__ import annotations
 
