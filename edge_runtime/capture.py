@@ -40,6 +40,7 @@ from edge_runtime.settings import CameraSettings
 START_S = 15.0  # longest time from the start of a child to its first sign of life
 FIRST_RETRY_S, LAST_RETRY_S = 0.1, 5.0
 HEALTHY_S = 10.0  # a child that lived so long starts the back-off anew
+GONE_S = 0.5  # longest wait for the end of a child that was killed: a driver may hold it in the kernel
 FROZEN_AFTER = 5  # equal frames in a row from a live camera until it counts as frozen
 OVERRUN = "overrun: every slot holds a part that is not inspected yet"
 MEMORY = 8  # parts taken last that outlive the edge's process
@@ -126,6 +127,7 @@ class CameraProcess:
         self._restarts = 0
         self._retry_s = FIRST_RETRY_S
         self._started_at = 0.0
+        self._dying: str | None = None  # why the child was killed, while the kernel does not let it go
         self._next_start: float | None = None
         self._stopped = False
         self._trouble = ""
@@ -280,11 +282,24 @@ class CameraProcess:
             return
         code = self._child.poll()
         if code is not None:
-            self._bury(f"the capture process ended with {_exit_words(code)}")
-        elif self._silent():
-            self._child.kill()
-            self._child.wait()
-            self._bury(f"no frame for {self.settings.stall_s:g} s: the capture process was replaced")
+            self._bury(self._dying or f"the capture process ended with {_exit_words(code)}")
+        elif self._dying is None and self._silent():
+            reason = f"no frame for {self.settings.stall_s:g} s: the capture process was replaced"
+            if self._kill(self._child, reason):
+                self._bury(reason)
+
+    def _kill(self, child: subprocess.Popen[bytes], reason: str) -> bool:
+        """Whether the killed child has ended. One that hangs in a driver never runs again, but ends when that lets go;
+        until then it has no successor, which could not open the camera either, and nothing else waits for it."""
+        child.kill()
+        try:
+            child.wait(GONE_S)
+        except subprocess.TimeoutExpired:
+            self._dying = reason
+            self._ring.set_detail(f"{reason}; it was killed and a driver does not let it end")
+            self._ring.set_live(self._ring.live()._replace(state=ChildState.FAILED))
+            return False
+        return True
 
     def hold_to(self, controls: CameraControls | None) -> None:
         """Go on with other camera settings: where they differ the child is replaced, and the new one reads them back.
@@ -295,13 +310,13 @@ class CameraProcess:
             return
         self._controls = controls
         replaced = self._child is not None and self._ring.live().state != ChildState.ENDED
+        reason, gone = "the camera settings of another recipe are being set", True
         if self._child is not None and replaced:
-            self._child.kill()
-            self._child.wait()
+            gone = self._kill(self._child, reason)
             self._ring.set_live(self._ring.live()._replace(learnt_mhz=0))  # another exposure gives another rate
         self._controls_ns = time.monotonic_ns()  # only now can no picture of the old settings follow
-        if replaced:
-            self._bury("the camera settings of another recipe are being set")
+        if replaced and gone:
+            self._bury(reason)
         if self._next_start is not None:
             self._next_start = time.monotonic()
 
@@ -318,7 +333,7 @@ class CameraProcess:
         if self._child is not None and self._child.stdin is not None:
             with contextlib.suppress(BrokenPipeError):
                 self._child.stdin.close()
-        self._child = None
+        self._child = self._dying = None
         self._ring.reclaim()
         live = self._ring.live()
         if live.state == ChildState.ENDED:
@@ -340,13 +355,16 @@ class CameraProcess:
         try:
             child.wait(2.0)
         except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
+            if not self._kill(child, "it did not stop when it was told to"):
+                log.warning("camera %s: %s", self.settings.id, self._ring.detail())
         if child.stdin is not None:
             with contextlib.suppress(BrokenPipeError):
                 child.stdin.close()
-        self._child = None
-        self._ring.reclaim()
+        self._child = self._dying = None
+        try:
+            self._ring.reclaim()
+        except RingError as error:  # held by a child that does not end; what was announced can still be fetched
+            self._trouble = str(error)
 
     def stop(self, forget: bool = True) -> None:
         """The child ends and the memory goes. ``forget``: a clean stop, a recording begins anew next time."""
@@ -517,7 +535,8 @@ class Capture:
             if self._camera.live or self._settings.trigger == "presence":
                 raise CameraError(f"camera {self._settings.id}: {fault}")
             return
-        frozen = self._camera.live and self._frozen.stands_still(frame.pixels, frame.t_capture_ns)
+        watched = self._camera.live and self._settings.frozen_after_s > 0
+        frozen = watched and self._frozen.stands_still(frame.pixels, frame.t_capture_ns)
         if self._settings.trigger == "presence":
             self._watch(frame, frozen)
         else:
@@ -578,7 +597,7 @@ class Capture:
 
     def _hold_to_its_pace(self, frame: CameraFrame, frozen: bool) -> None:
         still_s = self._frozen.still_ns(frame.t_capture_ns) / 1e9
-        if frozen and still_s > self._settings.frozen_s:
+        if frozen and still_s > self._settings.frozen_after_s:
             raise CameraError(f"camera {self._settings.id}: frozen: the same picture for {still_s:.1f} s")
         if self._camera.waits or (self._settings.fps is None and self._settings.trigger != "presence"):
             return  # the parts set the pace
@@ -735,8 +754,9 @@ class FrozenCheck:
         self._new_ns = 0
 
     def stands_still(self, pixels: Pixels, t_capture_ns: int = 0) -> bool:
-        """True from the ``after``-th equal frame on."""
-        self._same = self._same + 1 if same_as_previous(pixels, self._previous) else 0
+        """True from the ``after``-th equal frame on; one that is wholly black or white says nothing of the sensor."""
+        same = same_as_previous(pixels, self._previous) and not saturated(pixels)
+        self._same = self._same + 1 if same else 0
         if self._same == 0:
             self._previous, self._new_ns = pixels.copy(), t_capture_ns
         return self._same >= self._after
@@ -780,6 +800,11 @@ class RateCheck:
 def _rate(first: tuple[int, int], last: tuple[int, int]) -> float:
     """Frames a second between two (frame number, time in ns)."""
     return (last[0] - first[0]) * 1e9 / (last[1] - first[1])
+
+
+def saturated(pixels: Pixels) -> bool:
+    """Whether every value is 0 or 255: the lens is covered or the light too strong, and noise does not show."""
+    return not bool((pixels[::64] + np.uint8(1) > 1).any()) and not bool((pixels + np.uint8(1) > 1).any())
 
 
 def same_as_previous(pixels: Pixels, previous: Pixels | None) -> bool:

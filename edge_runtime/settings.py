@@ -38,7 +38,9 @@ class CameraSettings(Strict):
     slots: int = Field(8, ge=3, le=256, description="frames in shared memory")
     max_frame_mb: float = Field(16.0, gt=0, le=512, description="largest frame that a slot takes")
     stall_s: float = Field(3.0, gt=0.1, le=60, description="no frame for so long: the camera process is replaced")
-    frozen_s: float = Field(2.0, ge=0.2, le=60, description="the same picture for so long: it is replaced as well")
+    frozen_s: float | None = Field(
+        None, ge=0, le=60, description="the same picture for so long: it is replaced as well; 0: never"
+    )
     fps: float | None = Field(None, gt=0, le=1000, description="what it must give; none: as learnt at its start")
     presence: PresenceSettings = Field(default_factory=PresenceSettings)
 
@@ -53,6 +55,21 @@ class CameraSettings(Strict):
             raise ValueError(
                 f"camera {self.id!r}: each picture of a watched folder is a part, and 'presence' would take successive "
                 "ones at the same place for one part: set trigger = 'every-frame'"
+            )
+        return self
+
+    @property
+    def frozen_after_s(self) -> float:
+        """``frozen_s`` as it holds; unsaid, 2 s, and 0 for a compressed stream, which repeats a still scene exactly."""
+        if self.frozen_s is not None:
+            return self.frozen_s
+        return 0.0 if self.url.startswith(("rtsp://", "http://", "https://")) else 2.0
+
+    @model_validator(mode="after")
+    def _frozen_noticed(self) -> CameraSettings:
+        if self.frozen_s is not None and 0 < self.frozen_s < 0.2:
+            raise ValueError(
+                f"camera {self.id!r}: frozen_s = {self.frozen_s:g}; expected 0 (never) or from 0.2 to 60 seconds"
             )
         return self
 
