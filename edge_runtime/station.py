@@ -9,7 +9,7 @@ import select
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Literal, NamedTuple, NoReturn
 
@@ -34,16 +34,19 @@ from contract.event import (
     Verdict,
     part_ref,
 )
-from contract.images import Pixels, encode_png, to_channels
+from contract.images import Pixels, encode_png
+from contract.preprocess import Picture
 from edge_runtime.capture import CameraProcess, CapturedTrigger
 from edge_runtime.control import Control, Order
 from edge_runtime.emitter import Emitter
 from edge_runtime.engines.base import Engine
 from edge_runtime.errors import CardLostError, SpoolError
 from edge_runtime.inspector import Inspector, Outcome
+from edge_runtime.joining import Joining, Pending
 from edge_runtime.recipes import NEVER_ASKED, Choice, Judge, write_choice
 from edge_runtime.settings import EdgeSettings
 from edge_runtime.spool import ANOTHER_BOOT_MS, Draft, Outage, Spool
+from edge_runtime.triggers import Triggers
 
 ALIVE_S = 0.2
 PROOF_S = 1.0
@@ -59,14 +62,6 @@ STATE_FILE = "state.json"
 
 log = logging.getLogger(__name__)
 _CHANCE = random.SystemRandom()
-
-
-class Pending(NamedTuple):
-    """A trigger that was announced and waits for its verdict."""
-
-    camera: CameraProcess
-    trigger: CapturedTrigger
-    header: Trigger
 
 
 class Station:
@@ -102,6 +97,10 @@ class Station:
             for camera in settings.cameras
         ]
         self._pending: deque[Pending | Order] = deque()
+        self._joining = Joining(settings, self._cameras)
+        self._triggers = Triggers(settings, spool, emitter, self._joining)
+        if control is not None:
+            control.serve_triggers(self._triggers.take)
         self._watch = {camera.settings.id: _CameraWatch() for camera in self._cameras}
         self._pictures = _Pictures(spool, emitter, settings)
         self._state = "starting"
@@ -126,7 +125,11 @@ class Station:
                 self._step()
                 if self._judge.engine.lost is not None:
                     self._fail(self._judge.engine.lost)
-                if not self._pending and all(self._ended(camera) for camera in self._cameras):
+                if (
+                    not self._pending
+                    and not self._joining.headers()
+                    and all(self._ended(camera) for camera in self._cameras)
+                ):
                     break
         except BaseException:
             for camera in self._cameras:
@@ -142,14 +145,15 @@ class Station:
         if self._pending:
             return
         with suppress(InterruptedError):
-            select.select([camera.fileno() for camera in self._cameras], [], [], 0.05)
+            select.select([self._joining.fileno(), *(camera.fileno() for camera in self._cameras)], [], [], 0.05)
 
     def _step(self) -> None:
         for camera in self._cameras:
             camera.supervise()
             self._announce(camera)
         if self._control is not None:
-            self._pending.extend(self._control.orders())  # behind the parts that were taken before
+            self._joining.ordered(self._control.orders())  # behind the parts that were taken before
+        self._pending.extend(self._joining.ready())
         self._keep_watch()
         now = time.monotonic()
         if self._pending and now < self._next_proof + BUSY_PROOF_S:
@@ -214,7 +218,7 @@ class Station:
         for trigger in taken:
             header = self._trigger_header(camera, trigger)
             if trigger.lost is None:
-                self._pending.append(Pending(camera, trigger, header))
+                self._joining.taken(Pending(camera, trigger, header))
                 drafts.append(Draft(header, t_ref_ns=trigger.t_capture_ns))
             else:  # its end is known already, so that one message says all
                 drafts.append(Draft(_missed(header, trigger.lost), t_ref_ns=trigger.t_capture_ns))
@@ -242,15 +246,14 @@ class Station:
     def _inspect(self, item: Pending) -> None:
         """One verdict for one trigger; whatever goes wrong on the way is NOT_INSPECTED with the reason."""
         header, t_taken_ns = item.header, time.monotonic_ns()
-        part: Pixels | None = None
+        part: Picture | None = None
         inspector = self._judge.inspectors[header.camera_id]
         try:
             if not self._choice.inspecting:
                 raise FlawlineError(STOPPED)
             if self._late(header):
                 raise FlawlineError(self._deadline_text(header))
-            pixels, pixel_format = item.camera.cut(item.trigger)
-            part = to_channels(pixels, pixel_format, self._judge.bundle.manifest.recipe.channels)
+            part = item.pictures(self._judge.bundle.manifest.recipe)
             outcome = inspector.inspect(part)
             if outcome.verdict is not Verdict.NOT_INSPECTED and self._late(header):
                 outcome = outcome._replace(verdict=Verdict.NOT_INSPECTED, reason=self._deadline_text(header))
@@ -260,20 +263,20 @@ class Station:
             log.exception("part %s", header.part_id)
             outcome = _not_inspected(f"internal error: {type(error).__name__}: {error}")
         finally:
-            item.camera.release(item.trigger)
+            item.release()
         self._parts += 1
         self._not_inspected += outcome.verdict is Verdict.NOT_INSPECTED
         result = self._result(header, outcome, t_taken_ns)
-        numbers = self._record([Draft(result, t_ref_ns=header.timing.t_capture_ns)])
+        numbers = self._record([Draft(result, t_ref_ns=header.timing.t_begin_ns)])
         self._pictures.offer(result.model_copy(update={"seq": numbers[0]}), outcome, part, inspector)
         with suppress(OSError, ValueError):  # nobody reads the terminal any more
             self._on_result(result)
 
     def _late(self, header: Trigger) -> bool:
-        return time.monotonic_ns() - header.timing.t_capture_ns > self._settings.deadline_ms * 1_000_000
+        return time.monotonic_ns() - header.timing.t_begin_ns > self._settings.deadline_ms * 1_000_000
 
     def _deadline_text(self, header: Trigger) -> str:
-        waited_ms = (time.monotonic_ns() - header.timing.t_capture_ns) / 1e6
+        waited_ms = (time.monotonic_ns() - header.timing.t_begin_ns) / 1e6
         return f"deadline: {waited_ms:.0f} ms since capture, at most {self._settings.deadline_ms} ms"
 
     def _result(self, header: Trigger, outcome: Outcome, t_taken_ns: int) -> Result:
@@ -317,7 +320,7 @@ class Station:
         drafts = [
             Draft(
                 _missed(trigger, "the edge stopped before its verdict"),
-                t_ref_ns=trigger.timing.t_capture_ns if same_boot else long_ago_ns,
+                t_ref_ns=trigger.timing.t_begin_ns if same_boot else long_ago_ns,
             )
             for trigger in self._spool.open_triggers()
         ]
@@ -414,7 +417,7 @@ class Station:
         rows, size = self._spool.size
         trouble = self._emitter.trouble or (None if self._control is None else self._control.trouble)
         trouble = self._judge.engine.lost or trouble
-        waiting = [item.header for item in self._pending if isinstance(item, Pending)]
+        waiting = [item.header for item in self._pending if isinstance(item, Pending)] + self._joining.headers()
         state = State(
             edge_id=self._settings.edge_id,
             spool_id=f"state-{self._spool.run_id}",
@@ -427,7 +430,7 @@ class Station:
             spool_bytes=size,
             attachments_dropped=self._spool.dropped + self._pictures.dropped,
             waiting=len(waiting),
-            waiting_ms=0.0 if not waiting else (time.monotonic_ns() - waiting[0].timing.t_capture_ns) / 1e6,
+            waiting_ms=0.0 if not waiting else (time.monotonic_ns() - waiting[0].timing.t_begin_ns) / 1e6,
             inference="failed" if self._judge.engine.failing else "ok",
             cameras=tuple(_camera_state(camera) for camera in self._cameras),
             inspecting=self._choice.inspecting,
@@ -472,6 +475,8 @@ class Station:
         for camera in self._cameras:
             camera.stop_capture()
             self._announce(camera)
+        self._triggers.close()
+        self._pending.extend(self._joining.ready(last=True))
         while self._pending:
             self._next()
         self._pictures.stop()
@@ -534,7 +539,7 @@ class _CameraWatch:
 
 class _Picture(NamedTuple):
     result: Result
-    part: Pixels | None
+    part: Picture | None
     maps: list[ViewMap]
     reconstruction: dict[str, Pixels]
 
@@ -553,7 +558,7 @@ class _Pictures:
     def start(self) -> None:
         self._thread.start()
 
-    def offer(self, result: Result, outcome: Outcome, part: Pixels | None, inspector: Inspector) -> None:
+    def offer(self, result: Result, outcome: Outcome, part: Picture | None, inspector: Inspector) -> None:
         """Take what belongs to a verdict; where the encoder is behind, pictures are dropped and counted."""
         shown = result.verdict is not Verdict.PASS or result.audited
         wanted = self._images == "all" or (self._images == "flagged" and shown)
@@ -572,7 +577,7 @@ class _Pictures:
     def _run(self) -> None:
         while (picture := self._queue.get()) is not None:
             try:
-                self._spool.append([_attachment(picture)])
+                self._spool.append(_attachments(picture))
                 self._emitter.wake()
             except Exception:  # whatever one picture does, the next one is tried
                 self.dropped += 1
@@ -584,43 +589,37 @@ class _Pictures:
         self._thread.join(timeout=10)
 
 
-def _attachment(picture: _Picture) -> Draft:
+def _attachments(picture: _Picture) -> list[Draft]:
+    """Pictures and maps, in as many messages as they need."""
     result = picture.result
-    references: list[PartRef] = []
-    parts: list[bytes] = []
+    held: list[tuple[PartRef, bytes]] = []
     for role, view, pixels in _pictures_of(picture):
         data = encode_png(pixels)
-        references.append(part_ref(role, data, view=view, codec="png", shape=pixels.shape))
-        parts.append(data)
+        held.append((part_ref(role, data, view=view, codec="png", shape=pixels.shape), data))
     for view_map in picture.maps:
         data = np.ascontiguousarray(view_map.values, dtype="<f2").tobytes()
-        references.append(
-            part_ref(
-                "map",
-                data,
-                view=view_map.view,
-                codec="raw",
-                dtype="float16",
-                shape=view_map.values.shape,
-                to_part=map_to_part(view_map),
-            )
+        shape, to_part = view_map.values.shape, map_to_part(view_map)
+        made = part_ref("map", data, view=view_map.view, codec="raw", dtype="float16", shape=shape, to_part=to_part)
+        held.append((made, data))
+    drafts = []
+    for at in range(0, len(held), MAX_PARTS):
+        some = held[at : at + MAX_PARTS]
+        header = Attachment(
+            **result.model_dump(include={"edge_id", "spool_id", "seq", "run_id", "part_id"}),
+            t_wall_ns=time.time_ns(),
+            result_seq=result.seq,
+            parts=tuple(reference for reference, _ in some),
         )
-        parts.append(data)
-    if len(parts) > MAX_PARTS:
-        log.warning("part %s: %d maps and pictures, only %d are sent", result.part_id, len(parts), MAX_PARTS)
-    header = Attachment(
-        **result.model_dump(include={"edge_id", "spool_id", "seq", "run_id", "part_id"}),
-        t_wall_ns=time.time_ns(),
-        result_seq=result.seq,
-        parts=tuple(references[:MAX_PARTS]),
-    )
-    return Draft(header, tuple(parts[:MAX_PARTS]))
+        drafts.append(Draft(header, tuple(data for _, data in some)))
+    return drafts
 
 
 def _pictures_of(picture: _Picture) -> list[tuple[Literal["image", "reconstruction"], str, Pixels]]:
-    found: list[tuple[Literal["image", "reconstruction"], str, Pixels]] = (
-        [] if picture.part is None else [("image", "main", picture.part)]
-    )
+    part = picture.part
+    whole: dict[str, Pixels] = {} if part is None else dict(part) if isinstance(part, Mapping) else {"main": part}
+    found: list[tuple[Literal["image", "reconstruction"], str, Pixels]] = [
+        ("image", view, pixels) for view, pixels in whole.items()
+    ]
     found += [("reconstruction", view, pixels) for view, pixels in picture.reconstruction.items()]
     return found
 
