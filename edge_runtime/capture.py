@@ -603,7 +603,7 @@ class Capture:
 
     def _announce_missing(self, frame: CameraFrame | BadFrame) -> None:
         """Parts that triggered the camera, by its own count of frames, and whose pictures never came."""
-        if self._settings.trigger != "hardware" or self._seen_no < 0:
+        if self._settings.trigger != "hardware":
             return
         first = max(self._seen_no + 1, frame.frame_no - MISSED_MOST)
         for number in range(first, frame.frame_no):
@@ -719,7 +719,9 @@ class Capture:
     def _beat(self, state: ChildState) -> None:
         now, live = time.monotonic_ns(), self._ring.live()
         if self._camera.waits:
-            live = live._replace(frame_ns=now, waits=1)
+            # What happened after the last proof may have been missed, should it turn out to be gone.
+            proven_ns = self._camera.proven_ns
+            live = live._replace(frame_ns=now if proven_ns is None else max(live.frame_ns, proven_ns), waits=1)
         self._ring.set_live(live._replace(alive_ns=now, state=state))
 
     def _save(self, frame: CameraFrame) -> None:
