@@ -275,7 +275,9 @@ def test_each_pulse_is_one_part_and_each_that_gave_no_picture_is_announced(
         unplugged_ns = time.monotonic_ns()
         wire.plug(False)
         until(lambda: serve().status().state == "failed" and "does not answer" in camera.status().detail, "noticed")
-        assert camera._ring.live().frame_ns <= unplugged_ns, "its gap begins at its last answer, not when it was noticed"
+        assert camera._ring.live().frame_ns <= unplugged_ns, (
+            "its gap begins at its last answer, not when it was noticed"
+        )
         until(lambda: serve().status().restarts >= 2, "tried again")
         wire.plug(True)
         until(lambda: serve().status().state == "running", "it is back")
