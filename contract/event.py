@@ -214,6 +214,8 @@ class CameraState(Wire):
     triggers: Count = 0
     frame_age_ms: float = -1.0
     detail: Text | None = None
+    skipped: Count = Field(0, description="frames that nobody looked at")
+    restarts: Count = Field(0, description="how often its process was replaced")
 
 
 class State(BaseHeader):
@@ -241,6 +243,13 @@ class State(BaseHeader):
     bundle_state: Name | None = Field(None, description="as verified by an edge in production mode; none: nobody did")
     model_sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
     engine: Name | None = None
+    last_seq: Count = Field(0, description="number of the newest event in `events_spool_id`; 0: none")
+    events_spool_id: Name | None = Field(None, description="spool_id of the events that this edge numbers now")
+    boot_id: str = Field("", max_length=100, description="names the boot that t_boot_ns counts from")
+    t_boot_ns: Count = Field(0, description="of this heartbeat, by a clock that no step moves and that counts sleep")
+    clock_synchronised: bool | None = Field(None, description="whether NTP or PTP keeps the wall clock; none: unknown")
+    clock_steps: Count = Field(0, description="how often the wall clock was set since this edge started")
+    clock_step_ms: float = Field(0.0, description="the last of them: how far ahead, negative for back")
 
 
 Header = Annotated[Trigger | Result | Missed | Attachment | Gap | State, Field(discriminator="kind")]

@@ -13,7 +13,7 @@ from contract.decision import PartScore, decide, find_regions, fuse
 from contract.event import Region, Verdict
 from contract.images import Pixels
 from contract.places import Located, locate
-from contract.preprocess import Gate, Picture, Prepared, prepare, size_of, tile_origins
+from contract.preprocess import Gate, PartSize, Picture, Prepared, prepare, size_of, tile_origins
 from contract.recipe import View
 from edge_runtime.engines.base import Engine
 from edge_runtime.errors import EngineError
@@ -41,8 +41,20 @@ class Outcome(NamedTuple):
     t_decided_ns: int
 
 
+class Begun(NamedTuple):
+    """A part whose tiles are under way in the engine: what its verdict needs besides the engine's answer.
+
+    ``ticket``: the engine's. ``part_hw``: height and width in pixels, or those of each view.
+    """
+
+    ticket: int
+    part_hw: PartSize
+    quality: dict[str, float]
+    t_prepared_ns: int
+
+
 class Inspector:
-    """Verdicts for one bundle on one engine; not thread-safe, one part at a time.
+    """Verdicts for one bundle on one engine; not thread-safe, parts end in the order in which they were begun.
 
     ``frozen_check``: a part whose pixels equal those of the part before is NOT_INSPECTED. For live cameras, whose
     noise never repeats; leave it off for files, where the same picture twice is no fault. ``places``: other masks and
@@ -68,22 +80,43 @@ class Inspector:
 
         Raises nothing for a bad picture or a failing engine: both are NOT_INSPECTED with the reason.
         """
+        begun = self.begin(part)
+        return begun if isinstance(begun, Outcome) else self.end(begun)
+
+    def begin(self, part: Picture) -> Begun | Outcome:
+        """Prepare a part and start its inference, or its outcome where it must not be scored. Raises nothing."""
         try:
             prepared = prepare(part, self._recipe, self._neutralise)
             quality, fault = self._check(part, prepared)
         except Exception as error:  # noqa: BLE001 - whatever a picture does to the code, the part has no verdict
-            return _not_inspected(str(error))
+            return not_inspected(str(error))
         t_prepared_ns = time.monotonic_ns()
         if fault is not None:
-            return _not_inspected(fault, quality, t_prepared_ns)
+            return not_inspected(fault, quality, t_prepared_ns)
         try:
-            scored = self._score(prepared, part)
+            return Begun(self.engine.start(prepared.tiles), size_of(part), quality, t_prepared_ns)
         except Exception as error:  # noqa: BLE001 - an engine that fails, however, has given no verdict
-            return _not_inspected(str(error), quality, t_prepared_ns)
+            return not_inspected(str(error), quality, t_prepared_ns)
+
+    def end(self, begun: Begun) -> Outcome:
+        """Wait for the oldest part begun on this engine, which must be this one, and decide. Raises nothing."""
+        try:
+            scores, maps = self.engine.finish(begun.ticket)
+            scored = fuse(scores, maps, self._recipe, begun.part_hw, self.places)
+        except Exception as error:  # noqa: BLE001 - an engine that fails, however, has given no verdict
+            return not_inspected(str(error), begun.quality, begun.t_prepared_ns)
         t_inferred_ns = time.monotonic_ns()
         verdict, reason, regions = self._decide(scored)
         return Outcome(
-            verdict, reason, scored.score, scored, regions, quality, t_prepared_ns, t_inferred_ns, time.monotonic_ns()
+            verdict,
+            reason,
+            scored.score,
+            scored,
+            regions,
+            begun.quality,
+            begun.t_prepared_ns,
+            t_inferred_ns,
+            time.monotonic_ns(),
         )
 
     def _check(self, part: Picture, prepared: Prepared) -> tuple[dict[str, float], str | None]:
@@ -111,10 +144,6 @@ class Inspector:
         np.copyto(before, picture)
         return False
 
-    def _score(self, prepared: Prepared, part: Picture) -> PartScore:
-        scores, maps = self.engine.infer(prepared.tiles)
-        return fuse(scores, maps, self._recipe, size_of(part), self.places)
-
     def _decide(self, scored: PartScore) -> tuple[Verdict, str | None, list[Region]]:
         verdict, reason = decide(scored.score, self._thresholds, scored.review, scored.zone)
         if self._thresholds is None:
@@ -131,12 +160,13 @@ class Inspector:
     def score(self, part: Picture) -> tuple[PartScore, Prepared]:
         """Score without gate and thresholds, for calibration. Raises ImageError or EngineError."""
         prepared = prepare(part, self._recipe, self._neutralise)
-        return self._score(prepared, part), prepared
+        scores, maps = self.engine.infer(prepared.tiles)
+        return fuse(scores, maps, self._recipe, size_of(part), self.places), prepared
 
     def reconstruction(self) -> dict[str, Pixels]:
-        """What each view of the part last scored should look like, uint8 [H', W'] or RGB, the view's canvas size.
+        """What each view of the part that ended last should look like, uint8 [H', W'] or RGB, the view's canvas size.
 
-        Raises EngineError where nothing was scored.
+        Raises EngineError where nothing was scored, or its memory serves another part by now.
         """
         tiles = self.engine.reconstruction()
         if len(tiles) != self._recipe.tiles:
@@ -155,6 +185,7 @@ class Inspector:
         return canvas[..., 0] if self._recipe.channels == 1 else canvas
 
 
-def _not_inspected(reason: str, quality: dict[str, float] | None = None, t_prepared_ns: int = 0) -> Outcome:
+def not_inspected(reason: str, quality: dict[str, float] | None = None, t_prepared_ns: int = 0) -> Outcome:
+    """The outcome of a part that has no verdict, for ``reason``; nothing was scored."""
     short = reason[:MAX_REASON] or "inspection failed without a message"
     return Outcome(Verdict.NOT_INSPECTED, short, None, None, [], quality or {}, t_prepared_ns, 0, time.monotonic_ns())

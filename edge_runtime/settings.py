@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from contract.bundle import Precision
 from contract.config import Strict, load_toml
-from contract.keys import SECRET, leaves_machine
+from contract.keys import SECRET, is_loopback, leaves_machine
 
 Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
 
@@ -152,6 +152,42 @@ class BundleSettings(Strict):
     )
 
 
+class MetricsSettings(Strict):
+    """Where Prometheus may read this edge's figures; nowhere, unless asked for."""
+
+    listen: str | None = Field(None, pattern=r"^(\[[0-9a-fA-F:.]+\]|[^\s:]+):\d{1,5}$", description="ADDRESS:PORT")
+    token: Path | None = Field(None, description="file of mode 0600 whose text a reader must show; needed off loopback")
+
+    @model_validator(mode="after")
+    def _guarded(self) -> MetricsSettings:
+        if self.listen is None:
+            return self
+        host, port = self.address()
+        if port > 65535:
+            raise ValueError(f"listen = {self.listen!r}: a port is at most 65535")
+        if self.token is None and not is_loopback(host):
+            raise ValueError(
+                f"listen = {self.listen!r} can be reached from other machines: readers must show a token then; "
+                'set token = "metrics.token" and make it: (umask 077; openssl rand -hex 32 > metrics.token)'
+            )
+        return self
+
+    def address(self) -> tuple[str, int]:
+        """Host, without brackets, and port to listen on."""
+        host, _, port = (self.listen or "").rpartition(":")
+        return host.strip("[]"), int(port or 0)
+
+
+class LogSettings(Strict):
+    """How the edge writes its log; it always goes to standard error."""
+
+    format: Literal["text", "json"] = "text"
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    file: Path | None = Field(None, description="besides standard error")
+    max_mb: float = Field(10.0, ge=0.01, le=10_000, description="a file that would grow beyond is put aside")
+    keep: int = Field(5, ge=1, le=1000, description="files that were put aside")
+
+
 class EdgeSettings(Strict):
     """``edge.toml``. Paths are relative to the file's folder."""
 
@@ -175,6 +211,8 @@ class EdgeSettings(Strict):
     )
     host: HostLink = Field(default_factory=HostLink)
     spool: SpoolSettings = Field(default_factory=SpoolSettings)
+    metrics: MetricsSettings = Field(default_factory=MetricsSettings)
+    log: LogSettings = Field(default_factory=LogSettings)
     cameras: list[CameraSettings] = Field(min_length=1, max_length=64)
     groups: list[GroupSettings] = Field(default_factory=list, max_length=64)
     recipes: list[RecipeSettings] = Field(default_factory=list, max_length=256)
@@ -240,6 +278,10 @@ def load_settings(path: Path) -> EdgeSettings:
     settings.state_dir = (path.parent / settings.state_dir).resolve()
     if settings.bundles.trusted is not None:
         settings.bundles.trusted = path.parent.resolve() / settings.bundles.trusted
+    if settings.metrics.token is not None:
+        settings.metrics.token = path.parent.resolve() / settings.metrics.token
+    if settings.log.file is not None:
+        settings.log.file = path.parent.resolve() / settings.log.file
     settings.host = settings.host.model_copy(
         update={
             # never resolved: a symbolic link in a key's place must be seen, and refused

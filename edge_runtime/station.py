@@ -3,46 +3,34 @@
 from __future__ import annotations
 
 import logging
-import queue
 import random
 import select
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Literal, NamedTuple, NoReturn
+from typing import NoReturn
 
 import numpy as np
 
 from contract.bundle import Bundle
 from contract.camera import controls_of
 from contract.control import Status
-from contract.decision import ViewMap, map_to_part
 from contract.errors import FlawlineError
-from contract.event import (
-    MAX_PARTS,
-    Attachment,
-    CameraState,
-    Gap,
-    Missed,
-    PartRef,
-    Result,
-    State,
-    Timing,
-    Trigger,
-    Verdict,
-    part_ref,
-)
-from contract.images import Pixels, encode_png
+from contract.event import CameraState, Gap, Missed, Result, State, Timing, Trigger, Verdict
 from contract.preprocess import Picture
 from edge_runtime.capture import CameraProcess, CapturedTrigger
+from edge_runtime.clock import StepWatch, boot_id, boot_ns, synchronised
 from edge_runtime.control import Control, Order
 from edge_runtime.emitter import Emitter
 from edge_runtime.engines.base import Engine
 from edge_runtime.errors import CardLostError, SpoolError
-from edge_runtime.inspector import Inspector, Outcome
+from edge_runtime.inspector import Outcome
 from edge_runtime.joining import Joining, Pending
+from edge_runtime.lane import Lane, Taken, failed
+from edge_runtime.observer import Observer
+from edge_runtime.pictures import Pictures
 from edge_runtime.recipes import NEVER_ASKED, Choice, Judge, write_choice
 from edge_runtime.settings import EdgeSettings
 from edge_runtime.spool import ANOTHER_BOOT_MS, Draft, Outage, Spool
@@ -56,7 +44,7 @@ BUSY_PROOF_S = 60.0
 PROOF_SHARE = 0.05
 """Most of an idle station's time that may go into proofs, so that a part hardly ever waits for one."""
 
-ATTACHMENT_QUEUE = 32
+SUPERSEDED = "superseded by a fresher part"
 STOPPED = "inspection is stopped by request"
 STATE_FILE = "state.json"
 
@@ -77,8 +65,11 @@ class Station:
         on_result: Callable[[Result], None] | None = None,
         control: Control | None = None,
         choice: Choice | None = None,
+        observer: Observer | None = None,
     ) -> None:
         self._settings = settings
+        self._observer = observer or Observer()
+        self._clock, self._boot_id = StepWatch(), boot_id()
         self._choice = choice or NEVER_ASKED
         self._judge = Judge(self._choice.number, bundle, engine, settings)
         self._control = control
@@ -101,8 +92,9 @@ class Station:
         self._triggers = Triggers(settings, spool, emitter, self._joining)
         if control is not None:
             control.serve_triggers(self._triggers.take)
+        self._lane = Lane()
         self._watch = {camera.settings.id: _CameraWatch() for camera in self._cameras}
-        self._pictures = _Pictures(spool, emitter, settings)
+        self._pictures = Pictures(spool, emitter, settings)
         self._state = "starting"
         self._state_seq = 0
         self._next_state = self._next_alive = self._next_proof = 0.0
@@ -125,11 +117,8 @@ class Station:
                 self._step()
                 if self._judge.engine.lost is not None:
                     self._fail(self._judge.engine.lost)
-                if (
-                    not self._pending
-                    and not self._joining.headers()
-                    and all(self._ended(camera) for camera in self._cameras)
-                ):
+                waiting = self._pending or self._lane or self._joining.headers()
+                if not waiting and all(self._ended(camera) for camera in self._cameras):
                     break
         except BaseException:
             for camera in self._cameras:
@@ -141,11 +130,13 @@ class Station:
         return camera.status().state == "ended" and not self._announce(camera)
 
     def _wait(self) -> None:
-        """Sleep until a camera has something new; at most 50 ms, so that clocks and watchdogs go on."""
-        if self._pending:
+        """Sleep until a camera has something new or a part is inferred; at most 50 ms, so that clocks go on."""
+        if self._lane.ready() or self._startable() is not None or (self._pending and not self._lane):
             return
+        engine = [self._judge.engine.fileno()] if self._lane else []
         with suppress(InterruptedError):
-            select.select([self._joining.fileno(), *(camera.fileno() for camera in self._cameras)], [], [], 0.05)
+            sources = [*engine, self._joining.fileno(), *(camera.fileno() for camera in self._cameras)]
+            select.select(sources, [], [], 0.05)
 
     def _step(self) -> None:
         for camera in self._cameras:
@@ -154,20 +145,63 @@ class Station:
         if self._control is not None:
             self._joining.ordered(self._control.orders())  # behind the parts that were taken before
         self._pending.extend(self._joining.ready())
+        self._pass_over_superseded()
         self._keep_watch()
-        now = time.monotonic()
-        if self._pending and now < self._next_proof + BUSY_PROOF_S:
-            self._next()
-        elif now >= self._next_proof:
-            self._prove_engine()
+        self._advance()
 
-    def _next(self) -> None:
-        """One verdict, or one order between two parts."""
-        item = self._pending.popleft()
-        if isinstance(item, Order):
-            self._obey(item)
+    def _advance(self) -> None:
+        """Begin the next part and end those that are inferred; between parts, with none under way, all else."""
+        now = time.monotonic()
+        overdue = now >= self._next_proof + BUSY_PROOF_S
+        if not overdue:
+            self._begin_next()
+        while self._lane.ready():
+            self._end_oldest()
+        if self._lane:
+            return
+        if now >= self._next_proof and (overdue or not self._pending):
+            self._prove_engine()
         else:
-            self._inspect(item)
+            self._obey_next()
+
+    def _startable(self) -> Pending | None:
+        """The part to begin next: the engine has room, and no order stands before it.
+
+        A camera that wants the freshest part has one under way at most, so that the next one is chosen late.
+        """
+        if self._lane.full:
+            return None
+        for item in self._pending:
+            if isinstance(item, Order):
+                return None
+            if item.camera.settings.policy != "freshest" or not self._lane.holds(item.header.camera_id):
+                return item
+        return None
+
+    def _begin_next(self) -> bool:
+        item = self._startable()
+        if item is None:
+            return False
+        self._pending.remove(item)
+        self._begin(item)
+        return True
+
+    def _obey_next(self) -> None:
+        """The order that stands first, if one does; nothing is under way."""
+        if self._pending and isinstance(order := self._pending[0], Order):
+            self._pending.popleft()
+            self._obey(order)
+
+    def _pass_over_superseded(self) -> None:
+        """Of a camera that wants the freshest part the newest waits; those before it end as missed."""
+        waiting = [item for item in self._pending if isinstance(item, Pending)]
+        newest = {item.header.camera_id: item for item in waiting if item.camera.settings.policy == "freshest"}
+        for item in waiting:
+            if newest.get(item.header.camera_id, item) is not item:
+                self._pending.remove(item)
+                item.release()
+                missed = _missed(item.header, SUPERSEDED)
+                self._record([Draft(missed, t_ref_ns=item.header.timing.t_begin_ns)])
 
     def _obey(self, order: Order) -> None:
         """Do what the host asked, unless its deadline has passed meanwhile; a choice is on the disk before it holds."""
@@ -243,8 +277,8 @@ class Station:
             ),
         )
 
-    def _inspect(self, item: Pending) -> None:
-        """One verdict for one trigger; whatever goes wrong on the way is NOT_INSPECTED with the reason."""
+    def _begin(self, item: Pending) -> None:
+        """Cut, prepare and start one part; whatever goes wrong on the way is NOT_INSPECTED with the reason."""
         header, t_taken_ns = item.header, time.monotonic_ns()
         part: Picture | None = None
         inspector = self._judge.inspectors[header.camera_id]
@@ -254,21 +288,24 @@ class Station:
             if self._late(header):
                 raise FlawlineError(self._deadline_text(header))
             part = item.pictures(self._judge.bundle.manifest.recipe)
-            outcome = inspector.inspect(part)
-            if outcome.verdict is not Verdict.NOT_INSPECTED and self._late(header):
-                outcome = outcome._replace(verdict=Verdict.NOT_INSPECTED, reason=self._deadline_text(header))
-        except FlawlineError as error:
-            outcome = _not_inspected(str(error))
-        except Exception as error:
-            log.exception("part %s", header.part_id)
-            outcome = _not_inspected(f"internal error: {type(error).__name__}: {error}")
+            step = inspector.begin(part)
+        except Exception as error:  # noqa: BLE001 - whatever it was, the part has no verdict
+            step = failed(header.part_id, error)
         finally:
             item.release()
+        self._lane.put(Taken(header, inspector, part, t_taken_ns, step))
+
+    def _end_oldest(self) -> None:
+        """The verdict on the part that was begun first, on record."""
+        taken, outcome = self._lane.end()
+        header = taken.header
+        if outcome.verdict is not Verdict.NOT_INSPECTED and self._late(header):
+            outcome = outcome._replace(verdict=Verdict.NOT_INSPECTED, reason=self._deadline_text(header))
         self._parts += 1
         self._not_inspected += outcome.verdict is Verdict.NOT_INSPECTED
-        result = self._result(header, outcome, t_taken_ns)
+        result = self._result(header, outcome, taken.t_taken_ns)
         numbers = self._record([Draft(result, t_ref_ns=header.timing.t_begin_ns)])
-        self._pictures.offer(result.model_copy(update={"seq": numbers[0]}), outcome, part, inspector)
+        self._pictures.offer(result.model_copy(update={"seq": numbers[0]}), outcome, taken.part, taken.inspector)
         with suppress(OSError, ValueError):  # nobody reads the terminal any more
             self._on_result(result)
 
@@ -311,6 +348,7 @@ class Station:
     def _record(self, drafts: list[Draft]) -> list[int]:
         numbers = self._spool.append(drafts)
         self._emitter.wake()
+        self._observer.recorded((draft.header for draft in drafts), numbers)
         return numbers
 
     def _finish_last_run(self) -> None:
@@ -341,8 +379,14 @@ class Station:
             if not self._emitter.alive():
                 raise SpoolError("the emitter has ended: verdicts would reach nobody, so the station stops")
         if now >= self._next_state:
-            self._next_state = now + self._settings.heartbeat_ms / 1000
             self._declare_all_skipped()
+        self._beat()
+
+    def _beat(self) -> None:
+        """A heartbeat, where one is due."""
+        now = time.monotonic()
+        if now >= self._next_state:
+            self._next_state = now + self._settings.heartbeat_ms / 1000
             self._send_state()
 
     def _mark_alive(self) -> None:
@@ -414,10 +458,12 @@ class Station:
 
     def _send_state(self) -> None:
         self._state_seq += 1
+        self._clock.look()
         rows, size = self._spool.size
         trouble = self._emitter.trouble or (None if self._control is None else self._control.trouble)
         trouble = self._judge.engine.lost or trouble
-        waiting = [item.header for item in self._pending if isinstance(item, Pending)] + self._joining.headers()
+        waiting = [item.header for item in (*self._lane, *self._pending) if not isinstance(item, Order)]
+        waiting += self._joining.headers()
         state = State(
             edge_id=self._settings.edge_id,
             spool_id=f"state-{self._spool.run_id}",
@@ -434,8 +480,16 @@ class Station:
             inference="failed" if self._judge.engine.failing else "ok",
             cameras=tuple(_camera_state(camera) for camera in self._cameras),
             inspecting=self._choice.inspecting,
+            last_seq=self._spool.last_seq,
+            events_spool_id=self._spool.spool_id,
+            boot_id=self._boot_id,
+            t_boot_ns=boot_ns(),
+            clock_synchronised=synchronised(),
+            clock_steps=self._clock.steps,
+            clock_step_ms=self._clock.step_ms,
             **self._judge.names(),
         )
+        self._observer.heartbeat(state)
         self._emitter.send_state(state)
         self._keep_state(state)
         if self._control is not None:
@@ -477,9 +531,15 @@ class Station:
             self._announce(camera)
         self._triggers.close()
         self._pending.extend(self._joining.ready(last=True))
-        while self._pending:
-            self._next()
-        self._pictures.stop()
+        while self._pending or self._lane:
+            self._beat()
+            if self._begin_next():
+                continue
+            if self._lane:
+                self._end_oldest()
+            else:
+                self._obey_next()
+        self._pictures.stop(self._beat)
 
     def _fail(self, reason: str) -> NoReturn:
         """End as after a kill (the next start declares the gap), but with a verdict for every part that was taken."""
@@ -537,99 +597,8 @@ class _CameraWatch:
         self._skipped, self.last_frame_ns = skipped, frame_ns
 
 
-class _Picture(NamedTuple):
-    result: Result
-    part: Picture | None
-    maps: list[ViewMap]
-    reconstruction: dict[str, Pixels]
-
-
-class _Pictures:
-    """Encodes maps and pictures beside the station and spools them as attachments, behind the verdicts."""
-
-    def __init__(self, spool: Spool, emitter: Emitter, settings: EdgeSettings) -> None:
-        self._spool = spool
-        self._emitter = emitter
-        self._images = settings.images
-        self._queue: queue.Queue[_Picture | None] = queue.Queue(ATTACHMENT_QUEUE)
-        self._thread = threading.Thread(target=self._run, name="pictures", daemon=True)
-        self.dropped = 0
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def offer(self, result: Result, outcome: Outcome, part: Picture | None, inspector: Inspector) -> None:
-        """Take what belongs to a verdict; where the encoder is behind, pictures are dropped and counted."""
-        shown = result.verdict is not Verdict.PASS or result.audited
-        wanted = self._images == "all" or (self._images == "flagged" and shown)
-        maps = [] if outcome.part is None else outcome.part.maps
-        if not maps and (part is None or not wanted):
-            return
-        try:
-            reconstruction = inspector.reconstruction() if wanted and maps and shown else {}
-            self._queue.put_nowait(_Picture(result, part if wanted else None, maps, reconstruction))
-        except queue.Full:
-            self.dropped += 1
-        except Exception:  # the verdict stands; a picture must not end the station
-            self.dropped += 1
-            log.exception("pictures of part %s", result.part_id)
-
-    def _run(self) -> None:
-        while (picture := self._queue.get()) is not None:
-            try:
-                self._spool.append(_attachments(picture))
-                self._emitter.wake()
-            except Exception:  # whatever one picture does, the next one is tried
-                self.dropped += 1
-                log.exception("pictures of part %s", picture.result.part_id)
-
-    def stop(self) -> None:
-        with suppress(queue.Full):
-            self._queue.put(None, timeout=5)
-        self._thread.join(timeout=10)
-
-
-def _attachments(picture: _Picture) -> list[Draft]:
-    """Pictures and maps, in as many messages as they need."""
-    result = picture.result
-    held: list[tuple[PartRef, bytes]] = []
-    for role, view, pixels in _pictures_of(picture):
-        data = encode_png(pixels)
-        held.append((part_ref(role, data, view=view, codec="png", shape=pixels.shape), data))
-    for view_map in picture.maps:
-        data = np.ascontiguousarray(view_map.values, dtype="<f2").tobytes()
-        shape, to_part = view_map.values.shape, map_to_part(view_map)
-        made = part_ref("map", data, view=view_map.view, codec="raw", dtype="float16", shape=shape, to_part=to_part)
-        held.append((made, data))
-    drafts = []
-    for at in range(0, len(held), MAX_PARTS):
-        some = held[at : at + MAX_PARTS]
-        header = Attachment(
-            **result.model_dump(include={"edge_id", "spool_id", "seq", "run_id", "part_id"}),
-            t_wall_ns=time.time_ns(),
-            result_seq=result.seq,
-            parts=tuple(reference for reference, _ in some),
-        )
-        drafts.append(Draft(header, tuple(data for _, data in some)))
-    return drafts
-
-
-def _pictures_of(picture: _Picture) -> list[tuple[Literal["image", "reconstruction"], str, Pixels]]:
-    part = picture.part
-    whole: dict[str, Pixels] = {} if part is None else dict(part) if isinstance(part, Mapping) else {"main": part}
-    found: list[tuple[Literal["image", "reconstruction"], str, Pixels]] = [
-        ("image", view, pixels) for view, pixels in whole.items()
-    ]
-    found += [("reconstruction", view, pixels) for view, pixels in picture.reconstruction.items()]
-    return found
-
-
 def _missed(trigger: Trigger, reason: str) -> Missed:
     return Missed(**trigger.model_dump(exclude={"kind", "parts", "schema_id"}), reason=reason[:500])
-
-
-def _not_inspected(reason: str) -> Outcome:
-    return Outcome(Verdict.NOT_INSPECTED, reason, None, None, [], {}, 0, 0, time.monotonic_ns())
 
 
 def _camera_state(camera: CameraProcess) -> CameraState:
@@ -641,4 +610,6 @@ def _camera_state(camera: CameraProcess) -> CameraState:
         triggers=status.triggers,
         frame_age_ms=status.frame_age_ms,
         detail=status.detail,
+        skipped=status.skipped,
+        restarts=status.restarts,
     )

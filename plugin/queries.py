@@ -47,6 +47,11 @@ class Reader:
         rows = self._all(sa.select(t.parts).where(p.id == part))
         return _part(rows[0]) if rows else None
 
+    def part_named(self, edge_id: str, part_id: str) -> dict[str, Any] | None:
+        """One part's row, by the edge's own name for it."""
+        rows = self._all(sa.select(t.parts).where(p.edge_id == edge_id, p.part_id == part_id))
+        return _part(rows[0]) if rows else None
+
     def header_of(self, part: dict[str, Any]) -> dict[str, Any]:
         """The known fields of the event that stands for the part now."""
         e = t.events.c
