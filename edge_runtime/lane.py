@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from contract.errors import FlawlineError
 from contract.event import Trigger
-from contract.images import Pixels
+from contract.preprocess import Picture
 from edge_runtime.engines.base import SLOTS
 from edge_runtime.inspector import Begun, Inspector, Outcome, not_inspected
 
@@ -20,12 +20,12 @@ class Taken(NamedTuple):
     """A part that was taken and has no verdict yet.
 
     ``step``: under way in the engine, or its outcome where that is known already and waits for those before it.
-    ``part``: the cut-out pixels, None where there are none.
+    ``part``: the cut-out pixels, also view by view; None where there are none.
     """
 
     header: Trigger
     inspector: Inspector
-    part: Pixels | None
+    part: Picture | None
     t_taken_ns: int
     step: Begun | Outcome
 

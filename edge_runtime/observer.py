@@ -135,13 +135,13 @@ class Observer:
         self._results[camera, result.verdict.value] += 1
         for stage, begin, end in _MARKS:
             begin_ns, end_ns = getattr(timing, begin), getattr(timing, end)
-            if begin_ns and end_ns:  # else one of them was not reached
+            if begin_ns and end_ns >= begin_ns:  # else one was not reached, or the part was asked for before its frame
                 self._add(camera, stage, (end_ns - begin_ns) / 1e9)
         sent_ns = self._sent.pop(seq, None)
         if sent_ns is not None:  # the emitter was faster than we
-            self._send(camera, timing.t_capture_ns, timing.t_spooled_ns, sent_ns)
+            self._send(camera, timing.t_begin_ns, timing.t_spooled_ns, sent_ns)
         else:
-            _keep(self._recorded, seq, (camera, timing.t_capture_ns, timing.t_spooled_ns))
+            _keep(self._recorded, seq, (camera, timing.t_begin_ns, timing.t_spooled_ns))
 
     @_harmless
     def sent(self, seq: int) -> None:

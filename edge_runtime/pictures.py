@@ -6,7 +6,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ import numpy as np
 from contract.decision import ViewMap, map_to_part
 from contract.event import MAX_PARTS, Attachment, PartRef, Result, Verdict, part_ref
 from contract.images import Pixels, encode_png
+from contract.preprocess import Picture
 from edge_runtime.emitter import Emitter
 from edge_runtime.inspector import Inspector, Outcome
 from edge_runtime.settings import EdgeSettings
@@ -30,7 +31,7 @@ log = logging.getLogger(__name__)
 
 class _Picture(NamedTuple):
     result: Result
-    part: Pixels | None
+    part: Picture | None
     maps: list[ViewMap]
     reconstruction: dict[str, Pixels]
 
@@ -52,7 +53,7 @@ class Pictures:
     def start(self) -> None:
         self._thread.start()
 
-    def offer(self, result: Result, outcome: Outcome, part: Pixels | None, inspector: Inspector) -> None:
+    def offer(self, result: Result, outcome: Outcome, part: Picture | None, inspector: Inspector) -> None:
         """Take what belongs to the verdict given last; where the encoder is behind, it is dropped and counted."""
         shown = result.verdict is not Verdict.PASS or result.audited
         wanted = self._images == "all" or (self._images == "flagged" and shown)
@@ -79,10 +80,10 @@ class Pictures:
     def _run(self) -> None:
         while (picture := self._queue.get()) is not None and not self._given_up.is_set():
             try:
-                draft = _attachment(picture)
+                drafts = _attachments(picture)
                 if self._given_up.is_set():
                     return  # counted already, and the spool may be closed
-                self._spool.append([draft])
+                self._spool.append(drafts)
                 self._emitter.wake()
             except Exception:  # whatever one picture does, the next one is tried
                 self._drop(1)
@@ -106,42 +107,36 @@ class Pictures:
             log.warning("%d part(s) without maps and pictures: they were not encoded in time", self._left)
 
 
-def _attachment(picture: _Picture) -> Draft:
+def _attachments(picture: _Picture) -> list[Draft]:
+    """Pictures and maps, in as many messages as they need."""
     result = picture.result
-    references: list[PartRef] = []
-    parts: list[bytes] = []
+    held: list[tuple[PartRef, bytes]] = []
     for role, view, pixels in _pictures_of(picture):
         data = encode_png(pixels)
-        references.append(part_ref(role, data, view=view, codec="png", shape=pixels.shape))
-        parts.append(data)
+        held.append((part_ref(role, data, view=view, codec="png", shape=pixels.shape), data))
     for view_map in picture.maps:
         data = np.ascontiguousarray(view_map.values, dtype="<f2").tobytes()
-        references.append(
-            part_ref(
-                "map",
-                data,
-                view=view_map.view,
-                codec="raw",
-                dtype="float16",
-                shape=view_map.values.shape,
-                to_part=map_to_part(view_map),
-            )
+        shape, to_part = view_map.values.shape, map_to_part(view_map)
+        made = part_ref("map", data, view=view_map.view, codec="raw", dtype="float16", shape=shape, to_part=to_part)
+        held.append((made, data))
+    drafts = []
+    for at in range(0, len(held), MAX_PARTS):
+        some = held[at : at + MAX_PARTS]
+        header = Attachment(
+            **result.model_dump(include={"edge_id", "spool_id", "seq", "run_id", "part_id"}),
+            t_wall_ns=time.time_ns(),
+            result_seq=result.seq,
+            parts=tuple(reference for reference, _ in some),
         )
-        parts.append(data)
-    if len(parts) > MAX_PARTS:
-        log.warning("part %s: %d maps and pictures, only %d are sent", result.part_id, len(parts), MAX_PARTS)
-    header = Attachment(
-        **result.model_dump(include={"edge_id", "spool_id", "seq", "run_id", "part_id"}),
-        t_wall_ns=time.time_ns(),
-        result_seq=result.seq,
-        parts=tuple(references[:MAX_PARTS]),
-    )
-    return Draft(header, tuple(parts[:MAX_PARTS]))
+        drafts.append(Draft(header, tuple(data for _, data in some)))
+    return drafts
 
 
 def _pictures_of(picture: _Picture) -> list[tuple[Literal["image", "reconstruction"], str, Pixels]]:
-    found: list[tuple[Literal["image", "reconstruction"], str, Pixels]] = (
-        [] if picture.part is None else [("image", "main", picture.part)]
-    )
+    part = picture.part
+    whole: dict[str, Pixels] = {} if part is None else dict(part) if isinstance(part, Mapping) else {"main": part}
+    found: list[tuple[Literal["image", "reconstruction"], str, Pixels]] = [
+        ("image", view, pixels) for view, pixels in whole.items()
+    ]
     found += [("reconstruction", view, pixels) for view, pixels in picture.reconstruction.items()]
     return found

@@ -31,7 +31,12 @@ class CameraSettings(Strict):
 
     id: Identifier
     url: str = Field(min_length=1, description="usb://, rtsp://, http://, gentl://, file://, watch:// or synthetic://")
-    trigger: Literal["presence", "every-frame", "hardware"] = "presence"
+    trigger: Literal["presence", "every-frame", "hardware", "software", "follow"] = "presence"
+    exposure_offset_ms: float | None = Field(
+        None, ge=-10_000, le=10_000, description="software: take the frame nearest to so long after the request"
+    )
+    within_ms: float = Field(500.0, gt=0, le=60_000, description="software: how far from that the frame may lie")
+    line_triggered: bool = Field(False, description="follow: its own trigger input makes each frame (gentl://)")
     fixture: Literal["foreground", "region"] = Field("foreground", description="what is cut out of the frame")
     region: tuple[int, int, int, int] | None = Field(None, description="x, y, width, height in the frame")
     policy: Literal["every-part", "freshest"] = "every-part"
@@ -44,17 +49,39 @@ class CameraSettings(Strict):
     fps: float | None = Field(None, gt=0, le=1000, description="what it must give; none: as learnt at its start")
     presence: PresenceSettings = Field(default_factory=PresenceSettings)
 
+    @property
+    def triggered(self) -> bool:
+        """Whether the line triggers the camera itself."""
+        return self.trigger == "hardware" or self.line_triggered
+
+    @property
+    def each_frame(self) -> bool:
+        """Whether each frame is a part."""
+        return self.trigger in ("every-frame", "hardware")
+
+    @property
+    def by_time(self) -> bool:
+        """Whether its frames are kept for whoever asks for one by its time; it makes no part by itself."""
+        return self.trigger in ("software", "follow")
+
     @model_validator(mode="after")
     def _trigger_possible(self) -> CameraSettings:
-        if self.trigger == "hardware" and not self.url.startswith("gentl://"):
+        if self.line_triggered and self.trigger != "follow":
             raise ValueError(
-                f"camera {self.id!r}: trigger = 'hardware' needs a GenICam camera (gentl://), whose trigger can "
-                "be set and whose frames are numbered; for others that are triggered themselves take 'every-frame'"
+                f"camera {self.id!r}: line_triggered belongs to trigger = 'follow'; set 'hardware' instead"
             )
-        if self.trigger == "presence" and self.url.startswith("watch://"):
+        if self.exposure_offset_ms is not None and self.trigger != "software":
+            raise ValueError(f"camera {self.id!r}: exposure_offset_ms belongs to trigger = 'software'")
+        if self.triggered and not self.url.startswith("gentl://"):
             raise ValueError(
-                f"camera {self.id!r}: each picture of a watched folder is a part, and 'presence' would take successive "
-                "ones at the same place for one part: set trigger = 'every-frame'"
+                f"camera {self.id!r}: trigger = 'hardware' (or line_triggered) needs a GenICam camera (gentl://), "
+                "whose trigger can be set and whose frames are numbered; for others that are triggered themselves take "
+                "'every-frame'"
+            )
+        if self.trigger != "every-frame" and self.url.startswith("watch://"):
+            raise ValueError(
+                f"camera {self.id!r}: each picture of a watched folder is a part, and {self.trigger!r} would take "
+                "successive ones at the same place for one part, or none: set trigger = 'every-frame'"
             )
         return self
 
@@ -78,6 +105,21 @@ class CameraSettings(Strict):
         if self.fixture == "region" and self.region is None:
             raise ValueError(f"camera {self.id!r}: fixture = 'region' needs region = [x, y, width, height]")
         return self
+
+
+class FollowerSettings(Strict):
+    """A camera that looks at the same parts: of its frames the one nearest to the leading camera's is taken."""
+
+    camera: Identifier
+    offset_ms: float = Field(0.0, ge=-60_000, le=60_000, description="when it sees a part, after the leading camera")
+    within_ms: float = Field(50.0, gt=0, le=60_000, description="how far from that the frame may lie")
+
+
+class GroupSettings(Strict):
+    """Cameras whose pictures make one part; the leading one's trigger makes it."""
+
+    lead: Identifier
+    followers: list[FollowerSettings] = Field(min_length=1, max_length=15)
 
 
 class SpoolSettings(Strict):
@@ -189,6 +231,7 @@ class EdgeSettings(Strict):
     metrics: MetricsSettings = Field(default_factory=MetricsSettings)
     log: LogSettings = Field(default_factory=LogSettings)
     cameras: list[CameraSettings] = Field(min_length=1, max_length=64)
+    groups: list[GroupSettings] = Field(default_factory=list, max_length=64)
     recipes: list[RecipeSettings] = Field(default_factory=list, max_length=256)
 
     @model_validator(mode="after")
@@ -215,6 +258,28 @@ class EdgeSettings(Strict):
                 "fill it: flawline keys sign-trust NAME.sign --may validate (or release) --dir signers"
             )
         return self
+
+    @model_validator(mode="after")
+    def _grouped(self) -> EdgeSettings:
+        triggers = {camera.id: camera.trigger for camera in self.cameras}
+        members = [group.lead for group in self.groups]
+        followers = [follower.camera for group in self.groups for follower in group.followers]
+        for name in [*members, *followers]:
+            if name not in triggers:
+                raise ValueError(f"[[groups]] names camera {name!r}; there are: {', '.join(triggers)}")
+            if [*members, *followers].count(name) > 1:
+                raise ValueError(f"[[groups]] names camera {name!r} twice: a camera looks at the parts of one group")
+        for name, trigger in triggers.items():
+            if (trigger == "follow") != (name in followers):
+                raise ValueError(
+                    f"camera {name!r}: trigger = {trigger!r}; a camera is among the followers of a group under "
+                    "[[groups]] if, and only if, its trigger is 'follow'"
+                )
+        return self
+
+    def group_of(self, lead: str) -> list[FollowerSettings]:
+        """The cameras that look at the parts of a leading camera with it."""
+        return [follower for group in self.groups if group.lead == lead for follower in group.followers]
 
     def bundle_folders(self) -> dict[int, Path]:
         """Every recipe's number and bundle; 1 is ``bundle``."""

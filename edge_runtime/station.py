@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from contract.camera import controls_of
 from contract.control import Status
 from contract.errors import FlawlineError
 from contract.event import CameraState, Gap, Missed, Result, State, Timing, Trigger, Verdict
-from contract.images import Pixels, to_channels
+from contract.preprocess import Picture
 from edge_runtime.capture import CameraProcess, CapturedTrigger
 from edge_runtime.clock import StepWatch, boot_id, boot_ns, synchronised
 from edge_runtime.control import Control, Order
@@ -27,12 +27,14 @@ from edge_runtime.emitter import Emitter
 from edge_runtime.engines.base import Engine
 from edge_runtime.errors import CardLostError, SpoolError
 from edge_runtime.inspector import Outcome
+from edge_runtime.joining import Joining, Pending
 from edge_runtime.lane import Lane, Taken, failed
 from edge_runtime.observer import Observer
 from edge_runtime.pictures import Pictures
 from edge_runtime.recipes import NEVER_ASKED, Choice, Judge, write_choice
 from edge_runtime.settings import EdgeSettings
 from edge_runtime.spool import ANOTHER_BOOT_MS, Draft, Outage, Spool
+from edge_runtime.triggers import Triggers
 
 IDLE_S = 0.05
 LOOK_S = 0.01
@@ -52,14 +54,6 @@ STATE_FILE = "state.json"
 
 log = logging.getLogger(__name__)
 _CHANCE = random.SystemRandom()
-
-
-class Pending(NamedTuple):
-    """A trigger that was announced and waits for its verdict."""
-
-    camera: CameraProcess
-    trigger: CapturedTrigger
-    header: Trigger
 
 
 class Station:
@@ -98,6 +92,10 @@ class Station:
             for camera in settings.cameras
         ]
         self._pending: deque[Pending | Order] = deque()
+        self._joining = Joining(settings, self._cameras)
+        self._triggers = Triggers(settings, spool, emitter, self._joining)
+        if control is not None:
+            control.serve_triggers(self._triggers.take)
         self._lane = Lane()
         self._watch = {camera.settings.id: _CameraWatch() for camera in self._cameras}
         self._pictures = Pictures(spool, emitter, settings)
@@ -122,7 +120,8 @@ class Station:
                 self._step(self._wait())
                 if self._judge.engine.lost is not None:
                     self._fail(self._judge.engine.lost)
-                if not self._pending and not self._lane and all(self._ended(camera) for camera in self._cameras):
+                waiting = self._pending or self._lane or self._joining.headers()
+                if not waiting and all(self._ended(camera) for camera in self._cameras):
                     break
         except BaseException:
             for camera in self._cameras:
@@ -136,7 +135,11 @@ class Station:
     def _wait(self) -> list[CameraProcess]:
         """Sleep until a camera has something new or a part is inferred, at most IDLE_S; returns those cameras."""
         to_do = self._lane.ready() or self._startable() is not None or (self._pending and not self._lane)
-        watched = [*self._cameras, *([self._judge.engine] if self._lane else [])]
+        watched: list[CameraProcess | Joining | Engine] = [
+            *self._cameras,
+            self._joining,
+            *([self._judge.engine] if self._lane else []),
+        ]
         try:
             awake, _, _ = select.select(watched, [], [], 0 if to_do else IDLE_S)
         except InterruptedError:
@@ -145,16 +148,20 @@ class Station:
 
     def _step(self, awake: list[CameraProcess]) -> None:
         """What the cameras have, every LOOK_S what must be looked after, then the parts."""
-        now = time.monotonic()
-        if now >= self._next_look:
+        looks = (now := time.monotonic()) >= self._next_look
+        if looks:
             self._next_look = now + LOOK_S
             for camera in self._cameras:
                 camera.supervise()
             awake = self._cameras  # one that was killed has rung no bell
+        for camera in awake:
+            self._announce(camera)
+        if looks:
             if self._control is not None:
-                self._pending.extend(self._control.orders())  # behind the parts that were taken before
+                self._joining.ordered(self._control.orders())  # behind the parts that were taken before
             self._keep_watch()
-        if any([self._announce(camera) for camera in awake]):
+        if taken := self._joining.ready():
+            self._pending.extend(taken)
             self._pass_over_superseded()
         self._advance()
 
@@ -208,9 +215,9 @@ class Station:
         for item in waiting:
             if newest.get(item.header.camera_id, item) is not item:
                 self._pending.remove(item)
-                item.camera.release(item.trigger)
+                item.release()
                 missed = _missed(item.header, SUPERSEDED)
-                self._record([Draft(missed, t_ref_ns=item.header.timing.t_capture_ns)])
+                self._record([Draft(missed, t_ref_ns=item.header.timing.t_begin_ns)])
 
     def _obey(self, order: Order) -> None:
         """Do what the host asked, unless its deadline has passed meanwhile; a choice is on the disk before it holds."""
@@ -261,7 +268,7 @@ class Station:
         for trigger in taken:
             header = self._trigger_header(camera, trigger)
             if trigger.lost is None:
-                self._pending.append(Pending(camera, trigger, header))
+                self._joining.taken(Pending(camera, trigger, header))
                 drafts.append(Draft(header, t_ref_ns=trigger.t_capture_ns))
             else:  # its end is known already, so that one message says all
                 drafts.append(Draft(_missed(header, trigger.lost), t_ref_ns=trigger.t_capture_ns))
@@ -289,20 +296,19 @@ class Station:
     def _begin(self, item: Pending) -> None:
         """Cut, prepare and start one part; whatever goes wrong on the way is NOT_INSPECTED with the reason."""
         header, t_taken_ns = item.header, time.monotonic_ns()
-        part: Pixels | None = None
+        part: Picture | None = None
         inspector = self._judge.inspectors[header.camera_id]
         try:
             if not self._choice.inspecting:
                 raise FlawlineError(STOPPED)
             if self._late(header):
                 raise FlawlineError(self._deadline_text(header))
-            pixels, pixel_format = item.camera.cut(item.trigger)
-            part = to_channels(pixels, pixel_format, self._judge.bundle.manifest.recipe.channels)
+            part = item.pictures(self._judge.bundle.manifest.recipe)
             step = inspector.begin(part)
         except Exception as error:  # noqa: BLE001 - whatever it was, the part has no verdict
             step = failed(header.part_id, error)
         finally:
-            item.camera.release(item.trigger)
+            item.release()
         self._lane.put(Taken(header, inspector, part, t_taken_ns, step))
 
     def _end_oldest(self) -> None:
@@ -314,16 +320,16 @@ class Station:
         self._parts += 1
         self._not_inspected += outcome.verdict is Verdict.NOT_INSPECTED
         result = self._result(header, outcome, taken.t_taken_ns)
-        numbers = self._record([Draft(result, t_ref_ns=header.timing.t_capture_ns)])
+        numbers = self._record([Draft(result, t_ref_ns=header.timing.t_begin_ns)])
         self._pictures.offer(result.model_copy(update={"seq": numbers[0]}), outcome, taken.part, taken.inspector)
         with suppress(OSError, ValueError):  # nobody reads the terminal any more
             self._on_result(result)
 
     def _late(self, header: Trigger) -> bool:
-        return time.monotonic_ns() - header.timing.t_capture_ns > self._settings.deadline_ms * 1_000_000
+        return time.monotonic_ns() - header.timing.t_begin_ns > self._settings.deadline_ms * 1_000_000
 
     def _deadline_text(self, header: Trigger) -> str:
-        waited_ms = (time.monotonic_ns() - header.timing.t_capture_ns) / 1e6
+        waited_ms = (time.monotonic_ns() - header.timing.t_begin_ns) / 1e6
         return f"deadline: {waited_ms:.0f} ms since capture, at most {self._settings.deadline_ms} ms"
 
     def _result(self, header: Trigger, outcome: Outcome, t_taken_ns: int) -> Result:
@@ -368,7 +374,7 @@ class Station:
         drafts = [
             Draft(
                 _missed(trigger, "the edge stopped before its verdict"),
-                t_ref_ns=trigger.timing.t_capture_ns if same_boot else long_ago_ns,
+                t_ref_ns=trigger.timing.t_begin_ns if same_boot else long_ago_ns,
             )
             for trigger in self._spool.open_triggers()
         ]
@@ -473,6 +479,7 @@ class Station:
         trouble = self._emitter.trouble or (None if self._control is None else self._control.trouble)
         trouble = self._judge.engine.lost or trouble
         waiting = [item.header for item in (*self._lane, *self._pending) if not isinstance(item, Order)]
+        waiting += self._joining.headers()
         state = State(
             edge_id=self._settings.edge_id,
             spool_id=f"state-{self._spool.run_id}",
@@ -485,7 +492,7 @@ class Station:
             spool_bytes=size,
             attachments_dropped=self._spool.dropped + self._pictures.dropped,
             waiting=len(waiting),
-            waiting_ms=0.0 if not waiting else (time.monotonic_ns() - waiting[0].timing.t_capture_ns) / 1e6,
+            waiting_ms=0.0 if not waiting else (time.monotonic_ns() - waiting[0].timing.t_begin_ns) / 1e6,
             inference="failed" if self._judge.engine.failing else "ok",
             cameras=tuple(_camera_state(camera) for camera in self._cameras),
             inspecting=self._choice.inspecting,
@@ -538,6 +545,8 @@ class Station:
         for camera in self._cameras:
             camera.stop_capture()
             self._announce(camera)
+        self._triggers.close()
+        self._pending.extend(self._joining.ready(last=True))
         while self._pending or self._lane:
             self._beat()
             if self._begin_next():

@@ -96,6 +96,9 @@ class Camera(ABC):
         self.controls: CameraControls | None = None  # what a bundle asks for; set before ``open``
         self.triggered = False  # the line triggers the camera itself; set before ``open``
         self.announced_hw: tuple[int, int] | None = None  # set by ``open`` where the camera says: size of its frames
+        self.proven_ns: int | None = (
+            None  # of one that waits: when it last proved that it is there; None: each ``read``
+        )
         self.ended: str | None = None  # set when no frame will ever follow: why
 
     @abstractmethod

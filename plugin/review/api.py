@@ -25,6 +25,7 @@ Row = Annotated[int, Path(ge=0, le=2**63 - 1)]
 After = Annotated[int, Query(ge=0, le=2**63 - 1)]
 Limit = Annotated[int, Query(ge=1, le=1000)]
 PageLimit = Annotated[int, Query(ge=1, le=MAX_PAGE)]
+Bears = Annotated[str | None, Query(min_length=1, max_length=100)]
 Inspector = Annotated[str, Field(min_length=1, max_length=60)]
 
 
@@ -88,8 +89,10 @@ def waiting(request: Request) -> dict[str, int]:
 
 
 @router.get("/api/parts", dependencies=[ENGINEER])
-def parts(request: Request, after: After = 0, limit: Limit = 500) -> list[dict[str, Any]]:
-    return host_of(request).reader.parts(after, limit)
+def parts(
+    request: Request, after: After = 0, limit: Limit = 500, serial: Bears = None, lot: Bears = None
+) -> list[dict[str, Any]]:
+    return host_of(request).reader.parts(after, limit, serial, lot)
 
 
 @router.get("/api/parts/{number}", dependencies=[INSPECTOR])
