@@ -22,6 +22,7 @@ from contract.bundle import (
 from contract.camera import ANY, controls_of
 from contract.config import Strict
 from contract.errors import BundleError, ConfigError, FlawlineError
+from contract.fixture import placer_of
 from contract.signing import read_trusted
 from edge_runtime.cameras import is_live, is_settable
 from edge_runtime.engines import open_engine
@@ -43,6 +44,7 @@ class Judge:
         self.number = number
         self.bundle = bundle
         self.engine = engine
+        self.placer = placer_of(bundle)
         self.engine_name = engine.describe()
         self.bundle_state = bundle.state if settings.mode == "production" else None  # else nobody has verified it
         self.inspectors = {
@@ -190,9 +192,26 @@ def refuse_unfit(bundle: Bundle, settings: EdgeSettings) -> None:
     if len({view.camera for view in manifest.recipe.views}) > 1:
         raise ConfigError("the recipe's views come from several cameras; this version joins views of one camera only")
     _refuse_other_cameras(bundle, settings)
+    _refuse_other_fixture(bundle, settings)
     _refuse_other_shape(bundle, settings)
     if settings.mode == "production" and (fault := _size_fault(bundle, settings)) is not None:
         raise BundleError(fault)
+
+
+def _refuse_other_fixture(bundle: Bundle, settings: EdgeSettings) -> None:
+    """Raise FlawlineError where the line would cut its pictures otherwise than those of the bundle were."""
+    for camera in settings.cameras:
+        if camera.fixture == "template" and bundle.manifest.fixture is None:
+            raise BundleError(
+                f'{bundle.root}: camera {camera.id} has fixture = "template" and the bundle has none: cut pictures by '
+                "one and train on those (flawline fixture --help), or set another fixture"
+            )
+        if camera.fixture != "template" and bundle.manifest.fixture is not None:
+            raise ConfigError(
+                f"{bundle.root}: its pictures were cut out upright by a fixture, and camera {camera.id} has fixture = "
+                f'"{camera.fixture}"; set fixture = "template" under [[cameras]]'
+            )
+    placer_of(bundle)
 
 
 def _refuse_other_shape(bundle: Bundle, settings: EdgeSettings) -> None:

@@ -34,9 +34,11 @@ from contract.event import (
     Verdict,
     part_ref,
 )
-from contract.images import Pixels, encode_png, to_channels
+from contract.images import Pixels, encode_png
 from edge_runtime.capture import CameraProcess, CapturedTrigger
+from edge_runtime.codes import CodeReader
 from edge_runtime.control import Control, Order
+from edge_runtime.cutting import CutPart, cut_part, with_cut
 from edge_runtime.emitter import Emitter
 from edge_runtime.engines.base import Engine
 from edge_runtime.errors import CardLostError, SpoolError
@@ -101,6 +103,7 @@ class Station:
             )
             for camera in settings.cameras
         ]
+        self._codes = {camera.id: CodeReader(camera.code) for camera in settings.cameras if camera.code is not None}
         self._pending: deque[Pending | Order] = deque()
         self._watch = {camera.settings.id: _CameraWatch() for camera in self._cameras}
         self._pictures = _Pictures(spool, emitter, settings)
@@ -243,15 +246,19 @@ class Station:
         """One verdict for one trigger; whatever goes wrong on the way is NOT_INSPECTED with the reason."""
         header, t_taken_ns = item.header, time.monotonic_ns()
         part: Pixels | None = None
+        cut: CutPart | None = None
+        serial: str | None = None
         inspector = self._judge.inspectors[header.camera_id]
         try:
             if not self._choice.inspecting:
                 raise FlawlineError(STOPPED)
             if self._late(header):
                 raise FlawlineError(self._deadline_text(header))
-            pixels, pixel_format = item.camera.cut(item.trigger)
-            part = to_channels(pixels, pixel_format, self._judge.bundle.manifest.recipe.channels)
-            outcome = inspector.inspect(part)
+            channels, codes = self._judge.bundle.manifest.recipe.channels, self._codes.get(header.camera_id)
+            cut = cut_part(item.camera, item.trigger, channels, self._judge.placer, codes)
+            part = cut.pixels
+            outcome = inspector.inspect(part) if cut.fault is None else _not_inspected(cut.fault)
+            outcome, serial = with_cut(outcome, cut, codes)
             if outcome.verdict is not Verdict.NOT_INSPECTED and self._late(header):
                 outcome = outcome._replace(verdict=Verdict.NOT_INSPECTED, reason=self._deadline_text(header))
         except FlawlineError as error:
@@ -263,7 +270,7 @@ class Station:
             item.camera.release(item.trigger)
         self._parts += 1
         self._not_inspected += outcome.verdict is Verdict.NOT_INSPECTED
-        result = self._result(header, outcome, t_taken_ns)
+        result = self._result(header, outcome, t_taken_ns, cut, serial)
         numbers = self._record([Draft(result, t_ref_ns=header.timing.t_capture_ns)])
         self._pictures.offer(result.model_copy(update={"seq": numbers[0]}), outcome, part, inspector)
         with suppress(OSError, ValueError):  # nobody reads the terminal any more
@@ -276,7 +283,9 @@ class Station:
         waited_ms = (time.monotonic_ns() - header.timing.t_capture_ns) / 1e6
         return f"deadline: {waited_ms:.0f} ms since capture, at most {self._settings.deadline_ms} ms"
 
-    def _result(self, header: Trigger, outcome: Outcome, t_taken_ns: int) -> Result:
+    def _result(
+        self, header: Trigger, outcome: Outcome, t_taken_ns: int, cut: CutPart | None, serial: str | None
+    ) -> Result:
         manifest = self._judge.bundle.manifest
         thresholds = manifest.thresholds
         return Result(
@@ -300,6 +309,8 @@ class Station:
             regions=tuple(outcome.regions),
             quality={name: value for name, value in outcome.quality.items() if np.isfinite(value)},
             calibration_id=manifest.calibration_id(),
+            part_to_frame=None if cut is None else cut.to_frame,
+            serial=serial,
             audit_share=self._settings.audit_share,
             audited=outcome.verdict is Verdict.PASS and is_drawn(self._settings.audit_share),
             **self._judge.names(),
