@@ -68,7 +68,10 @@ class Placer:
 
         Raises FixtureError where it is not found, not surely enough, or reaches out of the picture.
         """
-        found = self._template.find(to_channels(picture, _format(picture), 1))
+        try:
+            found = self._template.find(to_channels(picture, _format(picture), 1))
+        except ValueError as error:
+            raise FixtureError(f"fixture: {error}; set a region around the parts, or take a larger mark") from error
         if found is None:
             raise FixtureError("fixture: the part is not found, nothing in the picture looks like the mark")
         measures = _measures(found)

@@ -29,6 +29,7 @@ FLAT = 2.0  # grey levels of deviation under which a picture has no structure
 APART_DEG = 20.0  # turns that differ by more are two
 APART = 0.3  # and places by more of the mark's shorter side
 BATCH_BYTES = 64 << 20
+MAX_PLACES = 50_000_000  # turns times pixels of the reduced picture: what is more takes seconds, and memory
 KERNELS = 4  # sizes of pictures whose transforms are kept
 
 
@@ -90,8 +91,16 @@ class Template:
         self._spectra: dict[tuple[int, int], tuple[Spectrum, Spectrum]] = {}
 
     def find(self, picture: Pixels) -> Found | None:
-        """Best place in ``picture``, uint8 grey [H, W]; None where it shows nothing that could be the mark."""
+        """Best place in ``picture``, uint8 grey [H, W]; None where it shows nothing that could be the mark.
+
+        Raises ValueError where the picture is too large for so small a mark.
+        """
         pyramid = _pyramid(picture, self._factors)
+        if pyramid[0].size * len(self._angles) > MAX_PLACES:
+            raise ValueError(
+                f"a mark of {self.hw[1]} x {self.hw[0]} px is too small to be searched for in {picture.shape[1]} x "
+                f"{picture.shape[0]} px at {len(self._angles)} turns"
+            )
         candidates = self._candidates(pyramid[0], (picture.shape[0], picture.shape[1]))
         scored = [(0.0, pose) for pose in candidates]
         for number, (level, reduced) in enumerate(zip(self._levels, pyramid, strict=True)):

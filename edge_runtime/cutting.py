@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from contract.errors import FixtureError
 from contract.event import Verdict
@@ -66,3 +66,9 @@ def with_cut(outcome: Outcome, cut: CutPart, codes: CodeReader | None) -> tuple[
         reason = "; ".join(each for each in (fault, outcome.reason) if each)
         outcome = outcome._replace(verdict=Verdict.NOT_INSPECTED, reason=reason)
     return outcome, serial
+
+
+def said_of(cut: CutPart | None, serial: str | None) -> dict[str, Any]:
+    """Fields of the result; a serial that was not read leaves the trigger's own."""
+    fields: dict[str, Any] = {} if cut is None else {"part_to_frame": cut.to_frame}
+    return fields if serial is None else fields | {"serial": serial}

@@ -35,7 +35,7 @@ class CodeSettings(Strict):
     )
     required: bool = Field(True, description="a part whose code cannot be read is NOT_INSPECTED")
     budget_ms: int = Field(200, ge=1, le=10_000, description="longest time from the beginning of the reading")
-    max_length: int = Field(100, ge=1, le=500, description="characters; a longer code is not this part's")
+    max_length: int = Field(100, ge=1, le=100, description="characters; a longer code is not this part's")
 
 
 class CameraSettings(Strict):

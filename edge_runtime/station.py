@@ -38,7 +38,7 @@ from contract.images import Pixels, encode_png
 from edge_runtime.capture import CameraProcess, CapturedTrigger
 from edge_runtime.codes import CodeReader
 from edge_runtime.control import Control, Order
-from edge_runtime.cutting import CutPart, cut_part, with_cut
+from edge_runtime.cutting import CutPart, cut_part, said_of, with_cut
 from edge_runtime.emitter import Emitter
 from edge_runtime.engines.base import Engine
 from edge_runtime.errors import CardLostError, SpoolError
@@ -289,7 +289,7 @@ class Station:
         manifest = self._judge.bundle.manifest
         thresholds = manifest.thresholds
         return Result(
-            **header.model_dump(exclude={"kind", "timing", "parts", "schema_id"}),
+            **header.model_dump(exclude={"kind", "timing", "parts", "schema_id"}) | said_of(cut, serial),
             timing=header.timing.model_copy(
                 update={
                     "t_taken_ns": t_taken_ns,
@@ -309,8 +309,6 @@ class Station:
             regions=tuple(outcome.regions),
             quality={name: value for name, value in outcome.quality.items() if np.isfinite(value)},
             calibration_id=manifest.calibration_id(),
-            part_to_frame=None if cut is None else cut.to_frame,
-            serial=serial,
             audit_share=self._settings.audit_share,
             audited=outcome.verdict is Verdict.PASS and is_drawn(self._settings.audit_share),
             **self._judge.names(),
