@@ -27,7 +27,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 $(DEV): $(STAMP)
 	@echo "Installing what the tests need ... half a minute"
-	@$(PIP) -e '.[edge,gentl,host,modbus,train,calibrate,dev]'
+	@$(PIP) -e '.[edge,codes,gentl,host,modbus,train,calibrate,dev]'
 	@touch $(DEV)
 
 demo: $(STAMP)  ## train, calibrate and run a whole line; DATA=DIR VIDEO=FILE for your own

@@ -174,6 +174,10 @@ class Result(PartHeader):
     model_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     calibration_id: Name | None = None
     engine: Name
+    part_to_frame: tuple[float, float, float, float, float, float] | None = Field(
+        None,
+        description="where the cut-out part's pixels lie in the camera's frame: x = a*u + b*v + c, y = d*u + e*v + f",
+    )
     audit_share: float = Field(0.0, ge=0, le=1, description="probability with which a part that passes is audited")
     audited: bool = Field(False, description="this part passed and was drawn: an inspector is to judge it")
 

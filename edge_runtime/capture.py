@@ -50,6 +50,7 @@ MISSED_MOST = 256  # pictures that a hardware trigger missed are announced one b
 LEARN_S = 5.0  # a camera's rate is learnt from its first so many seconds
 SLOW_S = 2.0  # and compared over so many
 SLOW_SHARE = 0.5  # a camera under this share of its rate is slow
+SEARCH_PX = 8  # around the part that presence found, for the fixture to find it in
 PAUSE_S = 0.5  # a live camera silent for so long has missed frames, whatever their numbers say
 
 log = logging.getLogger(__name__)
@@ -209,10 +210,10 @@ class CameraProcess:
         """Whether each further frame makes this object readable, as a trigger does."""
         self._ring.await_frames(awaited)
 
-    def cut(self, trigger: CapturedTrigger) -> tuple[Pixels, PixelFormat]:
+    def cut(self, trigger: CapturedTrigger, region: Box | None = None) -> tuple[Pixels, PixelFormat]:
         """An own copy of the part's pixels: the fixed region, or the box with the margin around it.
 
-        Raises RingError where there is no picture (any more).
+        ``region``: what of the frame to give instead. Raises RingError where there is no picture (any more).
         """
         slot = self._slots.get(trigger.trigger_id)
         if trigger.t_capture_ns < self._controls_ns:
@@ -223,12 +224,22 @@ class CameraProcess:
         if slot is None or trigger.lost is not None:
             reason = trigger.lost or "its frame has been released"
             raise RingError(f"camera {self.settings.id}: trigger {trigger.trigger_id} has no picture: {reason}")
-        return self._ring.read(slot, self._cut_box(trigger, slot))
+        return self._ring.read(slot, self._cut_box(trigger, slot, region))
 
-    def _cut_box(self, trigger: CapturedTrigger, slot: int) -> Box | None:
+    def origin(self, trigger: CapturedTrigger) -> tuple[int, int]:
+        """Where in the frame the part's pixels begin (x, y), as ``cut`` gives them; (0, 0) where it has no picture."""
+        slot = self._slots.get(trigger.trigger_id)
+        box = None if slot is None else self._cut_box(trigger, slot)
+        return (0, 0) if box is None else (box.x, box.y)
+
+    def _cut_box(self, trigger: CapturedTrigger, slot: int, region: Box | None = None) -> Box | None:
         header = self._ring.slot(slot)
-        if self.settings.fixture == "region" and self.settings.region is not None:
-            box = Box(*self.settings.region)
+        fixture, margin_px = self.settings.fixture, self.settings.presence.margin_px
+        if region is None and self.settings.region is not None:
+            fixed = fixture == "region" or (fixture == "template" and trigger.box is None)
+            region = Box(*self.settings.region) if fixed else None
+        if region is not None:
+            box = region
             if box.x < 0 or box.y < 0 or box.x + box.w > header.width or box.y + box.h > header.height:
                 raise RingError(
                     f"camera {self.settings.id}: region {tuple(box)} leaves the frame of {header.width} x "
@@ -237,7 +248,9 @@ class CameraProcess:
             return box
         if trigger.box is None:
             return None
-        return Box(*trigger.box).padded(self.settings.presence.margin_px, (header.height, header.width))
+        if fixture == "template":
+            margin_px = max(margin_px, SEARCH_PX)
+        return Box(*trigger.box).padded(margin_px, (header.height, header.width))
 
     def release(self, trigger: CapturedTrigger) -> None:
         """The trigger is dealt with; its frame may go. A second time does nothing."""

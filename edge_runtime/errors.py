@@ -4,6 +4,7 @@ contract.errors.FlawlineError
 └── EdgeError
     ├── CameraError    a camera, or the file that stands in for one, that cannot be opened or read
     ├── RingError      the frames in shared memory
+    ├── CodeError      a code on a part that is not read, or not surely enough
     ├── EngineError    an engine that is missing or fails
     │   ├── ParityError    an engine that disagrees with the bundle's golden images
     │   └── CardLostError  a graphics card that does not compute for this process any more
@@ -21,6 +22,10 @@ class EdgeError(FlawlineError):
 
 class CameraError(EdgeError):
     """A camera is absent, silent, or gives what cannot be used."""
+
+
+class CodeError(EdgeError):
+    """A code on a part is absent, ambiguous, too long or read too late."""
 
 
 class RingError(EdgeError):

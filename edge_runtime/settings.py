@@ -26,6 +26,18 @@ class PresenceSettings(Strict):
     margin_px: int = Field(0, ge=0, le=512, description="belt left around the cut-out part")
 
 
+class CodeSettings(Strict):
+    """A code on the part, read as its serial."""
+
+    symbology: Literal["datamatrix", "qr", "code128"] = "datamatrix"
+    region: tuple[int, int, int, int] | None = Field(
+        None, description="x, y, width, height in the frame where the code is; none: what is cut out of the frame"
+    )
+    required: bool = Field(True, description="a part whose code cannot be read is NOT_INSPECTED")
+    budget_ms: int = Field(200, ge=1, le=10_000, description="longest time from the beginning of the reading")
+    max_length: int = Field(100, ge=1, le=100, description="characters; a longer code is not this part's")
+
+
 class CameraSettings(Strict):
     """One camera: where it is, what triggers a part, what happens when the station is slower than the line."""
 
@@ -37,7 +49,9 @@ class CameraSettings(Strict):
     )
     within_ms: float = Field(500.0, gt=0, le=60_000, description="software: how far from that the frame may lie")
     line_triggered: bool = Field(False, description="follow: its own trigger input makes each frame (gentl://)")
-    fixture: Literal["foreground", "region"] = Field("foreground", description="what is cut out of the frame")
+    fixture: Literal["foreground", "region", "template"] = Field(
+        "foreground", description="what is cut out of the frame; template: the bundle's fixture finds it, at any turn"
+    )
     region: tuple[int, int, int, int] | None = Field(None, description="x, y, width, height in the frame")
     policy: Literal["every-part", "freshest"] = "every-part"
     slots: int = Field(8, ge=3, le=256, description="frames in shared memory")
@@ -48,6 +62,7 @@ class CameraSettings(Strict):
     )
     fps: float | None = Field(None, gt=0, le=1000, description="what it must give; none: as learnt at its start")
     presence: PresenceSettings = Field(default_factory=PresenceSettings)
+    code: CodeSettings | None = Field(None, description="read from each part as its serial; needs flawline[codes]")
 
     @property
     def triggered(self) -> bool:

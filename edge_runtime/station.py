@@ -19,14 +19,15 @@ from contract.camera import controls_of
 from contract.control import Status
 from contract.errors import FlawlineError
 from contract.event import CameraState, Gap, Missed, Result, State, Timing, Trigger, Verdict
-from contract.preprocess import Picture
 from edge_runtime.capture import CameraProcess, CapturedTrigger
 from edge_runtime.clock import StepWatch, boot_id, boot_ns, synchronised
+from edge_runtime.codes import CodeReader
 from edge_runtime.control import Control, Order
+from edge_runtime.cutting import CutPart, said_of, with_cut
 from edge_runtime.emitter import Emitter
 from edge_runtime.engines.base import Engine
 from edge_runtime.errors import CardLostError, SpoolError
-from edge_runtime.inspector import Outcome
+from edge_runtime.inspector import Outcome, not_inspected
 from edge_runtime.joining import Joining, Pending
 from edge_runtime.lane import Lane, Taken, failed
 from edge_runtime.observer import Observer
@@ -91,6 +92,7 @@ class Station:
             )
             for camera in settings.cameras
         ]
+        self._codes = {camera.id: CodeReader(camera.code) for camera in settings.cameras if camera.code is not None}
         self._pending: deque[Pending | Order] = deque()
         self._joining = Joining(settings, self._cameras)
         self._triggers = Triggers(settings, spool, emitter, self._joining)
@@ -296,30 +298,33 @@ class Station:
     def _begin(self, item: Pending) -> None:
         """Cut, prepare and start one part; whatever goes wrong on the way is NOT_INSPECTED with the reason."""
         header, t_taken_ns = item.header, time.monotonic_ns()
-        part: Picture | None = None
+        cut: CutPart | None = None
         inspector = self._judge.inspectors[header.camera_id]
         try:
             if not self._choice.inspecting:
                 raise FlawlineError(STOPPED)
             if self._late(header):
                 raise FlawlineError(self._deadline_text(header))
-            part = item.pictures(self._judge.bundle.manifest.recipe)
-            step = inspector.begin(part)
+            codes = self._codes.get(header.camera_id)
+            cut = item.cut(self._judge.bundle.manifest.recipe, self._judge.placer, codes)
+            step = inspector.begin(cut.pixels) if cut.fault is None else not_inspected(cut.fault)
         except Exception as error:  # noqa: BLE001 - whatever it was, the part has no verdict
             step = failed(header.part_id, error)
         finally:
             item.release()
-        self._lane.put(Taken(header, inspector, part, t_taken_ns, step))
+        self._lane.put(Taken(header, inspector, cut, t_taken_ns, step))
 
     def _end_oldest(self) -> None:
         """The verdict on the part that was begun first, on record."""
         taken, outcome = self._lane.end()
-        header = taken.header
+        header, serial = taken.header, None
+        if taken.cut is not None:
+            outcome, serial = with_cut(outcome, taken.cut, self._codes.get(header.camera_id), header.serial)
         if outcome.verdict is not Verdict.NOT_INSPECTED and self._late(header):
             outcome = outcome._replace(verdict=Verdict.NOT_INSPECTED, reason=self._deadline_text(header))
         self._parts += 1
         self._not_inspected += outcome.verdict is Verdict.NOT_INSPECTED
-        result = self._result(header, outcome, taken.t_taken_ns)
+        result = self._result(header, outcome, taken.t_taken_ns, taken.cut, serial)
         numbers = self._record([Draft(result, t_ref_ns=header.timing.t_begin_ns)])
         self._pictures.offer(result.model_copy(update={"seq": numbers[0]}), outcome, taken.part, taken.inspector)
         with suppress(OSError, ValueError):  # nobody reads the terminal any more
@@ -332,11 +337,13 @@ class Station:
         waited_ms = (time.monotonic_ns() - header.timing.t_begin_ns) / 1e6
         return f"deadline: {waited_ms:.0f} ms since capture, at most {self._settings.deadline_ms} ms"
 
-    def _result(self, header: Trigger, outcome: Outcome, t_taken_ns: int) -> Result:
+    def _result(
+        self, header: Trigger, outcome: Outcome, t_taken_ns: int, cut: CutPart | None, serial: str | None
+    ) -> Result:
         manifest = self._judge.bundle.manifest
         thresholds = manifest.thresholds
         return Result(
-            **header.model_dump(exclude={"kind", "timing", "parts", "schema_id"}),
+            **header.model_dump(exclude={"kind", "timing", "parts", "schema_id"}) | said_of(cut, serial),
             timing=header.timing.model_copy(
                 update={
                     "t_taken_ns": t_taken_ns,
