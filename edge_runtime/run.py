@@ -16,6 +16,8 @@ import zmq
 
 from contract.errors import ConfigError
 from contract.event import Result, Verdict
+from contract.notify import Notifier
+from contract.overseer import Overseer
 from edge_runtime.build import build_beside
 from edge_runtime.cameras import make_camera
 from edge_runtime.control import Control
@@ -29,6 +31,8 @@ from edge_runtime.station import Station
 
 FLUSH_S = 30.0
 STOP_FLUSH_S = 2.0
+STOPPED_S = 60.0
+"""Longest time from the station's end to the process's, the flush included."""
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +48,8 @@ def run_edge(config: Path, quiet: bool = False) -> int:
     for camera in settings.cameras:
         make_camera(camera.url, camera.id, settings.state_dir, camera.stall_s)  # raises for what can never work
     settings.state_dir.mkdir(parents=True, exist_ok=True)
-    with _only_one(settings.state_dir), zmq.Context() as context:
+    overseer = Overseer(settings.hang_s, settings.start_s, Notifier.from_environment())
+    with overseer, _only_one(settings.state_dir), zmq.Context() as context:
         choice = read_choice(settings)  # only now: an edge that is still stopping may be asked for another one
         refuse_uneven(settings)
         judge = load_judge(settings, choice.number)
@@ -61,20 +66,26 @@ def run_edge(config: Path, quiet: bool = False) -> int:
         station = Station(settings, judge.bundle, judge.engine, spool, emitter, say, control, choice)
         _stop_on_signals(station)
         _echo(f"edge {settings.edge_id}: {_named(judge)}, {judge.engine_name}")
+        station.pulse, emitter.pulse = overseer.watch("station"), overseer.watch("emitter")
         emitter.start()
         if control is not None:
+            control.pulse = overseer.watch("control")
             control.start()
+        overseer.status = lambda: station.summary
+        overseer.complete()
         clean = False
         try:
             build_beside(settings, config, choice.number, station.stop_event)
             station.run()
             clean = True
+            overseer.stopping(STOPPED_S)
             return _flush(spool, emitter, FLUSH_S if not station.stop_event.is_set() else STOP_FLUSH_S)
         except CardLostError as error:
             _flush(spool, emitter, STOP_FLUSH_S)
             log.error("the edge ends with code %d, to be started again", error.exit_code)
             return error.exit_code
         finally:
+            overseer.stopping(STOPPED_S)
             station.stop_event.set()
             if control is not None:
                 control.stop()

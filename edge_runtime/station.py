@@ -35,14 +35,16 @@ from contract.event import (
     part_ref,
 )
 from contract.images import Pixels, encode_png, to_channels
+from contract.overseer import Pulse
 from edge_runtime.capture import CameraProcess, CapturedTrigger
-from edge_runtime.control import Control, Order
+from edge_runtime.control import Order, Orders
 from edge_runtime.emitter import Emitter
 from edge_runtime.engines.base import Engine
 from edge_runtime.errors import CardLostError, SpoolError
 from edge_runtime.inspector import Inspector, Outcome
 from edge_runtime.recipes import NEVER_ASKED, Choice, Judge, write_choice
 from edge_runtime.settings import EdgeSettings
+from edge_runtime.slots import overtaken, settle
 from edge_runtime.spool import ANOTHER_BOOT_MS, Draft, Outage, Spool
 
 ALIVE_S = 0.2
@@ -54,6 +56,9 @@ PROOF_SHARE = 0.05
 """Most of an idle station's time that may go into proofs, so that a part hardly ever waits for one."""
 
 ATTACHMENT_QUEUE = 32
+STOP_S = 60.0
+"""Longest time for the last pictures and the cameras' ends, once every part has its verdict."""
+
 STOPPED = "inspection is stopped by request"
 STATE_FILE = "state.json"
 
@@ -80,7 +85,7 @@ class Station:
         spool: Spool,
         emitter: Emitter,
         on_result: Callable[[Result], None] | None = None,
-        control: Control | None = None,
+        control: Orders | None = None,
         choice: Choice | None = None,
     ) -> None:
         self._settings = settings
@@ -104,6 +109,7 @@ class Station:
         self._pending: deque[Pending | Order] = deque()
         self._watch = {camera.settings.id: _CameraWatch() for camera in self._cameras}
         self._pictures = _Pictures(spool, emitter, settings)
+        self.pulse = Pulse("station")
         self._state = "starting"
         self._state_seq = 0
         self._next_state = self._next_alive = self._next_proof = 0.0
@@ -134,6 +140,12 @@ class Station:
             raise
         self._shut_down()
 
+    @property
+    def summary(self) -> str:
+        """What the edge does, in a line."""
+        what = self._state if self._choice.inspecting else f"{self._state}, inspection is stopped by request"
+        return f"{what}: recipe {self._judge.number}, {self._parts} part(s), {self._not_inspected} NOT_INSPECTED"
+
     def _ended(self, camera: CameraProcess) -> bool:
         return camera.status().state == "ended" and not self._announce(camera)
 
@@ -148,6 +160,7 @@ class Station:
         for camera in self._cameras:
             camera.supervise()
             self._announce(camera)
+            self.pulse.turn()
         if self._control is not None:
             self._pending.extend(self._control.orders())  # behind the parts that were taken before
         self._keep_watch()
@@ -173,17 +186,21 @@ class Station:
             problem = "its deadline passed before it could be done"
         elif self._state in ("stopping", "failed"):
             problem = f"the edge is {'stopping' if self._state == 'stopping' else 'ending: its graphics card is lost'}"
+        elif judge is not None and (changed := overtaken(judge, self._settings)) is not None:
+            problem = changed
         else:
-            number = self._choice.number if judge is None else judge.number
+            serving = self._judge if judge is None or self._is_aside(judge) else judge
             inspecting = self._choice.inspecting if judge is not None else request.what == "start"
             try:
-                choice = Choice(number=number, inspecting=inspecting)
+                choice = Choice(number=serving.number, inspecting=inspecting)
                 write_choice(self._settings, choice)
-                idle = None if judge is None else self._judge
-                self._choice, self._judge = choice, judge or self._judge
+                if judge is not None:
+                    settle(judge)
+                    idle = self._judge if serving is judge else judge
+                self._choice, self._judge = choice, serving
                 for camera in self._cameras:
                     camera.hold_to(controls_of(self._judge.bundle.manifest.cameras, camera.settings.id))
-                log.info("recipe %d, inspection is %s", number, "on" if inspecting else "stopped by request")
+                log.info("recipe %d, inspection is %s", serving.number, "on" if inspecting else "stopped by request")
             except OSError as error:
                 problem = f"it cannot be written to {self._settings.state_dir} ({error.strerror})"
         self._send_state()
@@ -191,6 +208,10 @@ class Station:
             self._control.finish(order, problem)
         if idle is not None:
             _close(idle)
+
+    def _is_aside(self, judge: Judge) -> bool:
+        """Whether an update is of a recipe that does not serve: its slot becomes the active one, and nothing else."""
+        return judge.slot is not None and judge.number != self._judge.number
 
     def _prove_engine(self) -> None:
         """Between parts the engine is tried now and then: the line's heartbeat must not outlive inference."""
@@ -470,10 +491,13 @@ class Station:
     def _finish_parts(self) -> None:
         """Stop the cameras first, then give every trigger that was taken its verdict."""
         for camera in self._cameras:
+            self.pulse.turn()
             camera.stop_capture()
             self._announce(camera)
         while self._pending:
+            self.pulse.turn()
             self._next()
+        self.pulse.turn(STOP_S)
         self._pictures.stop()
 
     def _fail(self, reason: str) -> NoReturn:
