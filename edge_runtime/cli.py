@@ -102,6 +102,7 @@ def build(
 @app.command()
 def state(
     config: Annotated[Path, typer.Argument(metavar="FILE", help="edge.toml", show_default=False)],
+    alive: Annotated[bool, typer.Option("--alive", help="for a health check: only whether the edge turns")] = False,
 ) -> None:
     """What the edge last said of itself, and why the host does not let it in where it does not.
 
@@ -111,9 +112,62 @@ def state(
     Example:
       flawline edge state edge.toml
     """
-    from edge_runtime.state import print_state
+    from edge_runtime.state import is_alive, print_state
 
+    if alive:
+        raise typer.Exit(0 if is_alive(config) else 3)
     raise typer.Exit(print_state(config))
+
+
+@app.command()
+def update(
+    bundle: Annotated[
+        Path | None, typer.Argument(metavar="BUNDLE", help="the new bundle's folder", show_default=False)
+    ] = None,
+    config: Annotated[Path, typer.Option(metavar="FILE", help="the edge's edge.toml")] = Path("edge.toml"),
+    recipe: Annotated[int, typer.Option(min=1, max=65535, help="number of the recipe that gets it")] = 1,
+    rollback: Annotated[bool, typer.Option("--rollback", help="go back to the bundle before")] = False,
+    timeout: Annotated[
+        float, typer.Option(min=1, metavar="SECONDS", help="building an engine on a card takes minutes")
+    ] = 600.0,
+) -> None:
+    """Bring another bundle into the idle one of two slots, and have it take over between two parts.
+
+    It is copied, verified (in production the signatures too), loaded, warmed up and proven on its golden images while
+    the old one goes on; the old one stays in the other slot for --rollback. No host is needed. Where no edge runs, the
+    next start takes it. edge.toml names the slots: bundle = "slots/active".
+
+    Exit code 0: it is active; 2: it is not, and what ran goes on; 1: nobody knows, `flawline edge slots` says.
+
+    \b
+    Examples:
+      flawline edge update /media/usb/washer --config /etc/flawline/edge.toml
+      flawline edge update --rollback --config /etc/flawline/edge.toml
+    """
+    from contract.errors import ConfigError
+    from edge_runtime import update as updating
+
+    if (bundle is None) != rollback:
+        raise ConfigError("give a bundle's folder, or --rollback for the one before")
+    if bundle is None:
+        updating.roll_back(config, recipe, timeout)
+    else:
+        updating.update(config, bundle, recipe, timeout)
+
+
+@app.command()
+def slots(
+    config: Annotated[Path, typer.Argument(metavar="FILE", help="edge.toml", show_default=False)],
+) -> None:
+    """What the slots of each recipe hold, which one is active, and what runs.
+
+    \b
+    Example:
+      flawline edge slots edge.toml
+    """
+    from edge_runtime.update import list_slots
+
+    list_slots(config)
 
 
 @app.command()

@@ -49,7 +49,7 @@ class Call(Strict):
 
 
 class Answer(Strict):
-    """``ok``, ``refused`` with the reason, or ``unknown`` where the edge ended meanwhile."""
+    """``ok``, ``refused`` with the reason, or ``unknown``; ``state`` is empty before the station turns."""
 
     outcome: Outcome
     reason: str | None = None
@@ -181,7 +181,7 @@ class Desk:
     def _say(self, outcome: Outcome, reason: str | None) -> Answer:
         status = self._status
         if status is None:
-            return Answer(outcome=outcome, reason=reason, state="starting")
+            return Answer(outcome=outcome, reason=reason)
         return Answer(
             outcome=outcome,
             reason=reason,
@@ -222,7 +222,8 @@ class Desk:
         link = slots_of(self._settings, call.number)
         if call.slot.parent.resolve() == link.root.resolve() and call.slot.name == link.idle:
             return None
-        return f"{call.slot} is not the idle slot of recipe {call.number}, {link.path(link.idle)}; was edge.toml changed?"
+        idle = link.path(link.idle)
+        return f"{call.slot} is not the idle slot of recipe {call.number}, {idle}; was edge.toml changed?"
 
 
 def ask(state_dir: Path, timeout_s: float, **call: Any) -> Answer | None:

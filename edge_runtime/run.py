@@ -21,6 +21,7 @@ from contract.overseer import Overseer
 from edge_runtime.build import build_beside
 from edge_runtime.cameras import make_camera
 from edge_runtime.control import Control
+from edge_runtime.desk import Desk
 from edge_runtime.emitter import Emitter
 from edge_runtime.errors import CardLostError
 from edge_runtime.link import load_keys
@@ -49,7 +50,7 @@ def run_edge(config: Path, quiet: bool = False) -> int:
         make_camera(camera.url, camera.id, settings.state_dir, camera.stall_s)  # raises for what can never work
     settings.state_dir.mkdir(parents=True, exist_ok=True)
     overseer = Overseer(settings.hang_s, settings.start_s, Notifier.from_environment())
-    with overseer, _only_one(settings.state_dir), zmq.Context() as context:
+    with overseer, only_one(settings.state_dir), zmq.Context() as context:
         choice = read_choice(settings)  # only now: an edge that is still stopping may be asked for another one
         refuse_uneven(settings)
         judge = load_judge(settings, choice.number)
@@ -63,7 +64,8 @@ def run_edge(config: Path, quiet: bool = False) -> int:
             load = partial(load_judge, settings)
             control = Control(context, settings.host.control, keys, settings.edge_id, spool.run_id, load)
         say = None if quiet else _say
-        station = Station(settings, judge.bundle, judge.engine, spool, emitter, say, control, choice)
+        desk = Desk(settings, spool.run_id, control)
+        station = Station(settings, judge.bundle, judge.engine, spool, emitter, say, desk, choice)
         _stop_on_signals(station)
         _echo(f"edge {settings.edge_id}: {_named(judge)}, {judge.engine_name}")
         station.pulse, emitter.pulse = overseer.watch("station"), overseer.watch("emitter")
@@ -71,6 +73,7 @@ def run_edge(config: Path, quiet: bool = False) -> int:
         if control is not None:
             control.pulse = overseer.watch("control")
             control.start()
+        desk.start()
         overseer.status = lambda: station.summary
         overseer.complete()
         clean = False
@@ -87,6 +90,7 @@ def run_edge(config: Path, quiet: bool = False) -> int:
         finally:
             overseer.stopping(STOPPED_S)
             station.stop_event.set()
+            desk.stop()
             if control is not None:
                 control.stop()
             emitter.stop()
@@ -94,7 +98,7 @@ def run_edge(config: Path, quiet: bool = False) -> int:
 
 
 @contextmanager
-def _only_one(state_dir: Path) -> Iterator[None]:
+def only_one(state_dir: Path) -> Iterator[None]:
     """Two edges on one spool would number events twice."""
     with (state_dir / "lock").open("w") as file:
         try:

@@ -125,7 +125,7 @@ class EdgeSettings(Strict):
     threads: int = Field(1, ge=1, le=64, description="engine threads")
     deadline_ms: int = Field(1000, ge=10, description="capture to verdict; later is NOT_INSPECTED")
     hang_s: float = Field(20.0, ge=2, le=3600, description="no turn of a loop for so long: ended with code 70")
-    start_s: float = Field(900.0, ge=10, le=86_400, description="the same from the start to the first turn")
+    start_s: float = Field(900.0, ge=2, le=86_400, description="the same from the start to the first turn")
     heartbeat_ms: int = Field(200, ge=100, description="the host's heartbeat to the line rests on it")
     images: Literal["flagged", "all", "none"] = Field(
         "flagged", description="which parts' pictures are sent; audited ones' besides those of flagged parts"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from contract.bundle import MANIFEST, Bundle, Manifest, open_bundle, read_manifest
-from contract.errors import BundleError, ConfigError
+from contract.errors import BundleError, ConfigError, FlawlineError
 from edge_runtime.settings import EdgeSettings
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Slots:
         """The slot that the link names; None before the first update. Raises ConfigError for a link to elsewhere."""
         link = self.root / LINK
         try:
-            target = os.readlink(link)
+            target = str(link.readlink())
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -62,13 +62,18 @@ class Slots:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Keep every other update out. Raises ConfigError where one is at work, or the folder cannot be written."""
+        there = next(folder for folder in (self.root, *self.root.parents) if folder.is_dir())
+        if os.geteuid() == 0 and there.stat().st_uid != 0:  # what root writes there, the edge could not replace
+            raise ConfigError(
+                f"{there}: belongs to {there.owner()}; run this as that user: sudo -u {there.owner()} ..."
+            )
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             file = (self.root / LOCK).open("w")
         except OSError as error:
             raise ConfigError(
                 f"{self.root}: cannot be written ({error.strerror}); run this as the user that owns the edge's state, "
-                "as under systemd: sudo -u flawline flawline edge update ..."
+                "under systemd: sudo -u flawline flawline edge update ..."
             ) from error
         with file:
             try:
@@ -101,7 +106,9 @@ class Slots:
             incoming.rename(slot)
             sync_folder(self.root)
         except OSError as error:
-            raise ConfigError(f"{source}: cannot be copied to {self.root} ({error.strerror}); what serves stays") from error
+            raise ConfigError(
+                f"{source}: cannot be copied to {self.root} ({error.strerror}); what serves stays"
+            ) from error
         finally:
             with suppress(OSError):
                 self._clean()
@@ -167,8 +174,8 @@ def slots_of(settings: EdgeSettings, number: int) -> Slots:
     if link.name != LINK or (link.exists() and not link.is_symlink()):
         where = "slots" if number == 1 else f"slots-{number}"
         raise ConfigError(
-            f"recipe {number}: edge.toml has bundle = {str(link)!r}, a folder that is run in place; to update it beside "
-            f'the line, write bundle = "{where}/{LINK}" there, start the edge anew once, and give this command the bundle'
+            f"recipe {number}: edge.toml has bundle = {str(link)!r}, a folder that is run in place; to have slots, "
+            f'stop the edge, write bundle = "{where}/{LINK}" there, give this command the bundle, start the edge'
         )
     return Slots(link.parent)
 
@@ -192,7 +199,8 @@ def overtaken(judge: Judge, settings: EdgeSettings) -> str | None:
         return f"recipe {judge.number} was updated while it was loaded; ask again"
     try:
         found = read_manifest(judge.slot).digest
-    except BundleError as error:
+        _ = Slots(judge.slot.parent).active  # a link to elsewhere is refused here, not between two parts
+    except FlawlineError as error:
         return str(error)
     same = found == judge.bundle.manifest.digest
     return None if same else f"{judge.slot}: was changed while it was loaded; update again"

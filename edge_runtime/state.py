@@ -14,6 +14,16 @@ from edge_runtime.settings import load_settings
 from edge_runtime.station import STATE_FILE
 
 
+def is_alive(config: Path) -> bool:
+    """Whether the station turns, whatever it says of itself: what a restart would mend. Raises ConfigError."""
+    settings = load_settings(config)
+    try:
+        state = State.model_validate_json((settings.state_dir / STATE_FILE).read_bytes())
+    except (OSError, ValidationError):
+        return False
+    return state.state not in ("stopped", "failed") and time.time() - state.t_wall_ns / 1e9 < settings.hang_s
+
+
 def print_state(config: Path) -> int:
     """Print the last heartbeat; 0 where it is fresh, running and without trouble, else 3. Raises ConfigError."""
     settings = load_settings(config)
