@@ -135,12 +135,19 @@ class Overseer:
         lines = ["WATCHDOG=1"]
         if self._complete and not self._ready and all(pulse.mark[0] for pulse in self._pulses):
             lines.insert(0, "READY=1")
-        status = self.status() if self._complete else self._told
+        status = self._said() if self._complete else self._told
         if status != self._told:
             lines.append(f"STATUS={status}")
         if self._notifier.tell(*lines):
             self._ready = self._ready or "READY=1" in lines
             self._told = status
+
+    def _said(self) -> str:
+        """What the process says of itself; nothing that goes wrong in there may end the watch."""
+        try:
+            return self.status()
+        except Exception as error:  # noqa: BLE001
+            return f"unknown: {type(error).__name__}"
 
     def _end_for(self, pulse: Pulse) -> None:
         """Say why, as far as that is possible, and end the process."""

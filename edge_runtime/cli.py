@@ -23,6 +23,7 @@ edge_id = "line-1"
 bundle = "bundle"              # folder written by `flawline train` and `flawline calibrate`
 engine = "auto"                # tensorrt on a card, openvino on x86, else onnxruntime
 # audit_share = 0.02           # of the parts that pass, drawn at random for an inspector to judge: what escapes
+# bundle = "slots/active"        # instead: two slots and a link, filled by `flawline edge update BUNDLE`
 # mode = "production"          # in a plant: released bundles alone, signed by two people; flawline bundle --help
 
 [host]
@@ -54,8 +55,9 @@ def run(
 
     Ends by itself when every camera has ended (a video file); else Ctrl-C or SIGTERM stops it cleanly.
 
-    Exit code 0: the host has everything; 2: it could not start; 3: events wait in the spool for the next start; 75: the
-    graphics card is lost to this process, and it has to be started again (systemd: Restart=on-failure).
+    Exit code 0: the host has everything; 2: it could not start; 3: events wait in the spool for the next start; 70: one
+    of its loops hung; 75: the graphics card is lost to this process. After 70 and 75 it has to be started again, which
+    deploy/flawline-edge.service does.
 
     \b
     Example:

@@ -109,13 +109,17 @@ class Desk:
             self._control.finish(order, problem)
 
     def start(self) -> None:
-        """Listen in the state folder, which this edge alone uses."""
+        """Listen in the state folder, which this edge alone uses; where that cannot be, the line runs all the same."""
         path = self._settings.state_dir / SOCKET
-        path.unlink(missing_ok=True)
-        with _short(path) as address:
-            self._socket.bind(address)
-        path.chmod(0o600)
-        self._socket.listen(MAX_CALLERS)
+        try:
+            path.unlink(missing_ok=True)
+            with _short(path) as address:
+                self._socket.bind(address)
+            path.chmod(0o600)
+            self._socket.listen(MAX_CALLERS)
+        except OSError as error:
+            log.error("%s: no socket can be made (%s), so `flawline edge update` cannot ask this edge", path, error)
+            return
         self._thread.start()
 
     def stop(self) -> None:
@@ -125,7 +129,8 @@ class Desk:
             self._socket.shutdown(socket.SHUT_RDWR)
         for asked in list(self._answers.values()):
             asked.put("the edge ends")
-        self._thread.join(5)
+        if self._thread.ident is not None:
+            self._thread.join(5)
         self._socket.close()
         with suppress(OSError):
             (self._settings.state_dir / SOCKET).unlink()

@@ -264,7 +264,9 @@ def test_a_running_edge_takes_over_between_two_parts_and_steps_back(
     edge.wait_parts(2)
     _, said = run(capsys, "slots", str(config))
     assert "the edge is running: recipe 1" in said
+    assert run(capsys, "state", "--alive", str(config))[0] == 0
     assert edge.process.stop() == 3
+    assert run(capsys, "state", "--alive", str(config))[0] == 3
     spool = Spool(edge.state_dir / "spool.sqlite")
     headers = [HEADER.validate_json(row.header) for row in spool.pending(0, 0, 10_000)]
     spool.close()

@@ -11,6 +11,7 @@ import pytest
 
 from contract.overseer import Overseer
 from plugin import dispatch
+from plugin.alive import answers
 from plugin.connectors.base import Connector, LineOutput
 from plugin.ledger import LedgerReader
 from plugin.service import Service
@@ -52,8 +53,10 @@ def test_every_loop_that_a_line_rests_on_is_watched_and_turns(tmp_path: Path) ->
             turns = pulse.mark[0]
             until(lambda pulse=pulse, turns=turns: pulse.mark[0] > turns + 1, f"{pulse.name} turns")
         assert overseer.status() == "line-1: no edge has been heard of"
+        assert until(lambda: answers(settings.state_dir), "the host answers")
     finally:
         service.stop()
+    assert not answers(settings.state_dir)
 
 
 def test_a_clean_stop_knows_what_became_of_the_last_outputs(
