@@ -25,7 +25,7 @@ from pydantic import Field, ValidationError
 from contract.config import Strict
 from contract.control import Outcome, Request, Status
 from contract.errors import FlawlineError
-from edge_runtime.control import Control, Order
+from edge_runtime.control import Control, Order, TakeTrigger
 from edge_runtime.recipes import Judge, load_judge
 from edge_runtime.settings import EdgeSettings
 from edge_runtime.slots import in_slot, slots_of
@@ -91,6 +91,11 @@ class Desk:
         self._status = status
         if self._control is not None:
             self._control.show(status)
+
+    def serve_triggers(self, take: TakeTrigger) -> None:
+        """Parts that the host asks for go to ``take``."""
+        if self._control is not None:
+            self._control.serve_triggers(take)
 
     def orders(self) -> list[Order]:
         """What was asked since the last call, from either side."""
