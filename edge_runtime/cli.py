@@ -23,6 +23,7 @@ edge_id = "line-1"
 bundle = "bundle"              # folder written by `flawline train` and `flawline calibrate`
 engine = "auto"                # tensorrt on a card, openvino on x86, else onnxruntime
 # audit_share = 0.02           # of the parts that pass, drawn at random for an inspector to judge: what escapes
+# bundle = "slots/active"        # instead: two slots and a link, filled by `flawline edge update BUNDLE`
 # mode = "production"          # in a plant: released bundles alone, signed by two people; flawline bundle --help
 
 [host]
@@ -59,8 +60,9 @@ def run(
 
     Ends by itself when every camera has ended (a video file); else Ctrl-C or SIGTERM stops it cleanly.
 
-    Exit code 0: the host has everything; 2: it could not start; 3: events wait in the spool for the next start; 75: the
-    graphics card is lost to this process, and it has to be started again (systemd: Restart=on-failure).
+    Exit code 0: the host has everything; 2: it could not start; 3: events wait in the spool for the next start; 70: one
+    of its loops hung; 75: the graphics card is lost to this process. After 70 and 75 it has to be started again, which
+    deploy/flawline-edge.service does.
 
     \b
     Example:
@@ -107,6 +109,7 @@ def build(
 @app.command()
 def state(
     config: Annotated[Path, typer.Argument(metavar="FILE", help="edge.toml", show_default=False)],
+    alive: Annotated[bool, typer.Option("--alive", help="for a health check: only whether the edge turns")] = False,
 ) -> None:
     """What the edge last said of itself, and why the host does not let it in where it does not.
 
@@ -116,9 +119,62 @@ def state(
     Example:
       flawline edge state edge.toml
     """
-    from edge_runtime.state import print_state
+    from edge_runtime.state import is_alive, print_state
 
+    if alive:
+        raise typer.Exit(0 if is_alive(config) else 3)
     raise typer.Exit(print_state(config))
+
+
+@app.command()
+def update(
+    bundle: Annotated[
+        Path | None, typer.Argument(metavar="BUNDLE", help="the new bundle's folder", show_default=False)
+    ] = None,
+    config: Annotated[Path, typer.Option(metavar="FILE", help="the edge's edge.toml")] = Path("edge.toml"),
+    recipe: Annotated[int, typer.Option(min=1, max=65535, help="number of the recipe that gets it")] = 1,
+    rollback: Annotated[bool, typer.Option("--rollback", help="go back to the bundle before")] = False,
+    timeout: Annotated[
+        float, typer.Option(min=1, metavar="SECONDS", help="building an engine on a card takes minutes")
+    ] = 600.0,
+) -> None:
+    """Bring another bundle into the idle one of two slots, and have it take over between two parts.
+
+    It is copied, verified (in production the signatures too), loaded, warmed up and proven on its golden images while
+    the old one goes on; the old one stays in the other slot for --rollback. No host is needed. Where no edge runs, the
+    next start takes it. edge.toml names the slots: bundle = "slots/active".
+
+    Exit code 0: it is active; 2: it is not, and what ran goes on; 1: nobody knows, `flawline edge slots` says.
+
+    \b
+    Examples:
+      flawline edge update /media/usb/washer --config /etc/flawline/edge.toml
+      flawline edge update --rollback --config /etc/flawline/edge.toml
+    """
+    from contract.errors import ConfigError
+    from edge_runtime import update as updating
+
+    if (bundle is None) != rollback:
+        raise ConfigError("give a bundle's folder, or --rollback for the one before")
+    if bundle is None:
+        updating.roll_back(config, recipe, timeout)
+    else:
+        updating.update(config, bundle, recipe, timeout)
+
+
+@app.command()
+def slots(
+    config: Annotated[Path, typer.Argument(metavar="FILE", help="edge.toml", show_default=False)],
+) -> None:
+    """What the slots of each recipe hold, which one is active, and what runs.
+
+    \b
+    Example:
+      flawline edge slots edge.toml
+    """
+    from edge_runtime.update import list_slots
+
+    list_slots(config)
 
 
 @app.command()

@@ -22,6 +22,7 @@ from contract.event import (
     encode_header,
     to_frames,
 )
+from contract.overseer import Pulse
 from edge_runtime.clock import boot_id
 from edge_runtime.link import LOOK_MS, Keys, Link
 from edge_runtime.observer import Observer
@@ -53,6 +54,7 @@ class Emitter:
         self._link = link
         self._context = context
         self._keys = keys
+        self.pulse = Pulse("emitter")
         self._connection: Link | None = None
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK)
         self._stopping = threading.Event()
@@ -108,6 +110,7 @@ class Emitter:
         poller.register(self._wake_fd, zmq.POLLIN)
         try:
             while not self._stopping.is_set():
+                self.pulse.turn()
                 try:
                     self._turn(connection, poller)
                 except Exception:  # a disk that fails for a while must not silence the edge for good

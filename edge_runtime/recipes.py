@@ -43,6 +43,8 @@ class Judge:
 
     def __init__(self, number: int, bundle: Bundle, engine: Engine, settings: EdgeSettings) -> None:
         self.number = number
+        self.slot: Path | None = None
+        """The slot of an update, which becomes the active one when this takes over; None: what is configured."""
         self.bundle = bundle
         self.engine = engine
         self.placer = placer_of(bundle)

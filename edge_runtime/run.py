@@ -16,9 +16,12 @@ import zmq
 
 from contract.errors import ConfigError
 from contract.event import Result, Verdict
+from contract.notify import Notifier
+from contract.overseer import Overseer
 from edge_runtime.build import build_beside
 from edge_runtime.cameras import make_camera
 from edge_runtime.control import Control
+from edge_runtime.desk import Desk
 from edge_runtime.emitter import Emitter
 from edge_runtime.errors import CardLostError
 from edge_runtime.figures import published
@@ -31,6 +34,8 @@ from edge_runtime.station import Station
 
 FLUSH_S = 30.0
 STOP_FLUSH_S = 2.0
+STOPPED_S = 60.0
+"""Longest time from the station's end to the process's, the flush included."""
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +51,13 @@ def run_edge(config: Path, quiet: bool = False) -> int:
     for camera in settings.cameras:
         make_camera(camera.url, camera.id, settings.state_dir, camera.stall_s)  # raises for what can never work
     settings.state_dir.mkdir(parents=True, exist_ok=True)
-    with _only_one(settings.state_dir), published(settings) as observer, zmq.Context() as context:
+    overseer = Overseer(settings.hang_s, settings.start_s, Notifier.from_environment())
+    with (
+        overseer,
+        only_one(settings.state_dir),
+        published(settings) as observer,
+        zmq.Context() as context,
+    ):
         choice = read_choice(settings)  # only now: an edge that is still stopping may be asked for another one
         refuse_uneven(settings)
         judge = load_judge(settings, choice.number)
@@ -60,24 +71,33 @@ def run_edge(config: Path, quiet: bool = False) -> int:
             load = partial(load_judge, settings)
             control = Control(context, settings.host.control, keys, settings.edge_id, spool.run_id, load)
         say = None if quiet else _say
-        station = Station(settings, judge.bundle, judge.engine, spool, emitter, say, control, choice, observer)
+        desk = Desk(settings, spool.run_id, control)
+        station = Station(settings, judge.bundle, judge.engine, spool, emitter, say, desk, choice, observer)
         _stop_on_signals(station)
         _echo(f"edge {settings.edge_id}: {_named(judge)}, {judge.engine_name}")
+        station.pulse, emitter.pulse = overseer.watch("station"), overseer.watch("emitter")
         emitter.start()
         if control is not None:
+            control.pulse = overseer.watch("control")
             control.start()
+        desk.start()
+        overseer.status = lambda: station.summary
+        overseer.complete()
         clean = False
         try:
             build_beside(settings, config, choice.number, station.stop_event)
             station.run()
             clean = True
+            overseer.stopping(STOPPED_S)
             return _flush(spool, emitter, FLUSH_S if not station.stop_event.is_set() else STOP_FLUSH_S)
         except CardLostError as error:
             _flush(spool, emitter, STOP_FLUSH_S)
             log.error("the edge ends with code %d, to be started again", error.exit_code)
             return error.exit_code
         finally:
+            overseer.stopping(STOPPED_S)
             station.stop_event.set()
+            desk.stop()
             if control is not None:
                 control.stop()
             emitter.stop()
@@ -85,7 +105,7 @@ def run_edge(config: Path, quiet: bool = False) -> int:
 
 
 @contextmanager
-def _only_one(state_dir: Path) -> Iterator[None]:
+def only_one(state_dir: Path) -> Iterator[None]:
     """Two edges on one spool would number events twice."""
     with (state_dir / "lock").open("w") as file:
         try:

@@ -234,6 +234,8 @@ class EdgeSettings(Strict):
     precision: Precision = Field("fp32", description="which of the bundle's graphs: fp32, fp16 (TensorRT), int8")
     threads: int = Field(1, ge=1, le=64, description="engine threads")
     deadline_ms: int = Field(1000, ge=10, description="capture to verdict; later is NOT_INSPECTED")
+    hang_s: float = Field(20.0, ge=2, le=3600, description="no turn of a loop for so long: ended with code 70")
+    start_s: float = Field(900.0, ge=2, le=86_400, description="the same from the start to the first turn")
     heartbeat_ms: int = Field(200, ge=100, description="the host's heartbeat to the line rests on it")
     images: Literal["flagged", "all", "none"] = Field(
         "flagged", description="which parts' pictures are sent; audited ones' besides those of flagged parts"
@@ -297,16 +299,20 @@ class EdgeSettings(Strict):
         return [follower for group in self.groups if group.lead == lead for follower in group.followers]
 
     def bundle_folders(self) -> dict[int, Path]:
-        """Every recipe's number and bundle; 1 is ``bundle``."""
+        """Every recipe's number and the folder that is its bundle at this moment; 1 is ``bundle``."""
+        return {number: path.resolve() for number, path in self.bundle_links().items()}
+
+    def bundle_links(self) -> dict[int, Path]:
+        """The same as configured: a link to a slot is not followed."""
         return {1: self.bundle} | {recipe.number: recipe.bundle for recipe in self.recipes}
 
 
 def load_settings(path: Path) -> EdgeSettings:
     """Read ``edge.toml`` and make its paths absolute; raises ConfigError."""
     settings = load_toml(path, EdgeSettings)
-    settings.bundle = (path.parent / settings.bundle).resolve()
+    settings.bundle = path.parent.resolve() / settings.bundle  # a link to a slot may move while the edge runs
     for recipe in settings.recipes:
-        recipe.bundle = (path.parent / recipe.bundle).resolve()
+        recipe.bundle = path.parent.resolve() / recipe.bundle
     settings.state_dir = (path.parent / settings.state_dir).resolve()
     if settings.bundles.trusted is not None:
         settings.bundles.trusted = path.parent.resolve() / settings.bundles.trusted

@@ -19,10 +19,11 @@ from contract.camera import controls_of
 from contract.control import Status
 from contract.errors import FlawlineError
 from contract.event import CameraState, Gap, Missed, Result, State, Timing, Trigger, Verdict
+from contract.overseer import Pulse
 from edge_runtime.capture import CameraProcess, CapturedTrigger
 from edge_runtime.clock import StepWatch, boot_id, boot_ns, synchronised
 from edge_runtime.codes import CodeReader
-from edge_runtime.control import Control, Order
+from edge_runtime.control import Order, Orders
 from edge_runtime.cutting import CutPart, said_of, with_cut
 from edge_runtime.emitter import Emitter
 from edge_runtime.engines.base import Engine
@@ -34,6 +35,7 @@ from edge_runtime.observer import Observer
 from edge_runtime.pictures import Pictures
 from edge_runtime.recipes import NEVER_ASKED, Choice, Judge, write_choice
 from edge_runtime.settings import EdgeSettings
+from edge_runtime.slots import overtaken, settle
 from edge_runtime.spool import ANOTHER_BOOT_MS, Draft, Outage, Spool
 from edge_runtime.triggers import Triggers
 
@@ -50,6 +52,9 @@ PROOF_SHARE = 0.05
 """Most of an idle station's time that may go into proofs, so that a part hardly ever waits for one."""
 
 SUPERSEDED = "superseded by a fresher part"
+STOP_S = 60.0
+"""Longest time for the last pictures and the cameras' ends, once every part has its verdict."""
+
 STOPPED = "inspection is stopped by request"
 STATE_FILE = "state.json"
 
@@ -68,7 +73,7 @@ class Station:
         spool: Spool,
         emitter: Emitter,
         on_result: Callable[[Result], None] | None = None,
-        control: Control | None = None,
+        control: Orders | None = None,
         choice: Choice | None = None,
         observer: Observer | None = None,
     ) -> None:
@@ -101,6 +106,7 @@ class Station:
         self._lane = Lane()
         self._watch = {camera.settings.id: _CameraWatch() for camera in self._cameras}
         self._pictures = Pictures(spool, emitter, settings)
+        self.pulse = Pulse("station")
         self._state = "starting"
         self._state_seq = 0
         self._next_look = self._next_state = self._next_alive = self._next_proof = 0.0
@@ -131,6 +137,12 @@ class Station:
             raise
         self._shut_down()
 
+    @property
+    def summary(self) -> str:
+        """What the edge does, in a line."""
+        what = self._state if self._choice.inspecting else f"{self._state}, inspection is stopped by request"
+        return f"{what}: recipe {self._judge.number}, {self._parts} part(s), {self._not_inspected} NOT_INSPECTED"
+
     def _ended(self, camera: CameraProcess) -> bool:
         return camera.status().state == "ended" and not self._announce(camera)
 
@@ -155,6 +167,7 @@ class Station:
             self._next_look = now + LOOK_S
             for camera in self._cameras:
                 camera.supervise()
+                self._turn()
             awake = self._cameras  # one that was killed has rung no bell
         for camera in awake:
             self._announce(camera)
@@ -166,6 +179,13 @@ class Station:
             self._pending.extend(taken)
             self._pass_over_superseded()
         self._advance()
+
+    def _turn(self) -> None:
+        """A sign of life; none where the loop goes round a part that the engine has not ended for `hang_s`."""
+        oldest = next(iter(self._lane), None)
+        limit_ns = self._settings.hang_s * 1e9
+        if oldest is None or time.monotonic_ns() - oldest.t_taken_ns < limit_ns:
+            self.pulse.turn()
 
     def _advance(self) -> None:
         """Begin the next part and end those that are inferred; between parts, with none under way, all else."""
@@ -229,17 +249,21 @@ class Station:
             problem = "its deadline passed before it could be done"
         elif self._state in ("stopping", "failed"):
             problem = f"the edge is {'stopping' if self._state == 'stopping' else 'ending: its graphics card is lost'}"
+        elif judge is not None and (changed := overtaken(judge, self._settings)) is not None:
+            problem = changed
         else:
-            number = self._choice.number if judge is None else judge.number
+            serving = self._judge if judge is None or self._is_aside(judge) else judge
             inspecting = self._choice.inspecting if judge is not None else request.what == "start"
             try:
-                choice = Choice(number=number, inspecting=inspecting)
+                choice = Choice(number=serving.number, inspecting=inspecting)
                 write_choice(self._settings, choice)
-                idle = None if judge is None else self._judge
-                self._choice, self._judge = choice, judge or self._judge
+                if judge is not None:
+                    settle(judge)
+                    idle = self._judge if serving is judge else judge
+                self._choice, self._judge = choice, serving
                 for camera in self._cameras:
                     camera.hold_to(controls_of(self._judge.bundle.manifest.cameras, camera.settings.id))
-                log.info("recipe %d, inspection is %s", number, "on" if inspecting else "stopped by request")
+                log.info("recipe %d, inspection is %s", serving.number, "on" if inspecting else "stopped by request")
             except OSError as error:
                 problem = f"it cannot be written to {self._settings.state_dir} ({error.strerror})"
         self._send_state()
@@ -247,6 +271,10 @@ class Station:
             self._control.finish(order, problem)
         if idle is not None:
             _close(idle)
+
+    def _is_aside(self, judge: Judge) -> bool:
+        """Whether an update is of a recipe that does not serve: its slot becomes the active one, and nothing else."""
+        return judge.slot is not None and judge.number != self._judge.number
 
     def _prove_engine(self) -> None:
         """Between parts the engine is tried now and then: the line's heartbeat must not outlive inference."""
@@ -550,11 +578,13 @@ class Station:
     def _finish_parts(self) -> None:
         """Stop the cameras first, then give every trigger that was taken its verdict."""
         for camera in self._cameras:
+            self.pulse.turn()
             camera.stop_capture()
             self._announce(camera)
         self._triggers.close()
         self._pending.extend(self._joining.ready(last=True))
         while self._pending or self._lane:
+            self.pulse.turn()
             self._beat()
             if self._begin_next():
                 continue
@@ -562,6 +592,7 @@ class Station:
                 self._end_oldest()
             else:
                 self._obey_next()
+        self.pulse.turn(STOP_S)
         self._pictures.stop(self._beat)
 
     def _fail(self, reason: str) -> NoReturn:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from contract.event import Header, LineCode, Missed, Result, Trigger, Verdict
+from contract.overseer import Pulse
 from plugin.checkpoint import Checkpointer, without_checkpoints
 from plugin.connectors.base import LINE_CONTROLLER, LineOutput
 from plugin.dispatch import Sent
@@ -41,7 +42,10 @@ others nor lets them wait for long."""
 
 BURST = 512
 RETRY_S = 0.25
-IDLE_S = 60.0
+IDLE_S = 5.0
+DISK_S = 30.0
+"""Longest time of one turn, waiting for the file's lock included, that is not taken for a hang."""
+
 PATIENCE_S = 0.01
 """What nobody waits for, announcements and outcomes, is committed together with what comes so soon after it."""
 
@@ -164,6 +168,7 @@ class Ledger:
         self.trouble: str | None = None
         self.lost = 0
         self.skipped = 0
+        self.pulse = Pulse("ledger")
         self._line_of = line_of
         self._boot_id = _boot_id()
         self._inbox: queue.SimpleQueue[Sequence[Told | Counted | Sent]] = queue.SimpleQueue()
@@ -279,6 +284,7 @@ class Ledger:
         self._log_sync.start()
         try:
             while True:
+                self.pulse.turn(DISK_S)
                 closing = self._closing  # read first: all of the turn that follows is then without deadlines
                 if not self._settle(self._gather()):
                     return
@@ -347,6 +353,7 @@ class Ledger:
                 self._stale = True
                 if self._stopping:
                     return False
+                self.pulse.turn(DISK_S)  # a disk that refuses is no hang: another start would not mend it
                 time.sleep(RETRY_S)
         self.trouble = None
         self._dispatch(outputs)

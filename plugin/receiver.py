@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from contract.errors import EventError
 from contract.event import MAGIC, MAX_PART_BYTES, Ack, Message, Nack, from_frames, identity_of
+from contract.overseer import Pulse
 from plugin.gate import Gate
 from plugin.logs import LimitedLog
 from plugin.router import LOOK_MS, MAX_FRAMES, Connections, Oversize, Router
@@ -71,6 +72,7 @@ class Receiver:
         gate: Gate | None = None,
     ) -> None:
         self.counts = Counts()
+        self.pulse = Pulse("receiver")
         self._gate = gate
         self._tell_ledger = tell_ledger
         self._offer = offer
@@ -92,6 +94,7 @@ class Receiver:
         self._router.register(poller)
         poller.register(self._answers, zmq.POLLIN)
         while not self._stopping.is_set():
+            self.pulse.turn()
             ready = dict(poller.poll(LOOK_MS))
             if self._answers in ready:
                 self._send_answers()
