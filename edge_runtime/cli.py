@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from edge_runtime import spool_cli
+
 app = typer.Typer(
     no_args_is_help=True,
     help="The edge beside the line.",
@@ -17,6 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.add_typer(spool_cli.app, name="spool")
 
 EXAMPLE = """\
 edge_id = "line-1"

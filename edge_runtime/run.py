@@ -20,15 +20,18 @@ from edge_runtime.build import build_beside
 from edge_runtime.cameras import make_camera
 from edge_runtime.control import Control
 from edge_runtime.emitter import Emitter
-from edge_runtime.errors import CardLostError
+from edge_runtime.errors import CardLostError, SpoolBlockedError
 from edge_runtime.link import load_keys
 from edge_runtime.recipes import Judge, faults_of_others, load_judge, read_choice, refuse_uneven
-from edge_runtime.settings import load_settings
+from edge_runtime.settings import EdgeSettings, load_settings
 from edge_runtime.spool import Spool
+from edge_runtime.spool_room import Limits
+from edge_runtime.spool_tables import SPOOL_FILE
 from edge_runtime.station import Station
 
 FLUSH_S = 30.0
 STOP_FLUSH_S = 2.0
+LOCK = "lock"
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +46,7 @@ def run_edge(config: Path, quiet: bool = False) -> int:
     keys = load_keys(settings.host)
     for camera in settings.cameras:
         make_camera(camera.url, camera.id, settings.state_dir, camera.stall_s)  # raises for what can never work
-    settings.state_dir.mkdir(parents=True, exist_ok=True)
+    _make_folder(settings.state_dir)
     with _only_one(settings.state_dir), zmq.Context() as context:
         choice = read_choice(settings)  # only now: an edge that is still stopping may be asked for another one
         refuse_uneven(settings)
@@ -51,7 +54,7 @@ def run_edge(config: Path, quiet: bool = False) -> int:
         if settings.mode == "production":
             for fault in faults_of_others(settings, choice.number):
                 log.warning("%s", fault)
-        spool = Spool(settings.state_dir / "spool.sqlite", int(settings.spool.max_mb * 1e6), settings.spool.sync_ms)
+        spool = _open_spool(settings)
         emitter = Emitter(spool, settings.host, context, keys)
         control = None
         if settings.host.control is not None:
@@ -82,10 +85,26 @@ def run_edge(config: Path, quiet: bool = False) -> int:
             spool.close(clean)
 
 
+def _make_folder(folder: Path) -> None:
+    """Raises SpoolBlockedError where it cannot be written: whoever supervises the edge starts it again."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / LOCK).touch()
+    except OSError as error:
+        raise SpoolBlockedError(f"{folder}: cannot be written ({error.strerror}); is the disk full?") from error
+
+
+def _open_spool(settings: EdgeSettings) -> Spool:
+    limits = settings.spool
+    dead = Limits(limits.dead_rows, int(limits.dead_mb * 1e6))
+    path = settings.state_dir / SPOOL_FILE
+    return Spool(path, int(limits.max_mb * 1e6), limits.sync_ms, limits.max_rows, dead)
+
+
 @contextmanager
 def _only_one(state_dir: Path) -> Iterator[None]:
     """Two edges on one spool would number events twice."""
-    with (state_dir / "lock").open("w") as file:
+    with (state_dir / LOCK).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -39,7 +39,8 @@ from edge_runtime.capture import CameraProcess, CapturedTrigger
 from edge_runtime.control import Control, Order
 from edge_runtime.emitter import Emitter
 from edge_runtime.engines.base import Engine
-from edge_runtime.errors import CardLostError, SpoolError
+from edge_runtime.errors import CardLostError, SpoolBlockedError, SpoolError
+from edge_runtime.holdout import hold_out
 from edge_runtime.inspector import Inspector, Outcome
 from edge_runtime.recipes import NEVER_ASKED, Choice, Judge, write_choice
 from edge_runtime.settings import EdgeSettings
@@ -105,6 +106,7 @@ class Station:
         self._watch = {camera.settings.id: _CameraWatch() for camera in self._cameras}
         self._pictures = _Pictures(spool, emitter, settings)
         self._state = "starting"
+        self._blocked: str | None = None
         self._state_seq = 0
         self._next_state = self._next_alive = self._next_proof = 0.0
         self.stop_event = threading.Event()
@@ -123,10 +125,15 @@ class Station:
         try:
             while not self.stop_event.is_set():
                 self._wait()
-                self._step()
+                try:
+                    self._step()
+                    ended = not self._pending and all(self._ended(camera) for camera in self._cameras)
+                except SpoolBlockedError as error:
+                    self._hold_out(error)
+                    continue
                 if self._judge.engine.lost is not None:
                     self._fail(self._judge.engine.lost)
-                if not self._pending and all(self._ended(camera) for camera in self._cameras):
+                if ended:
                     break
         except BaseException:
             for camera in self._cameras:
@@ -156,6 +163,31 @@ class Station:
             self._next()
         elif now >= self._next_proof:
             self._prove_engine()
+
+    def _hold_out(self, error: SpoolBlockedError) -> None:
+        """Until parts can be recorded again: none is taken; those that were announced become missed."""
+        orders = [item for item in self._pending if isinstance(item, Order)]
+        for item in self._pending:
+            if isinstance(item, Pending):
+                item.camera.release(item.trigger)
+        self._pending = deque(orders)
+        self._spool.begin_outage(time.monotonic_ns(), str(error))
+        before, self._state = self._state, "failed"  # the line's heartbeat stops with it
+
+        def beat(problem: SpoolBlockedError) -> None:
+            self._blocked = str(problem)
+            if time.monotonic() >= self._next_state:
+                self._next_state = time.monotonic() + self._settings.heartbeat_ms / 1000
+                self._send_state()
+
+        def resume(reason: str) -> None:
+            self._spool.require_room()
+            self._finish_announced("it was announced and its verdict could not be recorded", same_boot=True)
+            if self._spool.outage is not None and self._all_have_seen():
+                self._declare_outage(self._spool.outage._replace(reason=reason))
+
+        hold_out(error, self._cameras, self.stop_event, beat, resume)
+        self._state, self._blocked = before, None
 
     def _next(self) -> None:
         """One verdict, or one order between two parts."""
@@ -210,6 +242,7 @@ class Station:
         taken = camera.drain()
         if not taken:
             return False
+        self._spool.require_room()
         drafts = []
         for trigger in taken:
             header = self._trigger_header(camera, trigger)
@@ -306,17 +339,25 @@ class Station:
         )
 
     def _record(self, drafts: list[Draft]) -> list[int]:
-        numbers = self._spool.append(drafts)
+        try:
+            numbers = self._spool.append(drafts)
+        except SpoolBlockedError as error:
+            since_ns = min((draft.t_ref_ns for draft in drafts if draft.t_ref_ns), default=time.monotonic_ns())
+            self._spool.begin_outage(since_ns, str(error))
+            raise
         self._emitter.wake()
         return numbers
 
     def _finish_last_run(self) -> None:
         """Triggers that the last run announced and never finished become Missed: each part has one end."""
         same_boot = self._spool.outage is not None and self._spool.outage.same_boot
+        self._finish_announced("the edge stopped before its verdict", same_boot)
+
+    def _finish_announced(self, reason: str, same_boot: bool) -> None:
         long_ago_ns = time.monotonic_ns() - int(ANOTHER_BOOT_MS * 1e6)
         drafts = [
             Draft(
-                _missed(trigger, "the edge stopped before its verdict"),
+                _missed(trigger, reason),
                 t_ref_ns=trigger.timing.t_capture_ns if same_boot else long_ago_ns,
             )
             for trigger in self._spool.open_triggers()
@@ -330,7 +371,7 @@ class Station:
         for camera in self._cameras:
             self._watch_camera(camera)
         outage = self._spool.outage
-        if outage is not None and all(self._watch[camera.settings.id].first_frame_ns for camera in self._cameras):
+        if outage is not None and self._all_have_seen():
             self._declare_outage(outage)
         if now >= self._next_alive:
             self._next_alive = now + ALIVE_S
@@ -341,6 +382,9 @@ class Station:
             self._next_state = now + self._settings.heartbeat_ms / 1000
             self._declare_all_skipped()
             self._send_state()
+
+    def _all_have_seen(self) -> bool:
+        return all(watch.first_frame_ns for watch in self._watch.values())
 
     def _mark_alive(self) -> None:
         """Only while every camera sees: what a blind one missed must lie behind the mark until it is declared."""
@@ -388,6 +432,7 @@ class Station:
         else:
             duration_ns = max(0, time.time_ns() - outage.since_wall_ns)
         reason = "the edge was stopped" if outage.clean else "the edge was down: it had not stopped cleanly"
+        reason = outage.reason or reason
         gap = self._gap(duration_ns, reason, None)
         if not outage.same_boot:  # a clock that starts behind must not hide the gap
             gap = gap.model_copy(update={"from_wall_ns": min(outage.since_wall_ns, gap.to_wall_ns)})
@@ -413,7 +458,8 @@ class Station:
         self._state_seq += 1
         rows, size = self._spool.size
         trouble = self._emitter.trouble or (None if self._control is None else self._control.trouble)
-        trouble = self._judge.engine.lost or trouble
+        trouble = self._blocked or self._judge.engine.lost or trouble or self._spool.trouble
+        dead, dead_removed = self._spool.dead
         waiting = [item.header for item in self._pending if isinstance(item, Pending)]
         state = State(
             edge_id=self._settings.edge_id,
@@ -426,6 +472,8 @@ class Station:
             spool_rows=rows,
             spool_bytes=size,
             attachments_dropped=self._spool.dropped + self._pictures.dropped,
+            dead_letters=dead,
+            dead_removed=dead_removed,
             waiting=len(waiting),
             waiting_ms=0.0 if not waiting else (time.monotonic_ns() - waiting[0].timing.t_capture_ns) / 1e6,
             inference="failed" if self._judge.engine.failing else "ok",
@@ -572,7 +620,7 @@ class _Pictures:
     def _run(self) -> None:
         while (picture := self._queue.get()) is not None:
             try:
-                self._spool.append([_attachment(picture)])
+                self._spool.append(_attachments(picture))
                 self._emitter.wake()
             except Exception:  # whatever one picture does, the next one is tried
                 self.dropped += 1
@@ -584,37 +632,35 @@ class _Pictures:
         self._thread.join(timeout=10)
 
 
-def _attachment(picture: _Picture) -> Draft:
-    result = picture.result
-    references: list[PartRef] = []
-    parts: list[bytes] = []
+def _attachments(picture: _Picture) -> list[Draft]:
+    """The maps in messages of their own, so that they go before the pictures."""
+    images = []
     for role, view, pixels in _pictures_of(picture):
         data = encode_png(pixels)
-        references.append(part_ref(role, data, view=view, codec="png", shape=pixels.shape))
-        parts.append(data)
-    for view_map in picture.maps:
-        data = np.ascontiguousarray(view_map.values, dtype="<f2").tobytes()
-        references.append(
-            part_ref(
-                "map",
-                data,
-                view=view_map.view,
-                codec="raw",
-                dtype="float16",
-                shape=view_map.values.shape,
-                to_part=map_to_part(view_map),
-            )
-        )
-        parts.append(data)
-    if len(parts) > MAX_PARTS:
-        log.warning("part %s: %d maps and pictures, only %d are sent", result.part_id, len(parts), MAX_PARTS)
+        images.append((part_ref(role, data, view=view, codec="png", shape=pixels.shape), data))
+    maps = [_map_part(view_map) for view_map in picture.maps]
+    return [
+        _attachment(picture.result, several[at : at + MAX_PARTS])
+        for several in (maps, images)
+        for at in range(0, len(several), MAX_PARTS)
+    ]
+
+
+def _map_part(view_map: ViewMap) -> tuple[PartRef, bytes]:
+    data = np.ascontiguousarray(view_map.values, dtype="<f2").tobytes()
+    shape, to_part = view_map.values.shape, map_to_part(view_map)
+    reference = part_ref("map", data, view=view_map.view, codec="raw", dtype="float16", shape=shape, to_part=to_part)
+    return reference, data
+
+
+def _attachment(result: Result, parts: list[tuple[PartRef, bytes]]) -> Draft:
     header = Attachment(
         **result.model_dump(include={"edge_id", "spool_id", "seq", "run_id", "part_id"}),
         t_wall_ns=time.time_ns(),
         result_seq=result.seq,
-        parts=tuple(references[:MAX_PARTS]),
+        parts=tuple(reference for reference, _ in parts),
     )
-    return Draft(header, tuple(parts[:MAX_PARTS]))
+    return Draft(header, tuple(data for _, data in parts))
 
 
 def _pictures_of(picture: _Picture) -> list[tuple[Literal["image", "reconstruction"], str, Pixels]]:
