@@ -22,6 +22,7 @@ from edge_runtime.control import Control
 from edge_runtime.emitter import Emitter
 from edge_runtime.errors import CardLostError, SpoolBlockedError
 from edge_runtime.link import load_keys
+from edge_runtime.preview import Preview
 from edge_runtime.recipes import Judge, faults_of_others, load_judge, read_choice, refuse_uneven
 from edge_runtime.settings import EdgeSettings, load_settings
 from edge_runtime.spool import Spool
@@ -60,13 +61,23 @@ def run_edge(config: Path, quiet: bool = False) -> int:
         if settings.host.control is not None:
             load = partial(load_judge, settings)
             control = Control(context, settings.host.control, keys, settings.edge_id, spool.run_id, load)
-        say = None if quiet else _say
-        station = Station(settings, judge.bundle, judge.engine, spool, emitter, say, control, choice)
+        preview = _open_preview(settings)
+        glimpses = None if preview is None else preview.glimpses
+
+        def hear(result: Result) -> None:
+            if preview is not None:
+                preview.note(result)
+            if not quiet:
+                _say(result)
+
+        station = Station(settings, judge.bundle, judge.engine, spool, emitter, hear, control, choice, glimpses)
         _stop_on_signals(station)
         _echo(f"edge {settings.edge_id}: {_named(judge)}, {judge.engine_name}")
         emitter.start()
         if control is not None:
             control.start()
+        if preview is not None:
+            preview.start()
         clean = False
         try:
             build_beside(settings, config, choice.number, station.stop_event)
@@ -81,8 +92,16 @@ def run_edge(config: Path, quiet: bool = False) -> int:
             station.stop_event.set()
             if control is not None:
                 control.stop()
+            if preview is not None:
+                preview.stop()
             emitter.stop()
             spool.close(clean)
+
+
+def _open_preview(settings: EdgeSettings) -> Preview | None:
+    if settings.preview.listen is None:
+        return None
+    return Preview(settings.preview, settings.edge_id, [camera.id for camera in settings.cameras])
 
 
 def _make_folder(folder: Path) -> None:

@@ -9,7 +9,7 @@ import select
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Literal, NamedTuple, NoReturn
 
@@ -40,6 +40,7 @@ from edge_runtime.control import Control, Order
 from edge_runtime.emitter import Emitter
 from edge_runtime.engines.base import Engine
 from edge_runtime.errors import CardLostError, SpoolBlockedError, SpoolError
+from edge_runtime.glimpse import Glimpse
 from edge_runtime.holdout import hold_out
 from edge_runtime.inspector import Inspector, Outcome
 from edge_runtime.recipes import NEVER_ASKED, Choice, Judge, write_choice
@@ -83,6 +84,7 @@ class Station:
         on_result: Callable[[Result], None] | None = None,
         control: Control | None = None,
         choice: Choice | None = None,
+        glimpses: Mapping[str, Glimpse] | None = None,
     ) -> None:
         self._settings = settings
         self._choice = choice or NEVER_ASKED
@@ -99,6 +101,7 @@ class Station:
                 resumed=spool.outage is not None and not spool.outage.clean,
                 after_stop=spool.outage is not None and spool.outage.clean,
                 controls=controls_of(bundle.manifest.cameras, camera.id),
+                glimpse=(glimpses or {}).get(camera.id),
             )
             for camera in settings.cameras
         ]
