@@ -16,13 +16,13 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import Field, TypeAdapter, ValidationError
 
 from contract.errors import EventError
-from contract.event import Count, Name, Text, Wire
+from contract.event import Count, Encoder, Label, Name, Text, Wire
 
 MAGIC = b"FLAWLINE-CONTROL1"
 MAX_BYTES = 64 << 10
 HELLO_S = 1.0
 
-Kind = Literal["status", "recipe", "start", "stop"]
+Kind = Literal["status", "recipe", "start", "stop", "trigger"]
 Outcome = Literal["ok", "refused", "unknown"]
 Model = TypeVar("Model")
 Number = Annotated[int, Field(ge=1, le=65535)]
@@ -56,6 +56,18 @@ class Hello(Wire):
     status: Status
 
 
+class Part(Wire):
+    """What ``trigger`` asks for: a picture of the part that is in view now, and what the plant calls that part.
+
+    ``cameras``: those with ``trigger = "software"`` that shall take it, one part each; none named: all of them.
+    """
+
+    serial: Label | None = None
+    lot: Label | None = None
+    encoder: Encoder | None = None
+    cameras: tuple[Name, ...] = Field((), max_length=64)
+
+
 class Request(Wire):
     """Host to edge. The same ``idempotency_key`` is done once, and answered alike each time it comes."""
 
@@ -67,6 +79,7 @@ class Request(Wire):
     deadline_after_hello_ms: float = Field(ge=0, le=86_400_000)
     what: Kind
     number: Number | None = Field(None, description="of the recipe to select")
+    part: Part | None = Field(None, description="to be triggered")
 
     @property
     def deadline_ns(self) -> int:
@@ -86,6 +99,7 @@ class Reply(Wire):
     outcome: Outcome
     reason: Text | None = None
     status: Status | None = None
+    part_ids: tuple[Name, ...] = Field((), max_length=64, description="of the events about what was triggered")
 
 
 FROM_EDGE: TypeAdapter[Hello | Reply] = TypeAdapter(Annotated[Hello | Reply, Field(discriminator="kind")])

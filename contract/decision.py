@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from contract.event import Region, Verdict
 from contract.places import Floats, Located, counts, highest_region, region_scale
-from contract.preprocess import tile_origins, view_box
+from contract.preprocess import PartSize, size_in, tile_origins, view_box
 from contract.recipe import Recipe, Thresholds, View
 
 MAX_REGIONS = 32
@@ -48,7 +48,7 @@ def fuse(
     scores: NDArray[np.float32],
     maps: NDArray[np.float32],
     recipe: Recipe,
-    part_hw: tuple[int, int],
+    part_hw: PartSize,
     places: Located | None = None,
 ) -> PartScore:
     """Join tiles and views. ``scores`` float32 [T], ``maps`` float32 [T, h', w'], in the order of ``prepare``.
@@ -70,7 +70,7 @@ def fuse(
         if places is not None:
             own, values = places.score(view, own, tiles), places.blanked(view.name, values)
         view_scores.append(float(own.max()))
-        fused.append(ViewMap(view.name, values, view_box(view, part_hw)))
+        fused.append(ViewMap(view.name, values, view_box(view, size_in(part_hw, view.name))))
         at += count
     worst = int(np.argmax(view_scores))  # a NaN wins, and decide() refuses it
     part = PartScore(view_scores[worst], recipe.views[worst].name, fused)

@@ -11,7 +11,7 @@ import json
 from enum import IntEnum, StrEnum
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from contract.errors import EventError
 
@@ -50,6 +50,19 @@ class Wire(BaseModel):
 Text = Annotated[str, Field(max_length=500)]
 Name = Annotated[str, Field(min_length=1, max_length=100)]
 Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("it has a sign that cannot be printed")
+    return text
+
+
+Label = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_printable)]
+"""What a plant calls a part or a lot: it is shown to people, so it can be printed."""
+
+Encoder = Annotated[int, Field(ge=-(2**53) + 1, le=2**53 - 1)]
+"""A count of the line's encoder; every reader of JSON holds it exactly."""
 
 
 class Region(Wire):
@@ -96,6 +109,11 @@ class Timing(Wire):
     t_decided_ns: Count = 0
     t_spooled_ns: Count = 0
 
+    @property
+    def t_begin_ns(self) -> int:
+        """What age and deadline count from: the capture, or the request for it where that came first."""
+        return min((at for at in (self.t_capture_ns, self.t_trigger_ns) if at), default=0)
+
 
 class BaseHeader(Wire):
     """Fields of every header. ``run_id`` is new at each start of the edge, ``spool_id`` belongs to the spool."""
@@ -112,7 +130,12 @@ class BaseHeader(Wire):
 
 
 class PartHeader(BaseHeader):
-    """Fields of what is said about one part: its trigger, camera and frame."""
+    """Fields of what is said about one part: its trigger, camera and frame.
+
+    ``part_id`` is given by the edge and unique on it. ``serial`` and ``lot`` are the plant's own words, from the
+    request that triggered the part or read from the part itself: two parts with one serial stay two parts.
+    ``frame_no`` is 0 while no frame has been taken.
+    """
 
     part_id: Name
     camera_id: Name
@@ -120,6 +143,9 @@ class PartHeader(BaseHeader):
     frame_no: Count
     box_px: tuple[int, int, int, int] | None = Field(None, description="x, y, width, height in the camera's frame")
     timing: Timing = Timing()
+    serial: Label | None = Field(None, description="what the plant calls this part")
+    lot: Label | None = None
+    encoder: Encoder | None = Field(None, description="the line's encoder when the part was triggered, as it was told")
 
 
 class Trigger(PartHeader):
@@ -152,7 +178,6 @@ class Result(PartHeader):
         None,
         description="where the cut-out part's pixels lie in the camera's frame: x = a*u + b*v + c, y = d*u + e*v + f",
     )
-    serial: Text | None = Field(None, description="read from the part or given by the trigger")
     audit_share: float = Field(0.0, ge=0, le=1, description="probability with which a part that passes is audited")
     audited: bool = Field(False, description="this part passed and was drawn: an inspector is to judge it")
 
@@ -193,6 +218,8 @@ class CameraState(Wire):
     triggers: Count = 0
     frame_age_ms: float = -1.0
     detail: Text | None = None
+    skipped: Count = Field(0, description="frames that nobody looked at")
+    restarts: Count = Field(0, description="how often its process was replaced")
 
 
 class State(BaseHeader):
@@ -220,6 +247,13 @@ class State(BaseHeader):
     bundle_state: Name | None = Field(None, description="as verified by an edge in production mode; none: nobody did")
     model_sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
     engine: Name | None = None
+    last_seq: Count = Field(0, description="number of the newest event in `events_spool_id`; 0: none")
+    events_spool_id: Name | None = Field(None, description="spool_id of the events that this edge numbers now")
+    boot_id: str = Field("", max_length=100, description="names the boot that t_boot_ns counts from")
+    t_boot_ns: Count = Field(0, description="of this heartbeat, by a clock that no step moves and that counts sleep")
+    clock_synchronised: bool | None = Field(None, description="whether NTP or PTP keeps the wall clock; none: unknown")
+    clock_steps: Count = Field(0, description="how often the wall clock was set since this edge started")
+    clock_step_ms: float = Field(0.0, description="the last of them: how far ahead, negative for back")
 
 
 Header = Annotated[Trigger | Result | Missed | Attachment | Gap | State, Field(discriminator="kind")]

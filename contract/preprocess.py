@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import cv2
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from contract.errors import BundleError, ImageError
 from contract.images import Pixels
 from contract.recipe import QualityBounds, Recipe, View
+from contract.shrink import shrink
 
 SHARPNESS = ("focus_x", "focus_y", "detail_x", "detail_y", "edge_x", "edge_y")
 MEASURES = ("mean", "contrast", "dark", "saturated", *SHARPNESS, "aspect", "likeness")
@@ -27,20 +28,49 @@ class Prepared(NamedTuple):
     canvases: dict[str, Pixels]
 
 
+Picture = Pixels | Mapping[str, Pixels]
+"""A cut-out part: one picture that every view is of, or one by the name of each view, where cameras are several."""
+
+PartSize = tuple[int, int] | Mapping[str, tuple[int, int]]
+"""Height and width of such a picture, or of each view's."""
+
 Neutralise = Callable[[str, Pixels], Pixels]  # a view's name and canvas -> the canvas without what is not inspected
 
 
-def prepare(part: Pixels, recipe: Recipe, neutralise: Neutralise | None = None) -> Prepared:
+def picture_of(part: Picture, view: str) -> Pixels:
+    """The picture that a view is of. Raises ImageError where there is none."""
+    if not isinstance(part, Mapping):
+        return part
+    if view not in part:
+        raise ImageError(f"view {view!r} has no picture; there are: {', '.join(part) or 'none'}")
+    return part[view]
+
+
+def size_of(part: Picture) -> PartSize:
+    """Height and width of a part's picture, or of each view's."""
+    if isinstance(part, Mapping):
+        return {view: (picture.shape[0], picture.shape[1]) for view, picture in part.items()}
+    return part.shape[0], part.shape[1]
+
+
+def size_in(part_hw: PartSize, view: str) -> tuple[int, int]:
+    """Height and width of the picture that a view is of."""
+    return part_hw[view] if isinstance(part_hw, Mapping) else part_hw
+
+
+def prepare(part: Picture, recipe: Recipe, neutralise: Neutralise | None = None) -> Prepared:
     """Resize every view of a cut-out part and cut it into tiles.
 
     ``neutralise`` is applied to each view's canvas before anything looks at it: quality gate and network see what it
     returns.
 
-    ``part``: uint8 [H, W] or RGB [H, W, 3], as the recipe's channels say. Shrinking averages areas
-    (``INTER_AREA``), enlarging is linear. Raises ImageError where the channels differ or the part is under 2 px.
+    ``part``: uint8 [H, W] or RGB [H, W, 3], as the recipe's channels say, or one for each view. Shrinking averages
+    areas, enlarging is linear. Raises ImageError where the channels differ, the part is under 2 px, or a view has no
+    picture.
     """
-    _check(part, recipe)
-    canvases = {view.name: _canvas(part, view, recipe) for view in recipe.views}
+    for picture in part.values() if isinstance(part, Mapping) else (part,):
+        _check(picture, recipe)
+    canvases = {view.name: _canvas(picture_of(part, view.name), view, recipe) for view in recipe.views}
     if neutralise is not None:
         canvases = {name: neutralise(name, canvas) for name, canvas in canvases.items()}
     tiles = [tile for view in recipe.views for tile in _cut(canvases[view.name], view, recipe)]
@@ -75,7 +105,7 @@ def _canvas(part: Pixels, view: View, recipe: Recipe) -> Pixels:
     # Each side that shrinks is averaged, for itself: picked out of a long thin part, lines would vanish between pixels.
     shrunk = (min(width, target_w), min(height, target_h))
     if shrunk != (width, height):
-        region = np.asarray(cv2.resize(region, shrunk, interpolation=cv2.INTER_AREA), np.uint8)
+        region = shrink(region, *shrunk)
     if shrunk != (target_w, target_h):
         region = np.asarray(cv2.resize(region, (target_w, target_h), interpolation=cv2.INTER_LINEAR), np.uint8)
     return region
@@ -167,12 +197,12 @@ class Gate:
         self._views = bounds.views
         self._thumbs = {name: np.asarray(thumb, np.float32) for name, thumb in bounds.likeness_thumb.items()}
 
-    def check(self, prepared: Prepared, part_hw: tuple[int, int]) -> tuple[dict[str, float], str | None]:
+    def check(self, prepared: Prepared, part_hw: PartSize) -> tuple[dict[str, float], str | None]:
         """Measures keyed ``view.measure`` and the reason why the picture is unusable, or None."""
         values: dict[str, float] = {}
         reason: str | None = None
         for view, canvas in prepared.canvases.items():
-            measured = measure(canvas, part_hw, self._thumbs.get(view))
+            measured = measure(canvas, size_in(part_hw, view), self._thumbs.get(view))
             values |= {f"{view}.{name}": value for name, value in measured.items()}
             bounds = self._views.get(view)
             if bounds is None:

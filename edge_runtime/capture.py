@@ -36,10 +36,12 @@ from edge_runtime.errors import CameraError, RingError
 from edge_runtime.presence import Lost, Outcome, Tracker
 from edge_runtime.ring import ChildState, Live, Record, Ring
 from edge_runtime.settings import CameraSettings
+from edge_runtime.wanted import KeptFrame, Wanted
 
 START_S = 15.0  # longest time from the start of a child to its first sign of life
 FIRST_RETRY_S, LAST_RETRY_S = 0.1, 5.0
 HEALTHY_S = 10.0  # a child that lived so long starts the back-off anew
+GONE_S = 0.5  # longest wait for the end of a child that was killed: a driver may hold it in the kernel
 FROZEN_AFTER = 5  # equal frames in a row from a live camera until it counts as frozen
 OVERRUN = "overrun: every slot holds a part that is not inspected yet"
 MEMORY = 8  # parts taken last that outlive the edge's process
@@ -124,9 +126,11 @@ class CameraProcess:
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._child: subprocess.Popen[bytes] | None = None
         self._slots: dict[int, int] = {}
+        self._taken_by_time = 0
         self._restarts = 0
         self._retry_s = FIRST_RETRY_S
         self._started_at = 0.0
+        self._dying: str | None = None  # why the child was killed, while the kernel does not let it go
         self._next_start: float | None = None
         self._stopped = False
         self._trouble = ""
@@ -172,6 +176,40 @@ class CameraProcess:
         self._memory.save(self._ring)
         return found
 
+    def take(self, trigger_id: int, wanted: Wanted) -> CapturedTrigger | None:
+        """The frame of a part that something else has triggered; None while it may still come.
+
+        With ``lost`` there is none, and none will come. ``trigger_id`` is the caller's own count for this camera.
+        """
+        try:
+            found = self._ring.hold(wanted)
+        except RingError as error:  # the child was stopped inside its critical section: supervise() will replace it
+            self._trouble = str(error)
+            return None
+        now = time.monotonic_ns()
+        if found is None:
+            return None
+        if isinstance(found, str):
+            return CapturedTrigger(trigger_id, 0, 0, now, None, found)
+        self._slots[trigger_id] = found.slot
+        self._taken_by_time += 1
+        taken = CapturedTrigger(trigger_id, found.frame_no, found.t_capture_ns, now, None, None)
+        return self._located(taken, found) if self.settings.fixture == "foreground" else taken
+
+    def _located(self, taken: CapturedTrigger, found: KeptFrame) -> CapturedTrigger:
+        """With the largest part of the frame; without one it is lost."""
+        try:
+            box = max(find_in(self._ring.read(found.slot)[0], self.settings), key=lambda box: box.area, default=None)
+        except FlawlineError as error:
+            return taken._replace(lost=str(error))
+        if box is None:
+            return taken._replace(lost="no part found in the frame")
+        return taken._replace(box=(box.x, box.y, box.w, box.h))
+
+    def await_frames(self, awaited: bool) -> None:
+        """Whether each further frame makes this object readable, as a trigger does."""
+        self._ring.await_frames(awaited)
+
     def cut(self, trigger: CapturedTrigger, region: Box | None = None) -> tuple[Pixels, PixelFormat]:
         """An own copy of the part's pixels: the fixed region, or the box with the margin around it.
 
@@ -183,7 +221,7 @@ class CameraProcess:
                 f"camera {self.settings.id}: trigger {trigger.trigger_id} was taken with the camera settings of the "
                 "recipe before"
             )
-        if slot is None:
+        if slot is None or trigger.lost is not None:
             reason = trigger.lost or "its frame has been released"
             raise RingError(f"camera {self.settings.id}: trigger {trigger.trigger_id} has no picture: {reason}")
         return self._ring.read(slot, self._cut_box(trigger, slot, region))
@@ -233,7 +271,7 @@ class CameraProcess:
         return CameraStatus(
             self._state(live),
             live.frames,
-            self._ring.counts()[0],
+            self._ring.counts()[0] + self._taken_by_time,
             age,
             self._restarts,
             self._ring.detail() or self._trouble,
@@ -293,11 +331,24 @@ class CameraProcess:
             return
         code = self._child.poll()
         if code is not None:
-            self._bury(f"the capture process ended with {_exit_words(code)}")
-        elif self._silent():
-            self._child.kill()
-            self._child.wait()
-            self._bury(f"no frame for {self.settings.stall_s:g} s: the capture process was replaced")
+            self._bury(self._dying or f"the capture process ended with {_exit_words(code)}")
+        elif self._dying is None and self._silent():
+            reason = f"no frame for {self.settings.stall_s:g} s: the capture process was replaced"
+            if self._kill(self._child, reason):
+                self._bury(reason)
+
+    def _kill(self, child: subprocess.Popen[bytes], reason: str) -> bool:
+        """Whether the killed child has ended. One that hangs in a driver never runs again, but ends when that lets go;
+        until then it has no successor, which could not open the camera either, and nothing else waits for it."""
+        child.kill()
+        try:
+            child.wait(GONE_S)
+        except subprocess.TimeoutExpired:
+            self._dying = reason
+            self._ring.set_detail(f"{reason}; it was killed and a driver does not let it end")
+            self._ring.set_live(self._ring.live()._replace(state=ChildState.FAILED))
+            return False
+        return True
 
     def hold_to(self, controls: CameraControls | None) -> None:
         """Go on with other camera settings: where they differ the child is replaced, and the new one reads them back.
@@ -308,13 +359,13 @@ class CameraProcess:
             return
         self._controls = controls
         replaced = self._child is not None and self._ring.live().state != ChildState.ENDED
+        reason, gone = "the camera settings of another recipe are being set", True
         if self._child is not None and replaced:
-            self._child.kill()
-            self._child.wait()
+            gone = self._kill(self._child, reason)
             self._ring.set_live(self._ring.live()._replace(learnt_mhz=0))  # another exposure gives another rate
         self._controls_ns = time.monotonic_ns()  # only now can no picture of the old settings follow
-        if replaced:
-            self._bury("the camera settings of another recipe are being set")
+        if replaced and gone:
+            self._bury(reason)
         if self._next_start is not None:
             self._next_start = time.monotonic()
 
@@ -331,7 +382,7 @@ class CameraProcess:
         if self._child is not None and self._child.stdin is not None:
             with contextlib.suppress(BrokenPipeError):
                 self._child.stdin.close()
-        self._child = None
+        self._child = self._dying = None
         self._ring.reclaim()
         live = self._ring.live()
         if live.state == ChildState.ENDED:
@@ -353,13 +404,16 @@ class CameraProcess:
         try:
             child.wait(2.0)
         except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
+            if not self._kill(child, "it did not stop when it was told to"):
+                log.warning("camera %s: %s", self.settings.id, self._ring.detail())
         if child.stdin is not None:
             with contextlib.suppress(BrokenPipeError):
                 child.stdin.close()
-        self._child = None
-        self._ring.reclaim()
+        self._child = self._dying = None
+        try:
+            self._ring.reclaim()
+        except RingError as error:  # held by a child that does not end; what was announced can still be fetched
+            self._trouble = str(error)
 
     def stop(self, forget: bool = True) -> None:
         """The child ends and the memory goes. ``forget``: a clean stop, a recording begins anew next time."""
@@ -450,7 +504,7 @@ def child_main(ring_fd: int, wake_fd: int) -> None:
     try:
         made = order.settings
         camera = make_camera(made.url, made.id, order.state_dir, made.stall_s, int(made.max_frame_mb * 1e6))
-        camera.controls, camera.triggered = order.controls, made.trigger == "hardware"
+        camera.controls, camera.triggered = order.controls, made.triggered
         camera.open()
         Capture(camera, ring, order.settings, wake_fd, order.after_stop).run(stop)
         code = 0
@@ -527,12 +581,15 @@ class Capture:
         fault = self._fault_of(frame)
         if fault is not None:
             self.spoilt(BadFrame(fault, frame.frame_no, frame.t_capture_ns))
-            if self._camera.live or self._settings.trigger == "presence":
+            if self._camera.live or not self._settings.each_frame:
                 raise CameraError(f"camera {self._settings.id}: {fault}")
             return
-        frozen = self._camera.live and self._frozen.stands_still(frame.pixels, frame.t_capture_ns)
+        watched = self._camera.live and self._settings.frozen_after_s > 0
+        frozen = watched and self._frozen.stands_still(frame.pixels, frame.t_capture_ns)
         if self._settings.trigger == "presence":
             self._watch(frame, frozen)
+        elif self._settings.by_time:
+            self._keep_by_time(frame, frozen)
         else:
             self._announce_missing(frame)
             self._every_frame(frame, frozen)
@@ -547,7 +604,7 @@ class Capture:
         no sign of life, and is replaced.
         """
         self._ring.set_detail(bad.reason)
-        if self._settings.trigger != "presence":
+        if self._settings.each_frame:
             self._announce_missing(bad)
             passed_over = bad.frame_no - self._seen_no - 1 if self._seen_no >= 0 else 0
             self._announce(bad.frame_no, bad.t_capture_ns, None, bad.reason, None)
@@ -578,7 +635,7 @@ class Capture:
 
     def _announce_missing(self, frame: CameraFrame | BadFrame) -> None:
         """Parts that triggered the camera, by its own count of frames, and whose pictures never came."""
-        if self._settings.trigger != "hardware" or self._seen_no < 0:
+        if self._settings.trigger != "hardware":
             return
         first = max(self._seen_no + 1, frame.frame_no - MISSED_MOST)
         for number in range(first, frame.frame_no):
@@ -591,9 +648,9 @@ class Capture:
 
     def _hold_to_its_pace(self, frame: CameraFrame, frozen: bool) -> None:
         still_s = self._frozen.still_ns(frame.t_capture_ns) / 1e9
-        if frozen and still_s > self._settings.frozen_s:
+        if frozen and still_s > self._settings.frozen_after_s:
             raise CameraError(f"camera {self._settings.id}: frozen: the same picture for {still_s:.1f} s")
-        if self._camera.waits or (self._settings.fps is None and self._settings.trigger != "presence"):
+        if self._camera.waits or (self._settings.fps is None and self._settings.each_frame):
             return  # the parts set the pace
         slow = self._rate.slow(frame.frame_no, frame.t_capture_ns)
         if slow is not None:
@@ -606,6 +663,22 @@ class Capture:
             lost = None if box is not None else "no part found in the frame"
         self._announce(frame.frame_no, frame.t_capture_ns, box, lost, frame)
         self._forget_all_but(set())
+
+    def _keep_by_time(self, frame: CameraFrame, frozen: bool) -> None:
+        """Keep a frame for whoever asks for its time, and give up the oldest where room is short."""
+        while len(self._kept) >= self._ring.slots - 1:
+            self._give_up_oldest()
+        while not frozen and self._keep(frame) is None:
+            if not self._kept:  # every slot holds a part that is not inspected yet
+                self._ring.note_gone(frame.t_capture_ns)
+                break
+            self._give_up_oldest()
+        if self._ring.awaited:
+            with contextlib.suppress(BlockingIOError):
+                os.write(self._wake_fd, b"!")
+
+    def _give_up_oldest(self) -> None:
+        self._ring.give_up(self._kept.pop(min(self._kept)))
 
     def _watch(self, frame: CameraFrame, frozen: bool) -> None:
         hw = (frame.pixels.shape[0], frame.pixels.shape[1])
@@ -625,15 +698,7 @@ class Capture:
         self._forget_all_but(wanted)
 
     def _find(self, pixels: Pixels) -> list[Box]:
-        presence = self._settings.presence
-        return find_parts(
-            pixels,
-            foreground=presence.foreground,
-            threshold=presence.threshold,
-            min_area=presence.min_area,
-            direction=presence.direction,
-            part_length_px=presence.part_length_px,
-        )
+        return find_in(pixels, self._settings)
 
     def _decide(self, outcome: Outcome, frame: CameraFrame | None, frozen: bool) -> None:
         current = frame if frame is not None and frame.frame_no == outcome.frame_no else None
@@ -674,7 +739,8 @@ class Capture:
     def _end(self, reason: str) -> None:
         for outcome in self._tracker.finish():
             self._decide(outcome, None, frozen=False)
-        self._forget_all_but(set())
+        if not self._settings.by_time:  # what was asked for may be among the last frames
+            self._forget_all_but(set())
         self._ring.set_detail(reason)
         self._beat(ChildState.ENDED)
         with contextlib.suppress(BlockingIOError):
@@ -685,17 +751,21 @@ class Capture:
     def _beat(self, state: ChildState) -> None:
         now, live = time.monotonic_ns(), self._ring.live()
         if self._camera.waits:
-            live = live._replace(frame_ns=now, waits=1)
+            # What happened after the last proof may have been missed, should it turn out to be gone.
+            proven_ns = self._camera.proven_ns
+            live = live._replace(frame_ns=now if proven_ns is None else max(live.frame_ns, proven_ns), waits=1)
         self._ring.set_live(live._replace(alive_ns=now, state=state))
 
     def _save(self, frame: CameraFrame) -> None:
         if self._settings.trigger == "presence":
             self._ring.save_state({"recorded": self._recorded, "tracker": self._tracker.state()})
         live = self._ring.live()
-        missed = frame.frame_no - self._seen_no - 1 if self._seen_no >= 0 else 0
+        # Where frames are asked for by their time, one that nobody looked at hides no part.
+        missed = frame.frame_no - self._seen_no - 1 if self._seen_no >= 0 and not self._settings.by_time else 0
         still_ns = self._frozen.still_ns(frame.t_capture_ns)
         pause_s = (frame.t_capture_ns - live.frame_ns) / 1e9 if live.frame_ns and not still_ns else 0.0
-        if self._camera.live and not self._camera.waits and pause_s > PAUSE_S:  # its driver numbers on without a hole
+        counts = self._camera.live and not self._camera.waits and not self._settings.by_time
+        if counts and pause_s > PAUSE_S:  # its driver numbers on without a hole
             missed = max(missed, round(pause_s * self._camera.fps) - 1)
         if live.frames and self._ring.detail():
             self._ring.set_detail("")  # of a frame that could not be used
@@ -735,7 +805,21 @@ class Capture:
                 self._tracker.note_taken(record.frame_no, Box(*record.box), hw)
         self._kept = self._ring.kept()
         self._times = {number: self._ring.slot(slot).t_capture_ns for number, slot in self._kept.items()}
-        self._forget_all_but(self._tracker.wanted())
+        if not self._settings.by_time:
+            self._forget_all_but(self._tracker.wanted())
+
+
+def find_in(pixels: Pixels, settings: CameraSettings) -> list[Box]:
+    """The parts in a frame, as the camera's settings tell a part from the belt."""
+    presence = settings.presence
+    return find_parts(
+        pixels,
+        foreground=presence.foreground,
+        threshold=presence.threshold,
+        min_area=presence.min_area,
+        direction=presence.direction,
+        part_length_px=presence.part_length_px,
+    )
 
 
 class FrozenCheck:
@@ -748,8 +832,9 @@ class FrozenCheck:
         self._new_ns = 0
 
     def stands_still(self, pixels: Pixels, t_capture_ns: int = 0) -> bool:
-        """True from the ``after``-th equal frame on."""
-        self._same = self._same + 1 if same_as_previous(pixels, self._previous) else 0
+        """True from the ``after``-th equal frame on; one that is wholly black or white says nothing of the sensor."""
+        same = same_as_previous(pixels, self._previous) and not saturated(pixels)
+        self._same = self._same + 1 if same else 0
         if self._same == 0:
             self._previous, self._new_ns = pixels.copy(), t_capture_ns
         return self._same >= self._after
@@ -793,6 +878,11 @@ class RateCheck:
 def _rate(first: tuple[int, int], last: tuple[int, int]) -> float:
     """Frames a second between two (frame number, time in ns)."""
     return (last[0] - first[0]) * 1e9 / (last[1] - first[1])
+
+
+def saturated(pixels: Pixels) -> bool:
+    """Whether every value is 0 or 255: the lens is covered or the light too strong, and noise does not show."""
+    return not bool((pixels[::64] + np.uint8(1) > 1).any()) and not bool((pixels + np.uint8(1) > 1).any())
 
 
 def same_as_previous(pixels: Pixels, previous: Pixels | None) -> bool:

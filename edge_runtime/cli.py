@@ -34,6 +34,11 @@ control = "tcp://127.0.0.1:5702"            # the host selects recipes, stops an
 # [bundles]
 # trusted = "signers"                        # whose signatures count: flawline keys sign-trust --help
 
+# [metrics]
+# listen = "127.0.0.1:9108"                  # for Prometheus: docs/operations.md
+# [log]
+# format = "json"                            # one object a line; "text" for people
+
 [[cameras]]
 id = "top"
 url = "synthetic://line?seed=1&parts=50"    # or usb://0, rtsp://camera/stream, ...: docs/cameras.md
@@ -114,6 +119,28 @@ def state(
     from edge_runtime.state import print_state
 
     raise typer.Exit(print_state(config))
+
+
+@app.command()
+def top(
+    config: Annotated[Path, typer.Argument(metavar="FILE", help="edge.toml", show_default=False)],
+    once: Annotated[bool, typer.Option("--once", help="one picture, then end")] = False,
+) -> None:
+    """Watch the edge on this box: cameras, verdicts, times of each stage, what waits for the host, the clock.
+
+    Reads what the edge writes into its state folder, and disturbs nothing. Ctrl-C ends it; without a terminal it prints
+    one picture.
+
+    Exit code 0: an edge runs; 3: none does, and what is shown is of the past.
+
+    \b
+    Examples:
+      flawline edge top edge.toml
+      flawline edge top edge.toml --once
+    """
+    from edge_runtime.top import run_top
+
+    raise typer.Exit(run_top(config, once))
 
 
 @app.command()

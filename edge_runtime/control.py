@@ -13,16 +13,16 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import zmq
 
-from contract.control import HELLO_S, MAX_BYTES, Hello, Outcome, Reply, Request, Status, encode, from_host
+from contract.control import HELLO_S, MAX_BYTES, Hello, Outcome, Part, Reply, Request, Status, encode, from_host
 from contract.errors import EventError, FlawlineError
 from edge_runtime.link import LOOK_MS, Keys, Link
 from edge_runtime.recipes import Judge
 
-REMEMBERED = 256
+REMEMBERED = 4096
 """Idempotency keys that are known again."""
 
 MAX_ORDERS = 64
@@ -40,6 +40,12 @@ class Order(NamedTuple):
     def late(self) -> bool:
         """Whether it must not be done any more."""
         return time.monotonic_ns() > self.request.deadline_ns
+
+
+class TakeTrigger(Protocol):
+    """Records a part that was asked for; the ids of its events. Raises FlawlineError where it cannot."""
+
+    def __call__(self, part: Part, arrived_ns: int) -> tuple[str, ...]: ...
 
 
 class Control:
@@ -67,6 +73,7 @@ class Control:
         self._doing: set[str] = set()
         self._done: OrderedDict[str, Reply] = OrderedDict()
         self._loading: int | None = None
+        self._take_trigger: TakeTrigger | None = None
         self._stopping = threading.Event()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK)
         self._next_hello = 0.0
@@ -85,6 +92,10 @@ class Control:
         self._stopping.set()
         self._wake()
         self._thread.join(timeout=5)
+
+    def serve_triggers(self, take: TakeTrigger) -> None:
+        """What records a part that the host asks for; it is called on this object's thread."""
+        self._take_trigger = take
 
     def show(self, status: Status) -> None:
         """How the edge is now; told with the next hello and reply."""
@@ -155,16 +166,17 @@ class Control:
                 frames = connection.receive()
             except zmq.Again:
                 return
+            arrived_ns = time.monotonic_ns()
             try:
                 request = from_host(frames)
             except EventError as error:
                 log.warning("the host's request is not understood: %s", error)
                 continue
-            reply = self._take(request)
+            reply = self._take(request, arrived_ns)
             if reply is not None:
                 _send(connection, reply)
 
-    def _take(self, request: Request) -> Reply | None:
+    def _take(self, request: Request, arrived_ns: int) -> Reply | None:
         """A reply where it can be given at once; what was asked before is not done again."""
         key = request.idempotency_key
         if key in self._done:
@@ -176,6 +188,8 @@ class Control:
             return self._remember(request, "refused", problem)
         if request.what == "status":
             return self._reply(request, "ok", None)
+        if request.what == "trigger":
+            return self._trigger(request, arrived_ns)
         if request.what == "recipe" and self._is_active(request.number):
             return self._remember(request, "ok", None)
         self._doing.add(key)
@@ -186,6 +200,16 @@ class Control:
         else:
             self._put(Order(request, None))
         return None
+
+    def _trigger(self, request: Request, arrived_ns: int) -> Reply:
+        """Done here and now: a part that was asked for must not wait until the one before it is inspected."""
+        if self._take_trigger is None:
+            return self._remember(request, "refused", "this edge takes no triggers")
+        try:
+            part_ids = self._take_trigger(request.part or Part(), arrived_ns)
+        except FlawlineError as error:
+            return self._remember(request, "refused", str(error))
+        return self._remember(request, "ok", None, part_ids)
 
     def _problem(self, request: Request) -> str | None:
         """Why a request is not done, known at once."""
@@ -235,8 +259,10 @@ class Control:
                 _send(connection, self._remember(request, outcome, reason))
                 self._next_hello = 0.0
 
-    def _remember(self, request: Request, outcome: Outcome, reason: str | None) -> Reply:
-        reply = self._reply(request, outcome, reason)
+    def _remember(
+        self, request: Request, outcome: Outcome, reason: str | None, part_ids: tuple[str, ...] = ()
+    ) -> Reply:
+        reply = self._reply(request, outcome, reason).model_copy(update={"part_ids": part_ids})
         if outcome == "refused":
             log.warning("the host asked: %s %s; refused: %s", request.what, request.number or "", reply.reason)
         self._done[request.idempotency_key] = reply

@@ -6,18 +6,18 @@ import importlib.util
 import json
 import os
 import platform
-import shutil
-import socket
 import sys
-import time
 from collections.abc import Callable, Iterator
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from contract.errors import FlawlineError
+from edge_runtime.checks.base import Finding, Status, Subject, settings_of, settings_or_none
+from edge_runtime.checks.cameras import check_cameras
+from edge_runtime.checks.machine import check_clock, check_disk, check_shared_memory
+from edge_runtime.checks.network import check_keys, check_ports
 from edge_runtime.errors import EngineError
 
 if TYPE_CHECKING:
@@ -28,44 +28,17 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 
 # import name -> package to install, for each extra
 EXTRAS = {
-    "edge": {"cv2": "opencv-python-headless", "onnxruntime": "onnxruntime", "cryptography": "cryptography"},
+    "edge": {
+        "cv2": "opencv-python-headless",
+        "onnxruntime": "onnxruntime",
+        "cryptography": "cryptography",
+        "prometheus_client": "prometheus-client",
+    },
     "host": {"fastapi": "fastapi", "uvicorn": "uvicorn", "jinja2": "jinja2", "sqlalchemy": "sqlalchemy"},
     "train": {"torch": "torch", "lightning": "lightning", "onnx": "onnx", "onnxscript": "onnxscript"},
     "calibrate": {"cv2": "opencv-python-headless", "onnxruntime": "onnxruntime", "onnx": "onnx"},
 }
-PORTS = {5701: "the host's receiver", 5702: "the host's control socket", 8765: "the review pages"}
 MIN_PYTHON = (3, 11)
-GIB = 1 << 30
-DISK_FAIL_GIB = 1.0
-DISK_WARN_GIB = 10.0
-SHM_WARN_GIB = 0.25
-SHM = Path("/dev/shm")  # noqa: S108 - looked at, never written
-TIMESYNC = Path("/run/systemd/timesync/synchronized")
-EARLIEST_UNIX_S = 1_700_000_000  # a clock before November 2023 was never set
-
-
-class Status(StrEnum):
-    """How a check ended; only ``fail`` makes the command fail."""
-
-    OK = "ok"
-    WARN = "warn"
-    FAIL = "fail"
-
-
-class Finding(NamedTuple):
-    """One line: what was looked at, how it is, what was found, and the way out where there is something to do."""
-
-    name: str
-    status: Status
-    found: str
-    way_out: str = ""
-
-
-class Subject(NamedTuple):
-    """What is examined beside the machine: a bundle and an edge configuration, where given."""
-
-    bundle: Path | None
-    config: Path | None
 
 
 def check_python(_: Subject) -> Iterator[Finding]:
@@ -120,60 +93,6 @@ def _try_engine(name: str) -> Finding:
         return Finding(f"engine {name}", Status.FAIL, str(error), "reinstall it: pip install -U 'flawline[edge]'")
 
 
-def check_disk(subject: Subject) -> Iterator[Finding]:
-    """Room where the spool will grow."""
-    settings = _settings_or_none(subject)
-    place = _existing(settings.state_dir) if settings else Path.cwd()
-    free = shutil.disk_usage(place).free / GIB
-    wanted = max(DISK_WARN_GIB, settings.spool.max_mb / 1024 if settings else 0.0)
-    status = Status.FAIL if free < DISK_FAIL_GIB else Status.WARN if free < wanted else Status.OK
-    way_out = "" if status is Status.OK else f"free space or choose another state_dir; {wanted:.0f} GiB are comfortable"
-    yield Finding("disk", status, f"{free:.1f} GiB free at {place}", way_out)
-
-
-def check_shared_memory(subject: Subject) -> Iterator[Finding]:
-    """Frames travel between processes in shared memory; containers often give 64 MiB."""
-    if not SHM.is_dir():
-        yield Finding("shared memory", Status.WARN, f"{SHM} is not there; its size is unknown on {platform.system()}")
-        return
-    free = shutil.disk_usage(SHM).free / GIB
-    settings = _settings_or_none(subject)
-    cameras = settings.cameras if settings else []
-    wanted = sum(camera.slots * camera.max_frame_mb for camera in cameras) / 1024 or SHM_WARN_GIB
-    good = free >= wanted
-    way_out = "" if good else "container: run with --shm-size=1g; else fewer slots or a smaller max_frame_mb"
-    found = f"{free:.2f} GiB free, {wanted:.2f} wanted"
-    yield Finding("shared memory", Status.OK if good else Status.FAIL if cameras else Status.WARN, found, way_out)
-
-
-def check_clock(_: Subject) -> Iterator[Finding]:
-    """Durations use the monotonic clock; the wall clock only labels events, but it should be right."""
-    resolution = time.get_clock_info("monotonic").resolution
-    status = Status.OK if resolution <= 1e-3 else Status.WARN
-    yield Finding("monotonic clock", status, f"resolution {resolution:.0e} s")
-    now = time.time()
-    if now < EARLIEST_UNIX_S:
-        yield Finding("wall clock", Status.FAIL, time.strftime("%Y-%m-%d", time.gmtime(now)), "set the clock; use NTP")
-    elif TIMESYNC.exists():
-        yield Finding("wall clock", Status.OK, "synchronised by systemd-timesyncd")
-    else:
-        yield Finding("wall clock", Status.OK, "plausible; whether NTP keeps it right cannot be told from here")
-
-
-def check_ports(_: Subject) -> Iterator[Finding]:
-    """The host's ports; on an edge box without a host it does not matter."""
-    for port, purpose in PORTS.items():
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError as error:
-                way_out = "fine where a host is running; else stop what listens there or choose another port"
-                yield Finding(f"port {port}", Status.WARN, f"{purpose}: in use ({error.strerror})", way_out)
-            else:
-                yield Finding(f"port {port}", Status.OK, f"{purpose}: free")
-
-
 def check_gpu(_: Subject) -> Iterator[Finding]:
     """Graphics card, and how TensorRT would reach it; the other engines need none."""
     from edge_runtime.engines.cuda import card, serving_adapter
@@ -198,44 +117,18 @@ def check_config(subject: Subject) -> Iterator[Finding]:
     if subject.config is None:
         return
     try:
-        settings = _settings(subject)
+        settings = settings_of(subject)
     except FlawlineError as error:
         yield Finding("config", Status.FAIL, str(error), "correct the file; `flawline edge init` writes an example")
         return
     if settings is None:
         return
-    from edge_runtime.cameras import make_camera
-    from edge_runtime.cameras.base import redacted
-
     yield Finding("config", Status.OK, f"{subject.config}: {len(settings.cameras)} camera(s)")
-    for camera in settings.cameras:
-        try:
-            make_camera(camera.url, camera.id, settings.state_dir)
-        except FlawlineError as error:
-            yield Finding(f"camera {camera.id}", Status.FAIL, str(error), "correct `url` in the configuration")
-        else:
-            yield Finding(f"camera {camera.id}", Status.OK, f"{redacted(camera.url)} is well-formed; it was not opened")
-    yield _keys_of(settings)
-
-
-def _keys_of(settings: EdgeSettings) -> Finding:
-    """Whether the key files of the wire could be used now."""
-    from contract.keys import fingerprint
-    from edge_runtime.link import load_keys
-
-    try:
-        keys = load_keys(settings.host)
-    except FlawlineError as error:
-        return Finding("keys", Status.FAIL, str(error), "flawline keys --help")
-    if keys is None:
-        return Finding("keys", Status.OK, "none: the host is on this machine")
-    found = f"this edge's {fingerprint(keys.own.public)}, the host's {fingerprint(keys.host)}"
-    return Finding("keys", Status.OK, found)
 
 
 def check_release(subject: Subject) -> Iterator[Finding]:
     """Whether unreleased bundles could run on this edge, and whether those configured are released."""
-    settings = _settings_or_none(subject)
+    settings = settings_or_none(subject)
     if settings is None:
         return
     if settings.mode != "production":
@@ -293,7 +186,7 @@ def _cuts_of(settings: EdgeSettings) -> Iterator[Finding]:
 
 def check_bundle(subject: Subject) -> Iterator[Finding]:
     """Verification, calibration and agreement with training of the bundle that is given or configured."""
-    settings = _settings_or_none(subject)
+    settings = settings_or_none(subject)
     folder = subject.bundle or (settings.bundle if settings else None)
     if folder is None:
         return
@@ -327,7 +220,7 @@ def _try_golden(bundle: Bundle, engine_name: str, precision: Precision) -> Findi
 
 def check_plans(subject: Subject) -> Iterator[Finding]:
     """On a graphics card: whether a start or a swap of recipes would have to build a plan first."""
-    settings = _settings_or_none(subject)
+    settings = settings_or_none(subject)
     if settings is None:
         return
     from edge_runtime.build import builds, is_built
@@ -359,29 +252,12 @@ CHECKS: dict[str, Callable[[Subject], Iterator[Finding]]] = {
     "ports": check_ports,
     "gpu": check_gpu,
     "config": check_config,
+    "cameras": check_cameras,
+    "keys": check_keys,
     "plans": check_plans,
     "release": check_release,
     "bundle": check_bundle,
 }
-
-
-def _settings(subject: Subject) -> EdgeSettings | None:
-    from edge_runtime.settings import load_settings
-
-    return None if subject.config is None else load_settings(subject.config)
-
-
-def _settings_or_none(subject: Subject) -> EdgeSettings | None:
-    """For the other checks: what is wrong with the file is said once, by ``config``."""
-    try:
-        return _settings(subject)
-    except FlawlineError:
-        return None
-
-
-def _existing(path: Path) -> Path:
-    """The nearest folder above ``path`` that there is."""
-    return next((folder for folder in (path, *path.parents) if folder.is_dir()), Path.cwd())
 
 
 def examine(subject: Subject) -> list[Finding]:
@@ -400,15 +276,18 @@ def doctor(
     bundle: Annotated[Path | None, typer.Option(metavar="DIR", help="also verify and run this bundle")] = None,
     config: Annotated[Path | None, typer.Option(metavar="FILE", help="also check this edge.toml")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="the findings as JSON")] = False,
+    open_cameras: Annotated[bool, typer.Option("--open-cameras/--no-cameras", help="open each for a moment")] = True,
 ) -> None:
     """Check this machine and say the way out; exit code 1 where something fails.
+
+    With --config also what that edge needs: cameras, engine, plans, disk, keys, ports. A running edge is not disturbed.
 
     \b
     Examples:
       flawline doctor
       flawline doctor --bundle bundle --config edge.toml
     """
-    findings = examine(Subject(bundle, config))
+    findings = examine(Subject(bundle, config, open_cameras))
     if as_json:
         typer.echo(json.dumps([finding._asdict() for finding in findings], indent=1))
     else:

@@ -24,6 +24,7 @@ from contract.event import (
 )
 from edge_runtime.clock import boot_id
 from edge_runtime.link import LOOK_MS, Keys, Link
+from edge_runtime.observer import Observer
 from edge_runtime.settings import HostLink
 from edge_runtime.spool import Spool
 
@@ -40,8 +41,14 @@ class Emitter:
     """A thread that owns the DEALER socket; ``wake`` tells it that the spool has something new."""
 
     def __init__(
-        self, spool: Spool, link: HostLink, context: zmq.Context[zmq.Socket[bytes]], keys: Keys | None = None
+        self,
+        spool: Spool,
+        link: HostLink,
+        context: zmq.Context[zmq.Socket[bytes]],
+        keys: Keys | None = None,
+        observer: Observer | None = None,
     ) -> None:
+        self._observer = observer or Observer()
         self._spool = spool
         self._link = link
         self._context = context
@@ -143,6 +150,7 @@ class Emitter:
         seqs = reply.seqs if isinstance(reply, Ack) else (reply.seq,)
         if isinstance(reply, Ack):
             self._spool.forget(reply.spool_id, seqs)
+            self._observer.acknowledged()
         else:
             log.error("the host refuses event %s/%d: %s", reply.spool_id, reply.seq, reply.message)
             self._spool.bury(reply.spool_id, reply.seq, reply.code, reply.message)
@@ -191,6 +199,8 @@ class Emitter:
                 return False
             self._cursor[priority] = row.n
             flights[(row.spool_id, row.seq)] = _Sent(row.n, 1)
+            if priority == 0 and row.spool_id == self._spool.spool_id:
+                self._observer.sent(row.seq)
         return True
 
     def _put(self, socket: zmq.Socket[bytes], frames: list[bytes]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ from contract.decision import PartScore, decide, find_regions, fuse
 from contract.event import Region, Verdict
 from contract.images import Pixels
 from contract.places import Located, locate
-from contract.preprocess import Gate, Prepared, prepare, tile_origins
+from contract.preprocess import Gate, PartSize, Picture, Prepared, prepare, size_of, tile_origins
 from contract.recipe import View
 from edge_runtime.engines.base import Engine
 from edge_runtime.errors import EngineError
@@ -40,8 +41,20 @@ class Outcome(NamedTuple):
     t_decided_ns: int
 
 
+class Begun(NamedTuple):
+    """A part whose tiles are under way in the engine: what its verdict needs besides the engine's answer.
+
+    ``ticket``: the engine's. ``part_hw``: height and width in pixels, or those of each view.
+    """
+
+    ticket: int
+    part_hw: PartSize
+    quality: dict[str, float]
+    t_prepared_ns: int
+
+
 class Inspector:
-    """Verdicts for one bundle on one engine; not thread-safe, one part at a time.
+    """Verdicts for one bundle on one engine; not thread-safe, parts end in the order in which they were begun.
 
     ``frozen_check``: a part whose pixels equal those of the part before is NOT_INSPECTED. For live cameras, whose
     noise never repeats; leave it off for files, where the same picture twice is no fault. ``places``: other masks and
@@ -60,51 +73,76 @@ class Inspector:
         self.places = locate(bundle) if places is None else places
         self._neutralise = self.places.neutralise if self.places is not None and self.places.blanks else None
         self._frozen_check = frozen_check
-        self._before: Pixels | None = None
+        self._before: dict[str, Pixels] = {}
 
-    def inspect(self, part: Pixels) -> Outcome:
-        """Verdict on a cut-out part, uint8 [H, W] or RGB [H, W, 3]; ``part`` is not kept.
+    def inspect(self, part: Picture) -> Outcome:
+        """Verdict on a cut-out part, uint8 [H, W] or RGB [H, W, 3], or one for each view; ``part`` is not kept.
 
         Raises nothing for a bad picture or a failing engine: both are NOT_INSPECTED with the reason.
         """
+        begun = self.begin(part)
+        return begun if isinstance(begun, Outcome) else self.end(begun)
+
+    def begin(self, part: Picture) -> Begun | Outcome:
+        """Prepare a part and start its inference, or its outcome where it must not be scored. Raises nothing."""
         try:
             prepared = prepare(part, self._recipe, self._neutralise)
             quality, fault = self._check(part, prepared)
         except Exception as error:  # noqa: BLE001 - whatever a picture does to the code, the part has no verdict
-            return _not_inspected(str(error))
+            return not_inspected(str(error))
         t_prepared_ns = time.monotonic_ns()
         if fault is not None:
-            return _not_inspected(fault, quality, t_prepared_ns)
+            return not_inspected(fault, quality, t_prepared_ns)
         try:
-            scored = self._score(prepared, part)
+            return Begun(self.engine.start(prepared.tiles), size_of(part), quality, t_prepared_ns)
         except Exception as error:  # noqa: BLE001 - an engine that fails, however, has given no verdict
-            return _not_inspected(str(error), quality, t_prepared_ns)
+            return not_inspected(str(error), quality, t_prepared_ns)
+
+    def end(self, begun: Begun) -> Outcome:
+        """Wait for the oldest part begun on this engine, which must be this one, and decide. Raises nothing."""
+        try:
+            scores, maps = self.engine.finish(begun.ticket)
+            scored = fuse(scores, maps, self._recipe, begun.part_hw, self.places)
+        except Exception as error:  # noqa: BLE001 - an engine that fails, however, has given no verdict
+            return not_inspected(str(error), begun.quality, begun.t_prepared_ns)
         t_inferred_ns = time.monotonic_ns()
         verdict, reason, regions = self._decide(scored)
         return Outcome(
-            verdict, reason, scored.score, scored, regions, quality, t_prepared_ns, t_inferred_ns, time.monotonic_ns()
+            verdict,
+            reason,
+            scored.score,
+            scored,
+            regions,
+            begun.quality,
+            begun.t_prepared_ns,
+            t_inferred_ns,
+            time.monotonic_ns(),
         )
 
-    def _check(self, part: Pixels, prepared: Prepared) -> tuple[dict[str, float], str | None]:
+    def _check(self, part: Picture, prepared: Prepared) -> tuple[dict[str, float], str | None]:
         """Quality measures and why the picture must not be scored, or None."""
         frozen = self._frozen_check and self._is_repeated(part)
-        quality, fault = ({}, None) if self._gate is None else self._gate.check(prepared, _size(part))
+        quality, fault = ({}, None) if self._gate is None else self._gate.check(prepared, size_of(part))
         return quality, FROZEN if frozen else fault
 
-    def _is_repeated(self, part: Pixels) -> bool:
-        """Whether the part equals the one before; keeps a copy, because frames live in memory that is reused."""
-        before = self._before
-        if before is None or before.shape != part.shape:
-            self._before = part.copy()
-            return False
-        if np.array_equal(before, part):
-            return True
-        np.copyto(before, part)
-        return False
+    def _is_repeated(self, part: Picture) -> bool:
+        """Whether the part, or what a view shows of it, equals the one before.
 
-    def _score(self, prepared: Prepared, part: Pixels) -> PartScore:
-        scores, maps = self.engine.infer(prepared.tiles)
-        return fuse(scores, maps, self._recipe, _size(part), self.places)
+        Keeps a copy, because frames live in memory that is reused.
+        """
+        pictures = part if isinstance(part, Mapping) else {"": part}
+        repeated = [self._is_as_before(view, picture) for view, picture in pictures.items()]  # each is to be kept
+        return any(repeated)
+
+    def _is_as_before(self, view: str, picture: Pixels) -> bool:
+        before = self._before.get(view)
+        if before is None or before.shape != picture.shape:
+            self._before[view] = picture.copy()
+            return False
+        if np.array_equal(before, picture):
+            return True
+        np.copyto(before, picture)
+        return False
 
     def _decide(self, scored: PartScore) -> tuple[Verdict, str | None, list[Region]]:
         verdict, reason = decide(scored.score, self._thresholds, scored.review, scored.zone)
@@ -119,15 +157,16 @@ class Inspector:
         regions = find_regions(scored, limits.map, self._recipe, self.places, limits.region_level, limit)
         return verdict, reason, regions
 
-    def score(self, part: Pixels) -> tuple[PartScore, Prepared]:
+    def score(self, part: Picture) -> tuple[PartScore, Prepared]:
         """Score without gate and thresholds, for calibration. Raises ImageError or EngineError."""
         prepared = prepare(part, self._recipe, self._neutralise)
-        return self._score(prepared, part), prepared
+        scores, maps = self.engine.infer(prepared.tiles)
+        return fuse(scores, maps, self._recipe, size_of(part), self.places), prepared
 
     def reconstruction(self) -> dict[str, Pixels]:
-        """What each view of the part last scored should look like, uint8 [H', W'] or RGB, the view's canvas size.
+        """What each view of the part that ended last should look like, uint8 [H', W'] or RGB, the view's canvas size.
 
-        Raises EngineError where nothing was scored.
+        Raises EngineError where nothing was scored, or its memory serves another part by now.
         """
         tiles = self.engine.reconstruction()
         if len(tiles) != self._recipe.tiles:
@@ -146,10 +185,7 @@ class Inspector:
         return canvas[..., 0] if self._recipe.channels == 1 else canvas
 
 
-def _size(part: Pixels) -> tuple[int, int]:
-    return part.shape[0], part.shape[1]
-
-
-def _not_inspected(reason: str, quality: dict[str, float] | None = None, t_prepared_ns: int = 0) -> Outcome:
+def not_inspected(reason: str, quality: dict[str, float] | None = None, t_prepared_ns: int = 0) -> Outcome:
+    """The outcome of a part that has no verdict, for ``reason``; nothing was scored."""
     short = reason[:MAX_REASON] or "inspection failed without a message"
     return Outcome(Verdict.NOT_INSPECTED, short, None, None, [], quality or {}, t_prepared_ns, 0, time.monotonic_ns())

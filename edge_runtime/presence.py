@@ -35,13 +35,18 @@ Outcome = Taken | Lost
 
 
 class Span(NamedTuple):
-    """A box along the belt: distance of its back and front from the border where parts enter; open: cut by a border."""
+    """A box along the belt: distance of its back and front from the border where parts enter; open: cut by a border.
+
+    ``side`` and ``side_size``: where it lies across the belt.
+    """
 
     back: float
     front: float
     open_back: bool
     open_front: bool
     whole: bool
+    side: int
+    side_size: int
 
 
 @dataclass
@@ -98,7 +103,8 @@ class Tracker:
         """A part was taken that this tracker does not know to be (it was restored from an older state)."""
         self._frame_hw = frame_hw
         span = self._span(box)
-        matched = [track for track in self._tracks if self._shift(track, span, frame_no - track.frame_no) is not None]
+        near = [track for track in self._tracks if _in_one_lane(track.span, span)]
+        matched = [track for track in near if self._shift(track, span, frame_no - track.frame_no) is not None]
         best = min(matched, key=lambda track: abs(track.span.back - span.back), default=None)
         if best is None:
             self._tracks.append(Track(box, span, frame_no, taken=True))
@@ -155,7 +161,8 @@ class Tracker:
         near = max(1, round(max(self._frame_hw) / BORDER))
         open_back, open_front = start <= near, start + size >= self._length - near
         clear = side > 0 and side + side_size < across
-        return Span(start, start + size, open_back, open_front, clear and not open_back and not open_front)
+        whole = clear and not open_back and not open_front
+        return Span(start, start + size, open_back, open_front, whole, side, side_size)
 
     def _slack(self) -> float:
         return max(6.0, 0.02 * self._length)
@@ -205,11 +212,13 @@ class Tracker:
             track.frame_no, track.seen, track.misses = frame_no, track.seen + 1, 0
         self._learn(shifts)
         fresh = [track for track in self._tracks if track.misses <= BRIEF and frame_no - track.frame_no <= COAST]
-        predicted = [self._predicted(track, frame_no) for track in fresh]
+        predicted = [(track.span, self._predicted(track, frame_no)) for track in fresh]
         taken = set(matches.values())
         for place, (span, box) in enumerate(spans):
             # What lies on a known part is that part, seen badly; it is followed again when it is seen well.
-            if place not in taken and not any(_covered(span, old) for old in predicted):
+            if place not in taken and not any(
+                _in_one_lane(span, old) and _covered(span, now) for old, now in predicted
+            ):
                 self._tracks.append(Track(box, span, frame_no))
         self._tracks.sort(key=lambda track: -track.span.front)
         del self._tracks[MAX_TRACKS:]
@@ -219,17 +228,27 @@ class Tracker:
         return track.span.back + expected, track.span.front + expected
 
     def _match(self, frame_no: int, spans: list[Span]) -> dict[int, int]:
-        """Track index -> span index: as many pairs as can be, in order, each near where it is expected."""
+        """Track index -> span index, lane by lane: beside each other parts need not keep their order."""
+        matches: dict[int, int] = {}
+        for lane in _lanes([track.span for track in self._tracks] + spans):
+            tracks = [index for index in lane if index < len(self._tracks)]
+            matches |= self._match_lane(
+                frame_no, spans, tracks, [index - len(self._tracks) for index in lane[len(tracks) :]]
+            )
+        return matches
+
+    def _match_lane(self, frame_no: int, spans: list[Span], tracks: list[int], places: list[int]) -> dict[int, int]:
+        """As many pairs as can be, in order, each near where it is expected."""
         best: dict[tuple[int, int], tuple[float, dict[int, int]]] = {}
-        for i in range(len(self._tracks) + 1):
-            for j in range(len(spans) + 1):
+        for i in range(len(tracks) + 1):
+            for j in range(len(places) + 1):
                 options = [best[key] for key in ((i - 1, j), (i, j - 1)) if key in best]
-                gain = self._gain(self._tracks[i - 1], spans[j - 1], frame_no) if i and j else None
+                gain = self._gain(self._tracks[tracks[i - 1]], spans[places[j - 1]], frame_no) if i and j else None
                 if gain is not None:
                     score, pairs = best[i - 1, j - 1]
-                    options.append((score + gain, pairs | {i - 1: j - 1}))
+                    options.append((score + gain, pairs | {tracks[i - 1]: places[j - 1]}))
                 best[i, j] = max(options, key=lambda option: option[0], default=(0.0, {}))
-        return best[len(self._tracks), len(spans)][1]
+        return best[len(tracks), len(places)][1]
 
     def _gain(self, track: Track, span: Span, frame_no: int) -> float | None:
         frames = frame_no - track.frame_no
@@ -280,6 +299,21 @@ def _farewell(track: Track) -> list[Outcome]:
     if track.seen < 2:  # a glint, not a part
         return []
     return [Lost("never wholly in view", track.box, track.frame_no)]
+
+
+def _in_one_lane(a: Span, b: Span) -> bool:
+    shared = min(a.side + a.side_size, b.side + b.side_size) - max(a.side, b.side)
+    return shared > 0.5 * min(a.side_size, b.side_size)
+
+
+def _lanes(spans: list[Span]) -> list[list[int]]:
+    """Indices of the spans that lie behind one another, directly or over others; in rising order."""
+    lanes: list[list[int]] = []
+    for index, span in enumerate(spans):
+        own = [lane for lane in lanes if any(_in_one_lane(span, spans[other]) for other in lane)]
+        lanes = [lane for lane in lanes if lane not in own]
+        lanes.append(sorted([index, *(other for lane in own for other in lane)]))
+    return lanes
 
 
 def _covered(span: Span, place: tuple[float, float]) -> bool:

@@ -23,6 +23,7 @@ from contract.camera import ANY, controls_of
 from contract.config import Strict
 from contract.errors import BundleError, ConfigError, FlawlineError
 from contract.fixture import placer_of
+from contract.recipe import Recipe
 from contract.signing import read_trusted
 from edge_runtime.cameras import is_live, is_settable
 from edge_runtime.engines import open_engine
@@ -46,9 +47,12 @@ class Judge:
         self.engine = engine
         self.placer = placer_of(bundle)
         self.engine_name = engine.describe()
+        self.calibration_id = bundle.manifest.calibration_id()
         self.bundle_state = bundle.state if settings.mode == "production" else None  # else nobody has verified it
+        live = {camera.id: is_live(camera.url) for camera in settings.cameras}
         self.inspectors = {
-            camera.id: Inspector(bundle, engine, frozen_check=is_live(camera.url)) for camera in settings.cameras
+            lead: Inspector(bundle, engine, frozen_check=all(live[camera] for camera in cameras))
+            for lead, cameras in cameras_by_lead(settings, bundle.manifest.recipe).items()
         }
 
     def names(self) -> dict[str, Any]:
@@ -71,6 +75,12 @@ class Choice(Strict):
 
 
 NEVER_ASKED = Choice(number=1, inspecting=True)
+
+
+def cameras_by_lead(settings: EdgeSettings, recipe: Recipe) -> dict[str, set[str]]:
+    """For each camera that makes parts, those whose pictures the recipe's views need of one."""
+    leads = [camera.id for camera in settings.cameras if camera.trigger != "follow"]
+    return {lead: {view.camera or lead for view in recipe.views} for lead in leads}
 
 
 def load_judge(settings: EdgeSettings, number: int) -> Judge:
@@ -189,8 +199,7 @@ def refuse_unfit(bundle: Bundle, settings: EdgeSettings) -> None:
     )
     if elsewhere:
         raise ConfigError(f"the recipe's views need camera(s) {elsewhere}, which the configuration does not have")
-    if len({view.camera for view in manifest.recipe.views}) > 1:
-        raise ConfigError("the recipe's views come from several cameras; this version joins views of one camera only")
+    _refuse_ungrouped(bundle, settings)
     _refuse_other_cameras(bundle, settings)
     _refuse_other_fixture(bundle, settings)
     _refuse_other_shape(bundle, settings)
@@ -211,7 +220,21 @@ def _refuse_other_fixture(bundle: Bundle, settings: EdgeSettings) -> None:
                 f"{bundle.root}: its pictures were cut out upright by a fixture, and camera {camera.id} has fixture = "
                 f'"{camera.fixture}"; set fixture = "template" under [[cameras]]'
             )
+    if bundle.manifest.fixture is not None and len({view.camera for view in bundle.manifest.recipe.views}) > 1:
+        raise ConfigError(f"{bundle.root}: it has a fixture, which is for one camera, and views of several cameras")
     placer_of(bundle)
+
+
+def _refuse_ungrouped(bundle: Bundle, settings: EdgeSettings) -> None:
+    """Raise ConfigError where a part would lack a camera that the recipe's views need."""
+    for lead, needed in cameras_by_lead(settings, bundle.manifest.recipe).items():
+        group = {lead, *(follower.camera for follower in settings.group_of(lead))}
+        if missing := sorted(needed - group):
+            raise ConfigError(
+                f"{bundle.root}: a part is seen by cameras {', '.join(sorted(needed))}, and those that camera {lead} "
+                f"triggers by {', '.join(sorted(group))} only: add {', '.join(missing)} with trigger = 'follow' and a "
+                f"group under [[groups]] with lead = {lead!r}, or let no other camera make parts"
+            )
 
 
 def _refuse_other_shape(bundle: Bundle, settings: EdgeSettings) -> None:
@@ -221,8 +244,9 @@ def _refuse_other_shape(bundle: Bundle, settings: EdgeSettings) -> None:
         if camera.fixture != "region" or camera.region is None or quality is None:
             continue
         aspect = camera.region[2] / camera.region[3]
+        of_others = {view.name for view in bundle.manifest.recipe.views if view.camera not in (None, camera.id)}
         for view, bounds in quality.views.items():
-            if "aspect" in bounds and (breach := bounds["aspect"].breach(aspect)) is not None:
+            if view not in of_others and "aspect" in bounds and (breach := bounds["aspect"].breach(aspect)) is not None:
                 raise BundleError(
                     f"{bundle.root}: camera {camera.id}: region = {list(camera.region)} has width over height {breach} "
                     f"of the pictures it was calibrated with (view {view!r}), so no part could pass; cut the region "
@@ -233,6 +257,8 @@ def _refuse_other_shape(bundle: Bundle, settings: EdgeSettings) -> None:
 def _size_fault(bundle: Bundle, settings: EdgeSettings) -> str | None:
     """How a region's size differs from that of the pictures the bundle was calibrated with; None: it does not."""
     sizes = bundle.manifest.pictures
+    if len({view.camera for view in bundle.manifest.recipe.views}) > 1:
+        return None  # each camera has its own, which each view's bounds hold
     for camera in settings.cameras:
         if sizes is None or camera.fixture != "region" or camera.region is None:
             continue

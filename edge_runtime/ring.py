@@ -26,6 +26,7 @@ import numpy as np
 
 from contract.images import PixelFormat, Pixels
 from edge_runtime.errors import RingError
+from edge_runtime.wanted import KeptFrame, Wanted, choose
 
 MAGIC = 0x464C5752494E4731
 RECORDS = 1024
@@ -43,7 +44,7 @@ _RECORD = struct.Struct(
 )  # id, frame_no, t_capture, t_trigger, x, y, w, h, slot, flags, lost
 _STATE = struct.Struct("<QII")  # sequence, length, checksum
 
-_AT_COUNTS, _AT_LIVE, _AT_DETAIL, _AT_STATE = 64, 128, 192, 4096
+_AT_COUNTS, _AT_GONE, _AT_AWAITED, _AT_LIVE, _AT_DETAIL, _AT_STATE = 64, 80, 88, 128, 192, 4096
 _AT_RECORDS = _AT_STATE + 2 * STATE_BYTES
 _RECORD_STEP, _SLOT_STEP = 384, 64
 _AT_SLOTS = _AT_RECORDS + RECORDS * _RECORD_STEP
@@ -131,13 +132,20 @@ class Ring:
 
     @classmethod
     def create(cls, slots: int, slot_bytes: int, freshest: bool = False) -> Ring:
-        """A new ring; memory is taken as frames come."""
+        """A new ring; memory is taken as frames come. Raises RingError where the system does not give it."""
         slot_bytes = -(-slot_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
-        fd = os.memfd_create("flawline-ring", os.MFD_CLOEXEC)
-        os.ftruncate(fd, _frames_at(slots) + slots * slot_bytes)
-        os.pwrite(fd, _HEAD.pack(MAGIC, slots, slot_bytes, int(freshest)), 0)
-        os.pwrite(fd, _LIVE.pack(*Live()), _AT_LIVE)
-        return cls(fd)
+        size = _frames_at(slots) + slots * slot_bytes
+        try:
+            fd = os.memfd_create("flawline-ring", os.MFD_CLOEXEC)
+            os.ftruncate(fd, size)
+            os.pwrite(fd, _HEAD.pack(MAGIC, slots, slot_bytes, int(freshest)), 0)
+            os.pwrite(fd, _LIVE.pack(*Live()), _AT_LIVE)
+            return cls(fd)
+        except OSError as error:
+            raise RingError(
+                f"the system gives no {size / 1e6:.0f} MB of shared memory for frames ({error.strerror}): lower slots "
+                "or max_frame_mb of the camera, or raise the limits of the process (ulimit -f, -v, memory of the unit)"
+            ) from error
 
     @classmethod
     def attach(cls, fd: int) -> Ring:
@@ -242,6 +250,40 @@ class Ring:
             slot = self.slot(index)
             if slot.state == SlotState.KEPT:
                 self._set_slot(index, slot._replace(state=SlotState.HELD if slot.refs else SlotState.FREE))
+
+    # Frames by their time ---------------------------------------------------------------------------------------------
+
+    def give_up(self, index: int) -> None:
+        """The capture process needs the room of a frame that it kept for whoever asks by time."""
+        self.note_gone(self.slot(index).t_capture_ns)
+        self.unkeep(index)
+
+    def note_gone(self, t_capture_ns: int) -> None:
+        """A frame of this time can be taken by nobody any more."""
+        (gone_ns,) = struct.unpack_from("<q", self._memory, _AT_GONE)
+        struct.pack_into("<q", self._memory, _AT_GONE, max(gone_ns, t_capture_ns))
+
+    def hold(self, wanted: Wanted) -> KeptFrame | str | None:
+        """Take a frame by its time, as ``choose`` says; a frame is the station's until ``release``."""
+        with self._locked():
+            slots = [(index, self.slot(index)) for index in range(self.slots)]
+            whole = [(index, slot) for index, slot in slots if slot.state in (SlotState.KEPT, SlotState.HELD)]
+            frames = [KeptFrame(index, slot.frame_no, slot.t_capture_ns) for index, slot in whole]
+            (gone_ns,) = struct.unpack_from("<q", self._memory, _AT_GONE)
+            found = choose(wanted, frames, gone_ns)
+            if isinstance(found, KeptFrame):
+                slot = self.slot(found.slot)
+                self._set_slot(found.slot, slot._replace(refs=slot.refs + 1))
+                self._held[found.slot] = self._held.get(found.slot, 0) + 1
+        return found
+
+    def await_frames(self, awaited: bool) -> None:
+        """Whether the station wants to be woken by each frame that is kept."""
+        struct.pack_into("<Q", self._memory, _AT_AWAITED, int(awaited))
+
+    @property
+    def awaited(self) -> bool:
+        return bool(struct.unpack_from("<Q", self._memory, _AT_AWAITED)[0])
 
     def too_large(self, pixels: Pixels, pixel_format: PixelFormat) -> str:
         """The sentence about a frame that no slot takes."""

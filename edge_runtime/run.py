@@ -21,7 +21,9 @@ from edge_runtime.cameras import make_camera
 from edge_runtime.control import Control
 from edge_runtime.emitter import Emitter
 from edge_runtime.errors import CardLostError
+from edge_runtime.figures import published
 from edge_runtime.link import load_keys
+from edge_runtime.logs import set_up
 from edge_runtime.recipes import Judge, faults_of_others, load_judge, read_choice, refuse_uneven
 from edge_runtime.settings import load_settings
 from edge_runtime.spool import Spool
@@ -38,13 +40,13 @@ def run_edge(config: Path, quiet: bool = False) -> int:
 
     CardLostError.exit_code where the graphics card does not compute for this process any more.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     settings = load_settings(config)
+    set_up(settings.log)
     keys = load_keys(settings.host)
     for camera in settings.cameras:
         make_camera(camera.url, camera.id, settings.state_dir, camera.stall_s)  # raises for what can never work
     settings.state_dir.mkdir(parents=True, exist_ok=True)
-    with _only_one(settings.state_dir), zmq.Context() as context:
+    with _only_one(settings.state_dir), published(settings) as observer, zmq.Context() as context:
         choice = read_choice(settings)  # only now: an edge that is still stopping may be asked for another one
         refuse_uneven(settings)
         judge = load_judge(settings, choice.number)
@@ -52,13 +54,13 @@ def run_edge(config: Path, quiet: bool = False) -> int:
             for fault in faults_of_others(settings, choice.number):
                 log.warning("%s", fault)
         spool = Spool(settings.state_dir / "spool.sqlite", int(settings.spool.max_mb * 1e6), settings.spool.sync_ms)
-        emitter = Emitter(spool, settings.host, context, keys)
+        emitter = Emitter(spool, settings.host, context, keys, observer)
         control = None
         if settings.host.control is not None:
             load = partial(load_judge, settings)
             control = Control(context, settings.host.control, keys, settings.edge_id, spool.run_id, load)
         say = None if quiet else _say
-        station = Station(settings, judge.bundle, judge.engine, spool, emitter, say, control, choice)
+        station = Station(settings, judge.bundle, judge.engine, spool, emitter, say, control, choice, observer)
         _stop_on_signals(station)
         _echo(f"edge {settings.edge_id}: {_named(judge)}, {judge.engine_name}")
         emitter.start()

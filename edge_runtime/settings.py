@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from contract.bundle import Precision
 from contract.config import Strict, load_toml
-from contract.keys import SECRET, leaves_machine
+from contract.keys import SECRET, is_loopback, leaves_machine
 
 Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
 
@@ -43,7 +43,12 @@ class CameraSettings(Strict):
 
     id: Identifier
     url: str = Field(min_length=1, description="usb://, rtsp://, http://, gentl://, file://, watch:// or synthetic://")
-    trigger: Literal["presence", "every-frame", "hardware"] = "presence"
+    trigger: Literal["presence", "every-frame", "hardware", "software", "follow"] = "presence"
+    exposure_offset_ms: float | None = Field(
+        None, ge=-10_000, le=10_000, description="software: take the frame nearest to so long after the request"
+    )
+    within_ms: float = Field(500.0, gt=0, le=60_000, description="software: how far from that the frame may lie")
+    line_triggered: bool = Field(False, description="follow: its own trigger input makes each frame (gentl://)")
     fixture: Literal["foreground", "region", "template"] = Field(
         "foreground", description="what is cut out of the frame; template: the bundle's fixture finds it, at any turn"
     )
@@ -52,22 +57,61 @@ class CameraSettings(Strict):
     slots: int = Field(8, ge=3, le=256, description="frames in shared memory")
     max_frame_mb: float = Field(16.0, gt=0, le=512, description="largest frame that a slot takes")
     stall_s: float = Field(3.0, gt=0.1, le=60, description="no frame for so long: the camera process is replaced")
-    frozen_s: float = Field(2.0, ge=0.2, le=60, description="the same picture for so long: it is replaced as well")
+    frozen_s: float | None = Field(
+        None, ge=0, le=60, description="the same picture for so long: it is replaced as well; 0: never"
+    )
     fps: float | None = Field(None, gt=0, le=1000, description="what it must give; none: as learnt at its start")
     presence: PresenceSettings = Field(default_factory=PresenceSettings)
     code: CodeSettings | None = Field(None, description="read from each part as its serial; needs flawline[codes]")
 
+    @property
+    def triggered(self) -> bool:
+        """Whether the line triggers the camera itself."""
+        return self.trigger == "hardware" or self.line_triggered
+
+    @property
+    def each_frame(self) -> bool:
+        """Whether each frame is a part."""
+        return self.trigger in ("every-frame", "hardware")
+
+    @property
+    def by_time(self) -> bool:
+        """Whether its frames are kept for whoever asks for one by its time; it makes no part by itself."""
+        return self.trigger in ("software", "follow")
+
     @model_validator(mode="after")
     def _trigger_possible(self) -> CameraSettings:
-        if self.trigger == "hardware" and not self.url.startswith("gentl://"):
+        if self.line_triggered and self.trigger != "follow":
             raise ValueError(
-                f"camera {self.id!r}: trigger = 'hardware' needs a GenICam camera (gentl://), whose trigger can "
-                "be set and whose frames are numbered; for others that are triggered themselves take 'every-frame'"
+                f"camera {self.id!r}: line_triggered belongs to trigger = 'follow'; set 'hardware' instead"
             )
-        if self.trigger == "presence" and self.url.startswith("watch://"):
+        if self.exposure_offset_ms is not None and self.trigger != "software":
+            raise ValueError(f"camera {self.id!r}: exposure_offset_ms belongs to trigger = 'software'")
+        if self.triggered and not self.url.startswith("gentl://"):
             raise ValueError(
-                f"camera {self.id!r}: each picture of a watched folder is a part, and 'presence' would take successive "
-                "ones at the same place for one part: set trigger = 'every-frame'"
+                f"camera {self.id!r}: trigger = 'hardware' (or line_triggered) needs a GenICam camera (gentl://), "
+                "whose trigger can be set and whose frames are numbered; for others that are triggered themselves take "
+                "'every-frame'"
+            )
+        if self.trigger != "every-frame" and self.url.startswith("watch://"):
+            raise ValueError(
+                f"camera {self.id!r}: each picture of a watched folder is a part, and {self.trigger!r} would take "
+                "successive ones at the same place for one part, or none: set trigger = 'every-frame'"
+            )
+        return self
+
+    @property
+    def frozen_after_s(self) -> float:
+        """``frozen_s`` as it holds; unsaid, 2 s, and 0 for a compressed stream, which repeats a still scene exactly."""
+        if self.frozen_s is not None:
+            return self.frozen_s
+        return 0.0 if self.url.startswith(("rtsp://", "http://", "https://")) else 2.0
+
+    @model_validator(mode="after")
+    def _frozen_noticed(self) -> CameraSettings:
+        if self.frozen_s is not None and 0 < self.frozen_s < 0.2:
+            raise ValueError(
+                f"camera {self.id!r}: frozen_s = {self.frozen_s:g}; expected 0 (never) or from 0.2 to 60 seconds"
             )
         return self
 
@@ -76,6 +120,21 @@ class CameraSettings(Strict):
         if self.fixture == "region" and self.region is None:
             raise ValueError(f"camera {self.id!r}: fixture = 'region' needs region = [x, y, width, height]")
         return self
+
+
+class FollowerSettings(Strict):
+    """A camera that looks at the same parts: of its frames the one nearest to the leading camera's is taken."""
+
+    camera: Identifier
+    offset_ms: float = Field(0.0, ge=-60_000, le=60_000, description="when it sees a part, after the leading camera")
+    within_ms: float = Field(50.0, gt=0, le=60_000, description="how far from that the frame may lie")
+
+
+class GroupSettings(Strict):
+    """Cameras whose pictures make one part; the leading one's trigger makes it."""
+
+    lead: Identifier
+    followers: list[FollowerSettings] = Field(min_length=1, max_length=15)
 
 
 class SpoolSettings(Strict):
@@ -125,6 +184,42 @@ class BundleSettings(Strict):
     )
 
 
+class MetricsSettings(Strict):
+    """Where Prometheus may read this edge's figures; nowhere, unless asked for."""
+
+    listen: str | None = Field(None, pattern=r"^(\[[0-9a-fA-F:.]+\]|[^\s:]+):\d{1,5}$", description="ADDRESS:PORT")
+    token: Path | None = Field(None, description="file of mode 0600 whose text a reader must show; needed off loopback")
+
+    @model_validator(mode="after")
+    def _guarded(self) -> MetricsSettings:
+        if self.listen is None:
+            return self
+        host, port = self.address()
+        if port > 65535:
+            raise ValueError(f"listen = {self.listen!r}: a port is at most 65535")
+        if self.token is None and not is_loopback(host):
+            raise ValueError(
+                f"listen = {self.listen!r} can be reached from other machines: readers must show a token then; "
+                'set token = "metrics.token" and make it: (umask 077; openssl rand -hex 32 > metrics.token)'
+            )
+        return self
+
+    def address(self) -> tuple[str, int]:
+        """Host, without brackets, and port to listen on."""
+        host, _, port = (self.listen or "").rpartition(":")
+        return host.strip("[]"), int(port or 0)
+
+
+class LogSettings(Strict):
+    """How the edge writes its log; it always goes to standard error."""
+
+    format: Literal["text", "json"] = "text"
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    file: Path | None = Field(None, description="besides standard error")
+    max_mb: float = Field(10.0, ge=0.01, le=10_000, description="a file that would grow beyond is put aside")
+    keep: int = Field(5, ge=1, le=1000, description="files that were put aside")
+
+
 class EdgeSettings(Strict):
     """``edge.toml``. Paths are relative to the file's folder."""
 
@@ -148,7 +243,10 @@ class EdgeSettings(Strict):
     )
     host: HostLink = Field(default_factory=HostLink)
     spool: SpoolSettings = Field(default_factory=SpoolSettings)
+    metrics: MetricsSettings = Field(default_factory=MetricsSettings)
+    log: LogSettings = Field(default_factory=LogSettings)
     cameras: list[CameraSettings] = Field(min_length=1, max_length=64)
+    groups: list[GroupSettings] = Field(default_factory=list, max_length=64)
     recipes: list[RecipeSettings] = Field(default_factory=list, max_length=256)
 
     @model_validator(mode="after")
@@ -176,6 +274,28 @@ class EdgeSettings(Strict):
             )
         return self
 
+    @model_validator(mode="after")
+    def _grouped(self) -> EdgeSettings:
+        triggers = {camera.id: camera.trigger for camera in self.cameras}
+        members = [group.lead for group in self.groups]
+        followers = [follower.camera for group in self.groups for follower in group.followers]
+        for name in [*members, *followers]:
+            if name not in triggers:
+                raise ValueError(f"[[groups]] names camera {name!r}; there are: {', '.join(triggers)}")
+            if [*members, *followers].count(name) > 1:
+                raise ValueError(f"[[groups]] names camera {name!r} twice: a camera looks at the parts of one group")
+        for name, trigger in triggers.items():
+            if (trigger == "follow") != (name in followers):
+                raise ValueError(
+                    f"camera {name!r}: trigger = {trigger!r}; a camera is among the followers of a group under "
+                    "[[groups]] if, and only if, its trigger is 'follow'"
+                )
+        return self
+
+    def group_of(self, lead: str) -> list[FollowerSettings]:
+        """The cameras that look at the parts of a leading camera with it."""
+        return [follower for group in self.groups if group.lead == lead for follower in group.followers]
+
     def bundle_folders(self) -> dict[int, Path]:
         """Every recipe's number and bundle; 1 is ``bundle``."""
         return {1: self.bundle} | {recipe.number: recipe.bundle for recipe in self.recipes}
@@ -190,6 +310,10 @@ def load_settings(path: Path) -> EdgeSettings:
     settings.state_dir = (path.parent / settings.state_dir).resolve()
     if settings.bundles.trusted is not None:
         settings.bundles.trusted = path.parent.resolve() / settings.bundles.trusted
+    if settings.metrics.token is not None:
+        settings.metrics.token = path.parent.resolve() / settings.metrics.token
+    if settings.log.file is not None:
+        settings.log.file = path.parent.resolve() / settings.log.file
     settings.host = settings.host.model_copy(
         update={
             # never resolved: a symbolic link in a key's place must be seen, and refused

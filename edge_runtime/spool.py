@@ -303,6 +303,11 @@ class Spool:
         """(rows, bytes) that wait for the host."""
         return self._rows, self._bytes
 
+    @property
+    def last_seq(self) -> int:
+        """Number of the newest event; 0 before the first."""
+        return self._seq
+
     def close(self, clean: bool = True) -> None:
         """Sync and close. ``clean``: every event of this run stands here, so that its numbering may go on."""
         self._syncer.stop()

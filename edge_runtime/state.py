@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import typer
@@ -12,6 +11,7 @@ from contract.errors import ConfigError
 from contract.event import State
 from edge_runtime.settings import load_settings
 from edge_runtime.station import STATE_FILE
+from edge_runtime.top import ENDED, patience_s, silent_s
 
 
 def print_state(config: Path) -> int:
@@ -22,9 +22,10 @@ def print_state(config: Path) -> int:
         state = State.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
         raise ConfigError(f"{path}: no edge has run with this state_dir: flawline edge run {config}") from error
-    age_s = time.time() - state.t_wall_ns / 1e9
-    silent = state.state not in ("stopped", "failed") and age_s > 3 * settings.heartbeat_ms / 1000 + 2
-    typer.echo(f"{state.edge_id}: {state.state}{f', but silent for {age_s:.0f} s' if silent else ''}")
+    age_s = silent_s(state)
+    silent = state.state not in ENDED and (age_s is None or age_s > patience_s(settings))
+    since = "since before this boot" if age_s is None else f"for {age_s:.0f} s"
+    typer.echo(f"{state.edge_id}: {state.state}{f', but silent {since}' if silent else ''}")
     bundle = f"bundle {state.bundle_id}{f', {state.bundle_state}' if state.bundle_state else ''}"
     typer.echo(f"recipe {state.recipe_number} ({state.recipe}, {bundle}), {state.engine}")
     if not state.inspecting:

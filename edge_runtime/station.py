@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import queue
 import random
 import select
 import threading
@@ -11,41 +10,37 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Literal, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 
 from contract.bundle import Bundle
 from contract.camera import controls_of
 from contract.control import Status
-from contract.decision import ViewMap, map_to_part
 from contract.errors import FlawlineError
-from contract.event import (
-    MAX_PARTS,
-    Attachment,
-    CameraState,
-    Gap,
-    Missed,
-    PartRef,
-    Result,
-    State,
-    Timing,
-    Trigger,
-    Verdict,
-    part_ref,
-)
-from contract.images import Pixels, encode_png
+from contract.event import CameraState, Gap, Missed, Result, State, Timing, Trigger, Verdict
+from contract.preprocess import Picture
 from edge_runtime.capture import CameraProcess, CapturedTrigger
+from edge_runtime.clock import StepWatch, boot_id, boot_ns, synchronised
 from edge_runtime.codes import CodeReader
 from edge_runtime.control import Control, Order
 from edge_runtime.cutting import CutPart, cut_part, said_of, with_cut
 from edge_runtime.emitter import Emitter
 from edge_runtime.engines.base import Engine
 from edge_runtime.errors import CardLostError, SpoolError
-from edge_runtime.inspector import Inspector, Outcome
+from edge_runtime.inspector import Outcome, not_inspected
+from edge_runtime.joining import Joining, Pending
+from edge_runtime.lane import Lane, Taken, failed
+from edge_runtime.observer import Observer
+from edge_runtime.pictures import Pictures
 from edge_runtime.recipes import NEVER_ASKED, Choice, Judge, write_choice
 from edge_runtime.settings import EdgeSettings
 from edge_runtime.spool import ANOTHER_BOOT_MS, Draft, Outage, Spool
+from edge_runtime.triggers import Triggers
+
+IDLE_S = 0.05
+LOOK_S = 0.01
+"""How often camera processes, orders and clocks are looked after while parts keep the station busy."""
 
 ALIVE_S = 0.2
 PROOF_S = 1.0
@@ -55,20 +50,12 @@ BUSY_PROOF_S = 60.0
 PROOF_SHARE = 0.05
 """Most of an idle station's time that may go into proofs, so that a part hardly ever waits for one."""
 
-ATTACHMENT_QUEUE = 32
+SUPERSEDED = "superseded by a fresher part"
 STOPPED = "inspection is stopped by request"
 STATE_FILE = "state.json"
 
 log = logging.getLogger(__name__)
 _CHANCE = random.SystemRandom()
-
-
-class Pending(NamedTuple):
-    """A trigger that was announced and waits for its verdict."""
-
-    camera: CameraProcess
-    trigger: CapturedTrigger
-    header: Trigger
 
 
 class Station:
@@ -84,8 +71,11 @@ class Station:
         on_result: Callable[[Result], None] | None = None,
         control: Control | None = None,
         choice: Choice | None = None,
+        observer: Observer | None = None,
     ) -> None:
         self._settings = settings
+        self._observer = observer or Observer()
+        self._clock, self._boot_id = StepWatch(), boot_id()
         self._choice = choice or NEVER_ASKED
         self._judge = Judge(self._choice.number, bundle, engine, settings)
         self._control = control
@@ -105,11 +95,16 @@ class Station:
         ]
         self._codes = {camera.id: CodeReader(camera.code) for camera in settings.cameras if camera.code is not None}
         self._pending: deque[Pending | Order] = deque()
+        self._joining = Joining(settings, self._cameras)
+        self._triggers = Triggers(settings, spool, emitter, self._joining)
+        if control is not None:
+            control.serve_triggers(self._triggers.take)
+        self._lane = Lane()
         self._watch = {camera.settings.id: _CameraWatch() for camera in self._cameras}
-        self._pictures = _Pictures(spool, emitter, settings)
+        self._pictures = Pictures(spool, emitter, settings)
         self._state = "starting"
         self._state_seq = 0
-        self._next_state = self._next_alive = self._next_proof = 0.0
+        self._next_look = self._next_state = self._next_alive = self._next_proof = 0.0
         self.stop_event = threading.Event()
 
     def run(self) -> None:
@@ -125,11 +120,11 @@ class Station:
         self._pictures.start()
         try:
             while not self.stop_event.is_set():
-                self._wait()
-                self._step()
+                self._step(self._wait())
                 if self._judge.engine.lost is not None:
                     self._fail(self._judge.engine.lost)
-                if not self._pending and all(self._ended(camera) for camera in self._cameras):
+                waiting = self._pending or self._lane or self._joining.headers()
+                if not waiting and all(self._ended(camera) for camera in self._cameras):
                     break
         except BaseException:
             for camera in self._cameras:
@@ -140,33 +135,92 @@ class Station:
     def _ended(self, camera: CameraProcess) -> bool:
         return camera.status().state == "ended" and not self._announce(camera)
 
-    def _wait(self) -> None:
-        """Sleep until a camera has something new; at most 50 ms, so that clocks and watchdogs go on."""
-        if self._pending:
-            return
-        with suppress(InterruptedError):
-            select.select([camera.fileno() for camera in self._cameras], [], [], 0.05)
+    def _wait(self) -> list[CameraProcess]:
+        """Sleep until a camera has something new or a part is inferred, at most IDLE_S; returns those cameras."""
+        to_do = self._lane.ready() or self._startable() is not None or (self._pending and not self._lane)
+        watched: list[CameraProcess | Joining | Engine] = [
+            *self._cameras,
+            self._joining,
+            *([self._judge.engine] if self._lane else []),
+        ]
+        try:
+            awake, _, _ = select.select(watched, [], [], 0 if to_do else IDLE_S)
+        except InterruptedError:
+            return []
+        return [camera for camera in self._cameras if camera in awake]
 
-    def _step(self) -> None:
-        for camera in self._cameras:
-            camera.supervise()
+    def _step(self, awake: list[CameraProcess]) -> None:
+        """What the cameras have, every LOOK_S what must be looked after, then the parts."""
+        looks = (now := time.monotonic()) >= self._next_look
+        if looks:
+            self._next_look = now + LOOK_S
+            for camera in self._cameras:
+                camera.supervise()
+            awake = self._cameras  # one that was killed has rung no bell
+        for camera in awake:
             self._announce(camera)
-        if self._control is not None:
-            self._pending.extend(self._control.orders())  # behind the parts that were taken before
-        self._keep_watch()
-        now = time.monotonic()
-        if self._pending and now < self._next_proof + BUSY_PROOF_S:
-            self._next()
-        elif now >= self._next_proof:
-            self._prove_engine()
+        if looks:
+            if self._control is not None:
+                self._joining.ordered(self._control.orders())  # behind the parts that were taken before
+            self._keep_watch()
+        if taken := self._joining.ready():
+            self._pending.extend(taken)
+            self._pass_over_superseded()
+        self._advance()
 
-    def _next(self) -> None:
-        """One verdict, or one order between two parts."""
-        item = self._pending.popleft()
-        if isinstance(item, Order):
-            self._obey(item)
+    def _advance(self) -> None:
+        """Begin the next part and end those that are inferred; between parts, with none under way, all else."""
+        now = time.monotonic()
+        overdue = now >= self._next_proof + BUSY_PROOF_S
+        if not overdue:
+            self._begin_next()
+        while self._lane.ready():
+            self._end_oldest()
+        if self._lane:
+            return
+        if now >= self._next_proof and (overdue or not self._pending):
+            self._prove_engine()
         else:
-            self._inspect(item)
+            self._obey_next()
+
+    def _startable(self) -> Pending | None:
+        """The part to begin next: the engine has room, and no order stands before it.
+
+        A camera that wants the freshest part has one under way at most, so that the next one is chosen late.
+        """
+        if self._lane.full:
+            return None
+        for item in self._pending:
+            if isinstance(item, Order):
+                return None
+            if item.camera.settings.policy != "freshest" or not self._lane.holds(item.header.camera_id):
+                return item
+        return None
+
+    def _begin_next(self) -> bool:
+        item = self._startable()
+        if item is None:
+            return False
+        self._pending.remove(item)
+        self._begin(item)
+        return True
+
+    def _obey_next(self) -> None:
+        """The order that stands first, if one does; nothing is under way."""
+        if self._pending and isinstance(order := self._pending[0], Order):
+            self._pending.popleft()
+            self._obey(order)
+
+    def _pass_over_superseded(self) -> None:
+        """Of a camera that wants the freshest part the newest waits; those before it end as missed."""
+        waiting = [item for item in self._pending if isinstance(item, Pending)]
+        newest = {item.header.camera_id: item for item in waiting if item.camera.settings.policy == "freshest"}
+        for item in waiting:
+            if newest.get(item.header.camera_id, item) is not item:
+                self._pending.remove(item)
+                item.release()
+                missed = _missed(item.header, SUPERSEDED)
+                self._record([Draft(missed, t_ref_ns=item.header.timing.t_begin_ns)])
 
     def _obey(self, order: Order) -> None:
         """Do what the host asked, unless its deadline has passed meanwhile; a choice is on the disk before it holds."""
@@ -217,7 +271,7 @@ class Station:
         for trigger in taken:
             header = self._trigger_header(camera, trigger)
             if trigger.lost is None:
-                self._pending.append(Pending(camera, trigger, header))
+                self._joining.taken(Pending(camera, trigger, header))
                 drafts.append(Draft(header, t_ref_ns=trigger.t_capture_ns))
             else:  # its end is known already, so that one message says all
                 drafts.append(Draft(_missed(header, trigger.lost), t_ref_ns=trigger.t_capture_ns))
@@ -242,54 +296,54 @@ class Station:
             ),
         )
 
-    def _inspect(self, item: Pending) -> None:
-        """One verdict for one trigger; whatever goes wrong on the way is NOT_INSPECTED with the reason."""
+    def _begin(self, item: Pending) -> None:
+        """Cut, prepare and start one part; whatever goes wrong on the way is NOT_INSPECTED with the reason."""
         header, t_taken_ns = item.header, time.monotonic_ns()
-        part: Pixels | None = None
+        part: Picture | None = None
         cut: CutPart | None = None
-        serial: str | None = None
         inspector = self._judge.inspectors[header.camera_id]
         try:
             if not self._choice.inspecting:
                 raise FlawlineError(STOPPED)
             if self._late(header):
                 raise FlawlineError(self._deadline_text(header))
-            channels, codes = self._judge.bundle.manifest.recipe.channels, self._codes.get(header.camera_id)
-            cut = cut_part(item.camera, item.trigger, channels, self._judge.placer, codes)
+            cut = cut_part(item, self._judge.bundle.manifest.recipe, self._judge.placer, self._codes)
             part = cut.pixels
-            outcome = inspector.inspect(part) if cut.fault is None else _not_inspected(cut.fault)
-            outcome, serial = with_cut(outcome, cut, codes)
-            if outcome.verdict is not Verdict.NOT_INSPECTED and self._late(header):
-                outcome = outcome._replace(verdict=Verdict.NOT_INSPECTED, reason=self._deadline_text(header))
-        except FlawlineError as error:
-            outcome = _not_inspected(str(error))
-        except Exception as error:
-            log.exception("part %s", header.part_id)
-            outcome = _not_inspected(f"internal error: {type(error).__name__}: {error}")
+            step = inspector.begin(part) if cut.fault is None else not_inspected(cut.fault)
+        except Exception as error:  # noqa: BLE001 - whatever it was, the part has no verdict
+            step = failed(header.part_id, error)
         finally:
-            item.camera.release(item.trigger)
+            item.release()
+        self._lane.put(Taken(header, inspector, part, t_taken_ns, step, cut))
+
+    def _end_oldest(self) -> None:
+        """The verdict on the part that was begun first, on record."""
+        taken, outcome = self._lane.end()
+        header = taken.header
+        outcome, serial = with_cut(outcome, taken.cut, self._codes.get(header.camera_id))
+        if outcome.verdict is not Verdict.NOT_INSPECTED and self._late(header):
+            outcome = outcome._replace(verdict=Verdict.NOT_INSPECTED, reason=self._deadline_text(header))
         self._parts += 1
         self._not_inspected += outcome.verdict is Verdict.NOT_INSPECTED
-        result = self._result(header, outcome, t_taken_ns, cut, serial)
-        numbers = self._record([Draft(result, t_ref_ns=header.timing.t_capture_ns)])
-        self._pictures.offer(result.model_copy(update={"seq": numbers[0]}), outcome, part, inspector)
+        result = self._result(header, outcome, taken.t_taken_ns, said_of(taken.cut, serial))
+        numbers = self._record([Draft(result, t_ref_ns=header.timing.t_begin_ns)])
+        self._pictures.offer(result.model_copy(update={"seq": numbers[0]}), outcome, taken.part, taken.inspector)
         with suppress(OSError, ValueError):  # nobody reads the terminal any more
             self._on_result(result)
 
     def _late(self, header: Trigger) -> bool:
-        return time.monotonic_ns() - header.timing.t_capture_ns > self._settings.deadline_ms * 1_000_000
+        return time.monotonic_ns() - header.timing.t_begin_ns > self._settings.deadline_ms * 1_000_000
 
     def _deadline_text(self, header: Trigger) -> str:
-        waited_ms = (time.monotonic_ns() - header.timing.t_capture_ns) / 1e6
+        waited_ms = (time.monotonic_ns() - header.timing.t_begin_ns) / 1e6
         return f"deadline: {waited_ms:.0f} ms since capture, at most {self._settings.deadline_ms} ms"
 
-    def _result(
-        self, header: Trigger, outcome: Outcome, t_taken_ns: int, cut: CutPart | None, serial: str | None
-    ) -> Result:
+    def _result(self, header: Trigger, outcome: Outcome, t_taken_ns: int, said: dict[str, Any]) -> Result:
+        """``said``: fields that are known of this part besides those of its trigger."""
         manifest = self._judge.bundle.manifest
         thresholds = manifest.thresholds
         return Result(
-            **header.model_dump(exclude={"kind", "timing", "parts", "schema_id"}) | said_of(cut, serial),
+            **header.model_dump(exclude={"kind", "timing", "parts", "schema_id"}) | said,
             timing=header.timing.model_copy(
                 update={
                     "t_taken_ns": t_taken_ns,
@@ -308,7 +362,7 @@ class Station:
             region_level=None if thresholds is None else thresholds.region_level,
             regions=tuple(outcome.regions),
             quality={name: value for name, value in outcome.quality.items() if np.isfinite(value)},
-            calibration_id=manifest.calibration_id(),
+            calibration_id=self._judge.calibration_id,
             audit_share=self._settings.audit_share,
             audited=outcome.verdict is Verdict.PASS and is_drawn(self._settings.audit_share),
             **self._judge.names(),
@@ -317,6 +371,7 @@ class Station:
     def _record(self, drafts: list[Draft]) -> list[int]:
         numbers = self._spool.append(drafts)
         self._emitter.wake()
+        self._observer.recorded((draft.header for draft in drafts), numbers)
         return numbers
 
     def _finish_last_run(self) -> None:
@@ -326,7 +381,7 @@ class Station:
         drafts = [
             Draft(
                 _missed(trigger, "the edge stopped before its verdict"),
-                t_ref_ns=trigger.timing.t_capture_ns if same_boot else long_ago_ns,
+                t_ref_ns=trigger.timing.t_begin_ns if same_boot else long_ago_ns,
             )
             for trigger in self._spool.open_triggers()
         ]
@@ -347,8 +402,14 @@ class Station:
             if not self._emitter.alive():
                 raise SpoolError("the emitter has ended: verdicts would reach nobody, so the station stops")
         if now >= self._next_state:
-            self._next_state = now + self._settings.heartbeat_ms / 1000
             self._declare_all_skipped()
+        self._beat()
+
+    def _beat(self) -> None:
+        """A heartbeat, where one is due."""
+        now = time.monotonic()
+        if now >= self._next_state:
+            self._next_state = now + self._settings.heartbeat_ms / 1000
             self._send_state()
 
     def _mark_alive(self) -> None:
@@ -420,10 +481,12 @@ class Station:
 
     def _send_state(self) -> None:
         self._state_seq += 1
+        self._clock.look()
         rows, size = self._spool.size
         trouble = self._emitter.trouble or (None if self._control is None else self._control.trouble)
         trouble = self._judge.engine.lost or trouble
-        waiting = [item.header for item in self._pending if isinstance(item, Pending)]
+        waiting = [item.header for item in (*self._lane, *self._pending) if not isinstance(item, Order)]
+        waiting += self._joining.headers()
         state = State(
             edge_id=self._settings.edge_id,
             spool_id=f"state-{self._spool.run_id}",
@@ -436,12 +499,20 @@ class Station:
             spool_bytes=size,
             attachments_dropped=self._spool.dropped + self._pictures.dropped,
             waiting=len(waiting),
-            waiting_ms=0.0 if not waiting else (time.monotonic_ns() - waiting[0].timing.t_capture_ns) / 1e6,
+            waiting_ms=0.0 if not waiting else (time.monotonic_ns() - waiting[0].timing.t_begin_ns) / 1e6,
             inference="failed" if self._judge.engine.failing else "ok",
             cameras=tuple(_camera_state(camera) for camera in self._cameras),
             inspecting=self._choice.inspecting,
+            last_seq=self._spool.last_seq,
+            events_spool_id=self._spool.spool_id,
+            boot_id=self._boot_id,
+            t_boot_ns=boot_ns(),
+            clock_synchronised=synchronised(),
+            clock_steps=self._clock.steps,
+            clock_step_ms=self._clock.step_ms,
             **self._judge.names(),
         )
+        self._observer.heartbeat(state)
         self._emitter.send_state(state)
         self._keep_state(state)
         if self._control is not None:
@@ -481,9 +552,17 @@ class Station:
         for camera in self._cameras:
             camera.stop_capture()
             self._announce(camera)
-        while self._pending:
-            self._next()
-        self._pictures.stop()
+        self._triggers.close()
+        self._pending.extend(self._joining.ready(last=True))
+        while self._pending or self._lane:
+            self._beat()
+            if self._begin_next():
+                continue
+            if self._lane:
+                self._end_oldest()
+            else:
+                self._obey_next()
+        self._pictures.stop(self._beat)
 
     def _fail(self, reason: str) -> NoReturn:
         """End as after a kill (the next start declares the gap), but with a verdict for every part that was taken."""
@@ -541,105 +620,8 @@ class _CameraWatch:
         self._skipped, self.last_frame_ns = skipped, frame_ns
 
 
-class _Picture(NamedTuple):
-    result: Result
-    part: Pixels | None
-    maps: list[ViewMap]
-    reconstruction: dict[str, Pixels]
-
-
-class _Pictures:
-    """Encodes maps and pictures beside the station and spools them as attachments, behind the verdicts."""
-
-    def __init__(self, spool: Spool, emitter: Emitter, settings: EdgeSettings) -> None:
-        self._spool = spool
-        self._emitter = emitter
-        self._images = settings.images
-        self._queue: queue.Queue[_Picture | None] = queue.Queue(ATTACHMENT_QUEUE)
-        self._thread = threading.Thread(target=self._run, name="pictures", daemon=True)
-        self.dropped = 0
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def offer(self, result: Result, outcome: Outcome, part: Pixels | None, inspector: Inspector) -> None:
-        """Take what belongs to a verdict; where the encoder is behind, pictures are dropped and counted."""
-        shown = result.verdict is not Verdict.PASS or result.audited
-        wanted = self._images == "all" or (self._images == "flagged" and shown)
-        maps = [] if outcome.part is None else outcome.part.maps
-        if not maps and (part is None or not wanted):
-            return
-        try:
-            reconstruction = inspector.reconstruction() if wanted and maps and shown else {}
-            self._queue.put_nowait(_Picture(result, part if wanted else None, maps, reconstruction))
-        except queue.Full:
-            self.dropped += 1
-        except Exception:  # the verdict stands; a picture must not end the station
-            self.dropped += 1
-            log.exception("pictures of part %s", result.part_id)
-
-    def _run(self) -> None:
-        while (picture := self._queue.get()) is not None:
-            try:
-                self._spool.append([_attachment(picture)])
-                self._emitter.wake()
-            except Exception:  # whatever one picture does, the next one is tried
-                self.dropped += 1
-                log.exception("pictures of part %s", picture.result.part_id)
-
-    def stop(self) -> None:
-        with suppress(queue.Full):
-            self._queue.put(None, timeout=5)
-        self._thread.join(timeout=10)
-
-
-def _attachment(picture: _Picture) -> Draft:
-    result = picture.result
-    references: list[PartRef] = []
-    parts: list[bytes] = []
-    for role, view, pixels in _pictures_of(picture):
-        data = encode_png(pixels)
-        references.append(part_ref(role, data, view=view, codec="png", shape=pixels.shape))
-        parts.append(data)
-    for view_map in picture.maps:
-        data = np.ascontiguousarray(view_map.values, dtype="<f2").tobytes()
-        references.append(
-            part_ref(
-                "map",
-                data,
-                view=view_map.view,
-                codec="raw",
-                dtype="float16",
-                shape=view_map.values.shape,
-                to_part=map_to_part(view_map),
-            )
-        )
-        parts.append(data)
-    if len(parts) > MAX_PARTS:
-        log.warning("part %s: %d maps and pictures, only %d are sent", result.part_id, len(parts), MAX_PARTS)
-    header = Attachment(
-        **result.model_dump(include={"edge_id", "spool_id", "seq", "run_id", "part_id"}),
-        t_wall_ns=time.time_ns(),
-        result_seq=result.seq,
-        parts=tuple(references[:MAX_PARTS]),
-    )
-    return Draft(header, tuple(parts[:MAX_PARTS]))
-
-
-def _pictures_of(picture: _Picture) -> list[tuple[Literal["image", "reconstruction"], str, Pixels]]:
-    found: list[tuple[Literal["image", "reconstruction"], str, Pixels]] = (
-        [] if picture.part is None else [("image", "main", picture.part)]
-    )
-    found += [("reconstruction", view, pixels) for view, pixels in picture.reconstruction.items()]
-    return found
-
-
 def _missed(trigger: Trigger, reason: str) -> Missed:
     return Missed(**trigger.model_dump(exclude={"kind", "parts", "schema_id"}), reason=reason[:500])
-
-
-def _not_inspected(reason: str) -> Outcome:
-    return Outcome(Verdict.NOT_INSPECTED, reason, None, None, [], {}, 0, 0, time.monotonic_ns())
 
 
 def _camera_state(camera: CameraProcess) -> CameraState:
@@ -651,4 +633,6 @@ def _camera_state(camera: CameraProcess) -> CameraState:
         triggers=status.triggers,
         frame_age_ms=status.frame_age_ms,
         detail=status.detail,
+        skipped=status.skipped,
+        restarts=status.restarts,
     )

@@ -1,4 +1,4 @@
-"""The host's end of the control socket: asks edges for status, another recipe, to stop and to start (beside hop 10).
+"""The host's end of the control socket: asks edges for status, a recipe, to stop, start and trigger (beside hop 10).
 
 A line connector calls this from its own thread and never waits: every question returns a future.
 """
@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import zmq
 
-from contract.control import HELLO_S, MAX_BYTES, Hello, Kind, Reply, Request, Status, encode, from_edge
+from contract.control import HELLO_S, MAX_BYTES, Hello, Kind, Part, Reply, Request, Status, encode, from_edge
 from contract.errors import EventError
 from contract.keys import PUBLIC
 from plugin.gate import Gate
@@ -26,6 +26,7 @@ from plugin.logs import LimitedLog
 from plugin.router import LOOK_MS, Connections, Oversize, Router
 
 SILENT_S = 5 * HELLO_S
+TRIGGER_S = 1.0
 RESEND_S = 1.0
 GRACE_S = 0.5
 """How much longer than the edge the host waits: an answer given at the last moment is still under way."""
@@ -68,11 +69,14 @@ class _Peer(NamedTuple):
 class _Asked:
     """A request under way. Times are our monotonic clock's nanoseconds."""
 
-    def __init__(self, edge_id: str, what: Kind, number: int | None, timeout_s: float, key: str) -> None:
+    def __init__(
+        self, edge_id: str, what: Kind, number: int | None, timeout_s: float, key: str, part: Part | None = None
+    ) -> None:
         self.id = uuid.uuid4().hex
         self.edge_id = edge_id
         self.what = what
         self.number = number
+        self.part = part
         self.key = key
         self.deadline_ns = time.monotonic_ns() + int(timeout_s * 1e9)
         self.send_at_ns = 0
@@ -97,6 +101,7 @@ class _Asked:
             deadline_after_hello_ms=max(0, self.deadline_ns - peer.arrived_ns) / 1e6,
             what=self.what,
             number=self.number,
+            part=self.part,
         )
 
 
@@ -133,6 +138,15 @@ class ControlServer:
         """Load recipe ``number`` and judge with it from the next part on; until then the old one goes on."""
         return self.ask(edge_id, "recipe", number, timeout_s, idempotency_key)
 
+    def trigger(
+        self, edge_id: str, part: Part, timeout_s: float = TRIGGER_S, idempotency_key: str | None = None
+    ) -> Future[Reply]:
+        """A part is in view now. ``ok``: it stands in the edge's spool and will have its verdict, or a reason for none.
+
+        Unlike all else it waits for no edge that is not there: later another part would be in view.
+        """
+        return self.ask(edge_id, "trigger", None, timeout_s, idempotency_key, part)
+
     def status(self, edge_id: str, timeout_s: float = 2.0) -> Future[Reply]:
         """How the edge is now, asked of it; ``known`` answers at once with what it said last."""
         return self.ask(edge_id, "status", None, timeout_s)
@@ -156,12 +170,14 @@ class ControlServer:
         number: int | None = None,
         timeout_s: float = 5.0,
         idempotency_key: str | None = None,
+        part: Part | None = None,
     ) -> Future[Reply]:
         """Ask one edge; resolves at most ``timeout_s`` + GRACE_S later. The same key is done once by one run of it.
 
         Asked again with the same key, also while the first is under way, it is done once and answered alike.
         """
-        asked = _Asked(edge_id, what, number, min(max(timeout_s, 0.0), 3600.0), idempotency_key or uuid.uuid4().hex)
+        wait_s = min(max(timeout_s, 0.0), 3600.0)
+        asked = _Asked(edge_id, what, number, wait_s, idempotency_key or uuid.uuid4().hex, part)
         self._inbox.put(asked)
         with suppress(OSError):  # closed: ``close`` answers what is in the inbox
             os.eventfd_write(self._wake_fd, 1)
@@ -317,6 +333,8 @@ class ControlServer:
             return f"edge {asked.edge_id!r} is not authorised: flawline keys authorise {asked.edge_id}{PUBLIC}"
         if len(self._asked) >= MAX_ASKED:
             return f"{MAX_ASKED} requests are under way"
+        if asked.what == "trigger" and not self.is_there(asked.edge_id):
+            return f"edge {asked.edge_id!r} is not connected to {self.endpoint}"
         return None
 
     def _send_due(self) -> None:

@@ -21,10 +21,10 @@ from plugin.user_cli import PasswordFile, read_password
 if TYPE_CHECKING:
     from plugin.settings import HostSettings
 
-TIMEOUTS_S = {"status": 5.0, "stop": 10.0, "start": 10.0, "recipe": 600.0}
+TIMEOUTS_S = {"status": 5.0, "stop": 10.0, "start": 10.0, "recipe": 600.0, "trigger": 1.0}
 GRACE_S = 10.0
 WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - an address to bind, none to go to
-HELP = """Ask an edge, through the running host: status, another recipe, stop, start.
+HELP = """Ask an edge, through the running host: status, another recipe, stop, start, a picture of the part in view.
 
 Without EDGE it lists the edges. What is asked of an edge that is not connected is done when it connects, within
 --timeout. Where the review pages need sign-in, so does this, with the role engineer; elsewhere it works for whoever may
@@ -37,22 +37,31 @@ Examples:
   flawline host control host.toml edge-1 recipe 2
   flawline host control host.toml edge-1 stop --user eve
   flawline host control host.toml edge-1 start --timeout 60 --json
+  flawline host control host.toml edge-1 trigger --part SN-0815 --lot L7 --encoder 120034 --camera top
 """
 
 
 def control(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="host.toml", show_default=False)],
     edge: Annotated[str | None, typer.Argument(metavar="[EDGE]", help="edge id", show_default=False)] = None,
-    what: Annotated[str, typer.Argument(metavar="[WHAT]", help="status, recipe, stop or start")] = "status",
+    what: Annotated[str, typer.Argument(metavar="[WHAT]", help="status, recipe, stop, start or trigger")] = "status",
     number: Annotated[
         int | None, typer.Argument(metavar="[NUMBER]", help="of the recipe to select", show_default=False)
     ] = None,
     timeout: Annotated[
         float | None,
-        typer.Option(min=0.1, max=600, help="seconds in which it may be done [default: 5; stop, start 10; recipe 600]"),
+        typer.Option(
+            min=0.1, max=600, help="seconds in which it may be done [default: 5; stop, start 10; recipe 600; trigger 1]"
+        ),
     ] = None,
     key: Annotated[
         str | None, typer.Option(help="asked again with the same key, the edge does it once", show_default=False)
+    ] = None,
+    part: Annotated[str | None, typer.Option(help="trigger: what the plant calls the part", show_default=False)] = None,
+    lot: Annotated[str | None, typer.Option(help="trigger: its lot", show_default=False)] = None,
+    encoder: Annotated[int | None, typer.Option(help="trigger: the line's encoder", show_default=False)] = None,
+    camera: Annotated[
+        list[str] | None, typer.Option(help="trigger: a camera that takes it [default: each that can]")
     ] = None,
     user: Annotated[str | None, typer.Option(help="account with the role engineer", show_default=False)] = None,
     password_file: PasswordFile = None,
@@ -66,6 +75,9 @@ def control(
     if (what == "recipe") != (number is not None):
         wanted = "say which recipe: flawline host control CONFIG EDGE recipe NUMBER"
         raise ConfigError(wanted if number is None else f"`{what}` takes no number")
+    about = {"serial": part, "lot": lot, "encoder": encoder, "cameras": camera or []}
+    if what != "trigger" and any(value not in (None, []) for value in about.values()):
+        raise ConfigError(f"`{what}` takes no --part, --lot, --encoder, --camera: those belong to `trigger`")
     settings = load_settings(config)
     wait_s = TIMEOUTS_S[what] if timeout is None else timeout
     with _connected(settings, user, password_file) as host:
@@ -75,11 +87,24 @@ def control(
         if edge is None:
             _print(known["edges"], as_json, "\n".join(map(_line, known["edges"])) or "No edge has connected yet.")
             return
-        if not as_json and any(row["edge"] == edge and not row["connected"] for row in known["edges"]):
+        if (
+            not as_json
+            and what != "trigger"
+            and any(row["edge"] == edge and not row["connected"] for row in known["edges"])
+        ):
             typer.echo(f"{edge} is not connected; it is asked as soon as it is, within {wait_s:g} s.", err=True)
-        body = {"edge": edge, "what": what, "number": number, "timeout_s": wait_s, "idempotency_key": key}
+        body: dict[str, Any] = {
+            "edge": edge,
+            "what": what,
+            "number": number,
+            "timeout_s": wait_s,
+            "idempotency_key": key,
+        }
+        if what == "trigger":
+            body["part"] = about
         reply = host.ask("POST", "/api/control", body, wait_s + GRACE_S)
-    _print(reply, as_json, "" if reply["outcome"] != "ok" else _line({**reply, "connected": True}))
+    done = "\n".join(reply["part_ids"]) if what == "trigger" else _line({**reply, "connected": True})
+    _print(reply, as_json, done if reply["outcome"] == "ok" else "")
     if reply["outcome"] != "ok":
         raise AskError(_said(reply), 2 if reply["outcome"] == "refused" else 1)
 

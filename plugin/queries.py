@@ -30,14 +30,26 @@ class Reader:
     def close(self) -> None:
         self._engine.dispose()
 
-    def parts(self, after: int, limit: int) -> list[dict[str, Any]]:
-        """Parts in the order in which they were first heard of, behind row ``after``."""
-        rows = self._all(sa.select(t.parts).where(p.id > after).order_by(p.id).limit(limit))
-        return [_part(row) for row in rows]
+    def parts(self, after: int, limit: int, serial: str | None = None, lot: str | None = None) -> list[dict[str, Any]]:
+        """Parts in the order in which they were first heard of, behind row ``after``.
+
+        With ``serial`` or ``lot`` those that bear it: every one, as two parts may bear the same.
+        """
+        found = sa.select(t.parts).where(p.id > after)
+        if serial is not None:
+            found = found.where(p.serial == serial)
+        if lot is not None:
+            found = found.where(p.lot == lot)
+        return [_part(row) for row in self._all(found.order_by(p.id).limit(limit))]
 
     def part(self, part: int) -> dict[str, Any] | None:
         """One part's row."""
         rows = self._all(sa.select(t.parts).where(p.id == part))
+        return _part(rows[0]) if rows else None
+
+    def part_named(self, edge_id: str, part_id: str) -> dict[str, Any] | None:
+        """One part's row, by the edge's own name for it."""
+        rows = self._all(sa.select(t.parts).where(p.edge_id == edge_id, p.part_id == part_id))
         return _part(rows[0]) if rows else None
 
     def header_of(self, part: dict[str, Any]) -> dict[str, Any]:

@@ -45,6 +45,11 @@ _FINAL = (
     "seq",
     "audit_share",
     "audited",
+    "frame_no",  # of a part that was triggered by request: known when its frame has come
+    "box_px",
+    "serial",
+    "lot",
+    "encoder",
 )
 
 
@@ -395,6 +400,9 @@ def _part_row(
         "seq": header.seq,
         "audit_share": getattr(header, "audit_share", 0.0),
         "audited": _audited(header),
+        "serial": header.serial,
+        "lot": header.lot,
+        "encoder": header.encoder,
     }
 
 

@@ -61,6 +61,9 @@ parts = sa.Table(
     sa.Column("review_by", sa.Text),
     sa.Column("audit_share", sa.Float, nullable=False, server_default="0"),
     sa.Column("audited", sa.Boolean, nullable=False, server_default="0"),
+    sa.Column("serial", sa.Text),
+    sa.Column("lot", sa.Text),
+    sa.Column("encoder", sa.BigInteger),
     sa.UniqueConstraint("edge_id", "part_id", name="parts_identity"),
     # The state comes first so that SQLite is not led to search the queue by its verdicts.
     sa.Index("parts_by_state", "state", "verdict"),
@@ -73,6 +76,8 @@ parts = sa.Table(
         sqlite_where=sa.text("review IS NULL AND (audited OR verdict IN ('REJECT', 'REVIEW'))"),
     ),
     sa.Index("parts_audited", "review", sqlite_where=sa.text("audited")),
+    sa.Index("parts_serial", "serial", sqlite_where=sa.text("serial IS NOT NULL")),
+    sa.Index("parts_lot", "lot", sqlite_where=sa.text("lot IS NOT NULL")),
 )
 
 attachments = sa.Table(

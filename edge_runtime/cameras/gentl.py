@@ -50,7 +50,6 @@ AUTOMATIC = ("Off", "Once", "Continuous")  # in settings the place in this tuple
 
 BUFFERS = 8
 WRAP_16 = 0xFFFF  # GigE Vision counts frames in 16 bits and leaves 0 out
-PROOF_S = 0.5  # between two questions to a camera that waits for its trigger
 MOST_MISSED, MOST_MISSED_AT_WRAP = 100_000, 1000
 
 
@@ -96,26 +95,45 @@ class Features:
 
 
 class FrameIds:
-    """A camera's own count of frames as one without end, so that a hole in it is a frame that never came."""
+    """A camera's own count of frames as one without end, so that a hole in it is a frame that never came.
 
-    def __init__(self) -> None:
+    A count of 16 bits begins anew after 65535, at 1 or at 0. Frames lost just there look like a camera that was reset,
+    until it has once gone over that end without a hole.
+
+    ``from_start``: the count began with the acquisition, at 0 or 1 as the camera has it, so that a first number over 1
+    is a hole as well; one that is absurdly high is of a camera that counts on, and says nothing.
+    """
+
+    def __init__(self, from_start: bool = False) -> None:
+        self._from_start = from_start
         self._last: int | None = None
         self._number = 0
+        self._first_again: int | None = None  # what follows 65535, once that was seen
 
     def number(self, frame_id: int) -> int | None:
-        """The frame's number from 0; None where the camera began to count anew: nobody knows what is missing then."""
+        """The frame's number from 0; None where nobody knows how many are missing: a reset, or an unclear jump."""
         last, self._last = self._last, frame_id
         if last is None:
+            if self._from_start and frame_id <= MOST_MISSED:
+                self._number = max(0, frame_id - 1)
             return self._number
         step = frame_id - last
-        most = MOST_MISSED
-        if step <= 0 and last <= WRAP_16:
-            step += WRAP_16 + (frame_id == 0)
-            most = MOST_MISSED_AT_WRAP
-        if not 0 < step <= most:
+        if step <= 0:
+            step = self._over_the_end(last, frame_id)
+        if not 0 < step <= MOST_MISSED:
             return None
         self._number += step
         return self._number
+
+    def _over_the_end(self, last: int, frame_id: int) -> int:
+        """Frames from ``last`` to a smaller id; 0: that cannot be told."""
+        if last == WRAP_16 and frame_id in (0, 1):
+            self._first_again = frame_id
+            return 1
+        if self._first_again is None or last > WRAP_16:
+            return 0
+        step = frame_id - last + WRAP_16 + 1 - self._first_again
+        return step if step <= MOST_MISSED_AT_WRAP else 0
 
 
 class GentlCamera(Camera):
@@ -136,7 +154,6 @@ class GentlCamera(Camera):
         self._features: Features | None = None
         self._ids = FrameIds()
         self._counted = 0
-        self._next_proof_s = 0.0
         self._producer = Path(source.place)
         self._trigger_source = source.options.get("trigger_source", "Line1")
         missing = [name for name in ("genicam", "harvesters") if importlib.util.find_spec(name) is None]
@@ -148,6 +165,7 @@ class GentlCamera(Camera):
 
     def open(self) -> None:
         self.waits = self.triggered
+        self._ids = FrameIds(from_start=self.triggered)
         try:
             self._connect()
             self._set_up()
@@ -155,6 +173,7 @@ class GentlCamera(Camera):
             self._acquirer.start()
             # Not `fetch`: it measures its wait by the wall clock, and drops incomplete frames without a word.
             (self._monitor,) = self._acquirer._new_buffer_event_monitor_dict.values()
+            self.proven_ns = time.monotonic_ns()
         except _genicam_errors() as error:
             self.close()
             raise self.error(f"{self._producer.name}: {_said(error)}") from error
@@ -212,7 +231,14 @@ class GentlCamera(Camera):
 
     def _set_trigger(self, features: Features) -> None:
         """A trigger that another program left on would stop a free-running camera, and the other way round."""
-        features.set("FrameStart", "TriggerSelector")
+        self._insist(features, "AcquisitionMode", "Continuous")
+        for other in features.choices("TriggerSelector"):
+            if other != "FrameStart":  # left on, it would hold back every frame, or end the acquisition
+                features.set(other, "TriggerSelector")
+                features.set("Off", "TriggerMode")
+                if features.get("TriggerSelector") == other:
+                    self._insist(features, "TriggerMode", "Off", f" of {other}")
+        self._insist(features, "TriggerSelector", "FrameStart")
         if self.triggered:
             features.set(self._trigger_source, "TriggerSource")
         features.set("On" if self.triggered else "Off", "TriggerMode")
@@ -227,6 +253,13 @@ class GentlCamera(Camera):
                 f"trigger asked On by {self._trigger_source}, found {mode} by {by}; there are: "
                 f"{', '.join(features.choices('TriggerSource'))}: set ?trigger_source="
             )
+
+    def _insist(self, features: Features, name: str, value: str, of: str = "") -> None:
+        """Set a feature, where the camera has it, and hold the camera to it. Raises CameraError."""
+        features.set(value, name)
+        found = features.get(name)
+        if found not in (None, value):
+            raise self.error(f"{name}{of} asked {value}, found {found}; there are: {', '.join(features.choices(name))}")
 
     def reported(self) -> dict[str, Value]:
         found: dict[str, Value] = {}
@@ -256,7 +289,7 @@ class GentlCamera(Camera):
             return None
         except _genicam_errors() as error:
             raise self.error(f"stopped giving frames: {_said(error)}") from error
-        t_capture_ns = time.monotonic_ns()
+        t_capture_ns = self.proven_ns = time.monotonic_ns()
         raw = self._monitor.buffer
         try:
             return self._frame(raw, t_capture_ns)
@@ -295,19 +328,19 @@ class GentlCamera(Camera):
             self._counted += 1
             return self._counted - 1
         if number is None:
-            raise self.error("the camera began to count its frames anew: it was reset, and what is missing is unknown")
+            raise self.error("its count of frames jumped: it was reset or lost some, and how many is unknown")
         return number
 
     def _prove(self) -> None:
         """A camera that waits for its trigger is silent while the line stands; one that is gone does not answer."""
-        now = time.monotonic()
-        if not self.waits or now < self._next_proof_s:
+        if not self.waits:
             return
-        self._next_proof_s = now + PROOF_S
+        asked_ns = time.monotonic_ns()
         try:
             self._opened().get("Width")
         except _genicam_errors() as error:
             raise self.error(f"does not answer: {_said(error)}") from error
+        self.proven_ns = asked_ns
 
     def _opened(self) -> Features:
         if self._features is None:

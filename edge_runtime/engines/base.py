@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
@@ -23,6 +26,9 @@ SCORE = "score"
 MAP = "map"
 RECONSTRUCTION = "reconstruction"
 OUTPUTS = (SCORE, MAP, RECONSTRUCTION)
+SLOTS = 2
+"""Parts that may be under way in an engine: one computes, the next one waits with its tiles in place."""
+
 GREY_TOLERANCE = 0.02  # of a score, relative: far above rounding in any precision, far below another graph's answer
 
 
@@ -77,10 +83,44 @@ def read_graph(bundle: Bundle, precision: Precision = "fp32") -> bytes:
     return data
 
 
+class Bell:
+    """Counts what is done; a thread can wait for it beside sockets and cameras.
+
+    Its descriptor is closed when nobody holds the bell any more, so that no late ring can reach another file.
+    """
+
+    def __init__(self) -> None:
+        self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC | os.EFD_SEMAPHORE)
+
+    def __del__(self) -> None:
+        os.close(self._fd)
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def ring(self) -> None:
+        """From any thread."""
+        os.eventfd_write(self._fd, 1)
+
+    def hush(self) -> None:
+        """Take one ring back, where there is one."""
+        with suppress(BlockingIOError):
+            os.eventfd_read(self._fd)
+
+
+class Started(NamedTuple):
+    """A part that is under way: by which number its caller asks for it, and where it lies."""
+
+    ticket: int
+    slot: int
+
+
 class Engine(ABC):
     """One compiled graph of fixed batch. Not thread-safe: one engine belongs to one thread.
 
-    A back-end supplies ``_load``, ``_run``, ``_reconstruction`` and ``describe``; every check is made here.
+    ``start`` and ``finish`` let the caller prepare a part while the one before computes; ``infer`` is one after the
+    other. A back-end supplies ``_load``, ``_start``, ``_finish``, ``_ready``, ``_reconstruction`` and ``describe``, and
+    rings ``_bell`` when a slot is done; every check is made here, and here alone it is known which slot is whose.
     """
 
     name: ClassVar[str]
@@ -90,13 +130,17 @@ class Engine(ABC):
         self.spec = spec
         self.threads = threads
         self.failing = False
-        """Whether the last inference failed."""
+        """Whether the last inference failed; one that is still under way says nothing."""
         self.distrusted: str | None = None
         """Why nothing is inferred until a proof succeeds."""
         self.lost: str | None = None
         """Why nothing can be inferred until the process has ended and another has begun."""
-        self._fresh = False
+        self._under_way: deque[Started] = deque()
+        self._next = 0
+        self._tickets = 0
+        self._shown: int | None = None
         self._grey: NDArray[np.float32] | None = None
+        self._bell = Bell()
         try:
             names = self._load(graph)
         except EngineError:
@@ -112,15 +156,23 @@ class Engine(ABC):
         """Compile the graph for ``spec.input_shape`` and return the names of its outputs."""
 
     @abstractmethod
-    def _run(self, tiles: Pixels) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Infer and return scores and maps; both may be views of memory that the next call overwrites."""
+    def _start(self, slot: int, tiles: Pixels) -> None:
+        """Begin to infer in a slot that is free, behind what was started before; ``tiles`` stay the caller's."""
 
     @abstractmethod
-    def _reconstruction(self) -> Pixels:
-        """The reconstruction of the last ``_run``; may be a view."""
+    def _finish(self, slot: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Wait for a slot; its scores and maps, which may be views that hold until it is started again."""
+
+    @abstractmethod
+    def _ready(self, slot: int) -> bool:
+        """Whether ``_finish`` would not wait for long; True where the back-end cannot know."""
+
+    @abstractmethod
+    def _reconstruction(self, slot: int) -> Pixels:
+        """The reconstruction of what was finished in a slot; may be a view."""
 
     def _lost(self) -> str | None:
-        """After a failed ``_run``: why no other in this process can succeed either, or None."""
+        """After a failed ``_start`` or ``_finish``: why no other in this process can succeed either, or None."""
         return None
 
     @abstractmethod
@@ -162,37 +214,120 @@ class Engine(ABC):
 
     def _infer_grey(self) -> NDArray[np.float32]:
         scores = self.infer(np.full(self.spec.input_shape, 128, np.uint8)).scores
-        self._fresh = False
+        self._shown = None
         return scores
 
     def infer(self, tiles: Pixels) -> EngineOutput:
         """Score one part's tiles: uint8 [N, H, W, C], N the recipe's tiles. Raises EngineError.
 
-        The result belongs to the caller. ``tiles`` must stay unchanged until this returns, not longer.
+        The result belongs to the caller. ``tiles`` must stay unchanged until this returns, not longer. Nothing may be
+        under way.
         """
-        self._fresh, self.failing = False, True
+        if self._under_way:
+            raise EngineError(f"{self.name}: {len(self._under_way)} part(s) are under way; finish them first")
+        return self.finish(self.start(tiles))
+
+    @property
+    def under_way(self) -> int:
+        """Parts that were started and not finished, at most SLOTS."""
+        return len(self._under_way)
+
+    def start(self, tiles: Pixels) -> int:
+        """Begin to score one part's tiles, as ``infer``; returns the ticket to ``finish`` it by, in the same order.
+
+        ``tiles`` must stay unchanged until then. Raises EngineError: then nothing more is under way than before.
+        """
+        if len(self._under_way) >= SLOTS:
+            raise EngineError(f"{self.name}: {SLOTS} parts are under way; finish one first")
+        slot = self._next
+        try:
+            self._refuse()
+            admitted = self._admit(tiles)
+            try:
+                self._start(slot, admitted)
+            except Exception as error:
+                raise self._failed(error) from error
+        except EngineError:
+            self._shown, self.failing = None, True
+            raise
+        # Only now: after a start that failed the slot is free as before, and the next part gets it.
+        self._tickets += 1
+        self._under_way.append(Started(self._tickets, slot))
+        self._next = (slot + 1) % SLOTS
+        if self._shown == slot:
+            self._shown = None
+        return self._tickets
+
+    def ready(self) -> bool:
+        """Whether the oldest part under way is done, so that ``finish`` would not wait for long."""
+        return bool(self._under_way) and (self.lost is not None or self._ready(self._under_way[0].slot))
+
+    def fileno(self) -> int:
+        """Readable when a part that is under way may be done."""
+        return self._bell.fileno()
+
+    def finish(self, ticket: int) -> EngineOutput:
+        """Wait for the part with this ticket; its result belongs to the caller.
+
+        Raises EngineError where it failed; it is not under way any more then either. What was started before it and
+        never finished is thrown away: no part may get what belongs to another.
+        """
+        if all(started.ticket != ticket for started in self._under_way):
+            raise EngineError(f"{self.name}: no part with ticket {ticket} is under way; start it first")
+        while self._under_way[0].ticket != ticket:
+            with suppress(EngineError):
+                self.finish(self._under_way[0].ticket)
+        slot, self._shown = self._under_way.popleft().slot, None
+        try:
+            if self.lost is not None:
+                raise EngineError(self.lost)
+            try:
+                scores, maps = self._finish(slot)
+            except Exception as error:
+                raise self._failed(error) from error
+            output = self._checked(scores, maps)
+        except EngineError:
+            self.failing = True
+            raise
+        finally:
+            self._bell.hush()
+        self._shown, self.failing = slot, False
+        return output
+
+    def _refuse(self) -> None:
+        """Raise EngineError where nothing is inferred any more."""
         if self.lost is not None:
             raise EngineError(self.lost)
         if self.distrusted is not None:
             raise EngineError(f"{self.name} computes wrongly: {self.distrusted}")
-        admitted = self._admit(tiles)
-        try:
-            scores, maps = self._run(admitted)
-        except Exception as error:
-            self.lost = self._lost()
-            raise EngineError(self.lost or f"{self.name}: inference failed: {_short(error)}") from error
-        output = self._checked(scores, maps)
-        self._fresh, self.failing = True, False
-        return output
+
+    def _failed(self, error: Exception) -> EngineError:
+        """What to raise for a back-end's error; finds out whether another inference can succeed."""
+        self.lost = self.lost or self._lost()
+        return EngineError(self.lost or f"{self.name}: inference failed: {_short(error)}")
 
     def infer_many(self, batches: Iterable[Pixels]) -> Iterator[EngineOutput]:
-        """Score many parts in order, where nobody waits for each: an engine that can overlaps them."""
-        for tiles in batches:
-            yield self.infer(tiles)
+        """Score many parts in order, where nobody waits for each: the next one is started while one computes."""
+        try:
+            for tiles in batches:
+                self.start(tiles)
+                if len(self._under_way) == SLOTS:
+                    yield self.finish(self._under_way[0].ticket)
+            while self._under_way:
+                yield self.finish(self._under_way[0].ticket)
+        finally:
+            self.discard()
+
+    def discard(self) -> None:
+        """Wait for everything under way and forget it."""
+        while self._under_way:
+            with suppress(EngineError):
+                self.finish(self._under_way[0].ticket)
+        self._shown = None
 
     def close(self) -> None:
         """Give back what the process would otherwise keep until it ends; the engine is of no use afterwards."""
-        self._fresh = False
+        self.discard()
 
     def _admit(self, tiles: Pixels) -> Pixels:
         """The tiles in one piece of memory; raises EngineError where shape or type are not the graph's."""
@@ -220,14 +355,16 @@ class Engine(ABC):
             raise EngineError(f"{self.name}: {maps.size + scores.size - finite} of the output's values are not finite")
 
     def reconstruction(self) -> Pixels:
-        """What the tiles of the last ``infer`` should look like: uint8 [N, H, W, C], the caller's own copy.
+        """What the tiles of the part finished last should look like: uint8 [N, H, W, C], the caller's own copy.
 
-        Fetched only when asked for, because most parts are good and nobody looks. Raises EngineError where the
-        last inference failed or there was none.
+        Fetched only when asked for, because most parts are good and nobody looks; before two more are started. Raises
+        EngineError where the last inference failed, there was none, or its memory serves another part by now.
         """
-        if not self._fresh:
-            raise EngineError(f"{self.name}: there is no reconstruction: nothing was inferred, or it failed")
-        pixels = self._reconstruction()
+        if self._shown is None:
+            raise EngineError(
+                f"{self.name}: there is no reconstruction: nothing was inferred, it failed, or its slot is used again"
+            )
+        pixels = self._reconstruction(self._shown)
         if pixels.dtype != np.uint8 or pixels.shape != self.spec.input_shape:
             raise EngineError(f"{self.name}: reconstruction {pixels.shape}, {pixels.dtype}; expected uint8 tiles")
         return pixels.copy()

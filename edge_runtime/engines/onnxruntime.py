@@ -6,16 +6,16 @@ from typing import ClassVar
 
 import numpy as np
 import onnxruntime
-from numpy.typing import NDArray
 
 from contract.bundle import Precision
 from contract.images import Pixels
-from edge_runtime.engines.base import INPUT, MAP, OUTPUTS, RECONSTRUCTION, SCORE, Engine
+from edge_runtime.engines.base import INPUT, MAP, RECONSTRUCTION, SCORE
+from edge_runtime.engines.worker import Outputs, WorkerEngine
 
 ERRORS_ONLY = 3
 
 
-class OnnxRuntimeEngine(Engine):
+class OnnxRuntimeEngine(WorkerEngine):
     """One sequential session with a bounded number of threads that sleep when there is nothing to do."""
 
     name = "onnxruntime"
@@ -32,16 +32,11 @@ class OnnxRuntimeEngine(Engine):
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.enable_cpu_mem_arena = False
         self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-        self._last: dict[str, NDArray[np.generic]] = {}
         return {output.name for output in self._session.get_outputs()}
 
-    def _run(self, tiles: Pixels) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        values = self._session.run(list(OUTPUTS), {INPUT: tiles})
-        self._last = dict(zip(OUTPUTS, values, strict=True))
-        return np.asarray(self._last[SCORE]), np.asarray(self._last[MAP])
-
-    def _reconstruction(self) -> Pixels:
-        return np.asarray(self._last[RECONSTRUCTION])
+    def _run(self, tiles: Pixels) -> Outputs:
+        scores, maps, reconstruction = self._session.run([SCORE, MAP, RECONSTRUCTION], {INPUT: tiles})
+        return Outputs(np.asarray(scores), np.asarray(maps), np.asarray(reconstruction))
 
     def describe(self) -> str:
         """As in the base class."""

@@ -11,7 +11,7 @@ import hashlib
 import importlib
 import importlib.util
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from contract.bundle import Precision
 from contract.images import Pixels
 from edge_runtime.engines import plan_process, plans
-from edge_runtime.engines.base import INPUT, MAP, OUTPUTS, RECONSTRUCTION, SCORE, Engine, EngineOutput, GraphSpec
+from edge_runtime.engines.base import INPUT, MAP, OUTPUTS, RECONSTRUCTION, SCORE, SLOTS, Engine, GraphSpec
 from edge_runtime.engines.cuda import Card, Cuda, Event, Graph, card, open_cuda
 from edge_runtime.errors import EngineError
 
@@ -38,7 +38,6 @@ OLDEST = {"tensorrt": (10, 3), "tensorrt-rtx": (1, 0)}
 # Cards that TensorRT-RTX builds for, by its own list of compute capabilities.
 RTX_CAPABILITIES = frozenset({(7, 5), (8, 0), (8, 6), (8, 9), (12, 0), (12, 1)})
 WORKSPACE_MB = 1024
-SLOTS = 2
 FLOAT32, UINT8 = "FLOAT", "UINT8"  # names of the library's data types
 GREY = 128
 
@@ -202,7 +201,6 @@ class Session:
         # First, and with better words: without a driver the library's own runtime has been seen to crash.
         self.cuda: Cuda = open_cuda(adapter=adapter)
         self._closed = False
-        self._next = 0
         self._logger, errors = _logger(engine)
         try:
             with self.cuda.active():
@@ -280,20 +278,26 @@ class Session:
             return None
         return graph
 
-    def start(self, tiles: Pixels) -> int:
-        """Queue uint8 tiles [N, H, W, C]; returns the slot to ``finish``. At most two may be under way."""
-        index = self._next
-        self._next = (index + 1) % SLOTS
+    def start(self, index: int, tiles: Pixels) -> None:
+        """Queue uint8 tiles [N, H, W, C] in a slot; ``finish`` it before it is started again.
+
+        Raises EngineError: then nothing of it is under way any more, and the slot is as free as before.
+        """
         slot, graph = self.slots[index], self.graphs[index]
         with self.cuda.active():
-            self.cuda.wait(slot.done)  # at once, unless a third is started
-            np.copyto(slot.image, tiles)
-            if graph is None:
-                self._queue(slot)
-            else:
-                self.cuda.launch(graph)
-            self.cuda.record(slot.done)
-        return index
+            try:
+                self.cuda.wait(slot.done)  # at once, unless it was not finished
+                np.copyto(slot.image, tiles)
+                if graph is None:
+                    self._queue(slot)
+                else:
+                    self.cuda.launch(graph)
+                self.cuda.record(slot.done)
+            except BaseException:
+                # What was queued before the fault would go on reading and writing the slot's memory unseen.
+                with contextlib.suppress(Exception):
+                    self.cuda.synchronize()
+                raise
 
     def finish(self, index: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Wait for a slot; its scores and maps, views that hold until the slot is started again."""
@@ -313,8 +317,9 @@ class Session:
     def try_once(self) -> float:
         """Run on grey in both slots and return the highest score. Raises EngineError where it is no number."""
         highest = 0.0
-        for _ in range(SLOTS):
-            scores, maps = self.finish(self.start(np.full(self.input_shape, GREY, np.uint8)))
+        for index in range(SLOTS):
+            self.start(index, np.full(self.input_shape, GREY, np.uint8))
+            scores, maps = self.finish(index)
             if not (np.isfinite(scores).all() and np.isfinite(maps).all()):
                 raise EngineError(f"{self.name}: the plan gives values that are no numbers for a grey tile")
             highest = max(highest, float(scores.max()))
@@ -347,7 +352,6 @@ class TensorRtEngine(Engine):
     def _load(self, graph: bytes) -> set[str]:
         self._on = usable_card(self.name)
         self._session = self._open(graph, self._key(graph, self.spec, self._on))
-        self._slot = 0
         return self._session.outputs
 
     def _open(self, graph: bytes, key: plans.PlanKey) -> Session:
@@ -424,24 +428,18 @@ class TensorRtEngine(Engine):
             return None
         return f"{self.name}: {self._on.name} does not compute for this process any more ({why}): it ends"
 
-    def _run(self, tiles: Pixels) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        self._slot = self._session.start(tiles)
-        return self._session.finish(self._slot)
+    def _start(self, slot: int, tiles: Pixels) -> None:
+        self._session.start(slot, tiles)
+        self._bell.ring()  # at once: nobody tells us when the card is done, which is soon
 
-    def infer_many(self, batches: Iterable[Pixels]) -> Iterator[EngineOutput]:
-        """As in the base class, the next part's tiles copied and queued while the card computes."""
-        self._fresh = False
-        under_way: int | None = None
-        for tiles in batches:
-            started = self._session.start(self._admit(tiles))
-            if under_way is not None:
-                yield self._checked(*self._session.finish(under_way))
-            under_way = started
-        if under_way is not None:
-            yield self._checked(*self._session.finish(under_way))
+    def _ready(self, slot: int) -> bool:
+        return True
 
-    def _reconstruction(self) -> Pixels:
-        return self._session.reconstruction(self._slot)
+    def _finish(self, slot: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        return self._session.finish(slot)
+
+    def _reconstruction(self, slot: int) -> Pixels:
+        return self._session.reconstruction(slot)
 
     def close(self) -> None:
         """As in the base class."""

@@ -18,10 +18,14 @@ from plugin.store import Decision
 MEDIA = {"png": "image/png", "jpeg": "image/jpeg", "raw": "application/octet-stream"}
 FOREVER = "private, max-age=31536000, immutable"
 DEFAULT_NAME = "inspector"
+TOLD = ("verdict", "reason", "score", "threshold", "severity", "audited")
+"""What of a part's row says, or gives away, what the machine thought of it."""
+
 Row = Annotated[int, Path(ge=0, le=2**63 - 1)]
 After = Annotated[int, Query(ge=0, le=2**63 - 1)]
 Limit = Annotated[int, Query(ge=1, le=1000)]
 PageLimit = Annotated[int, Query(ge=1, le=MAX_PAGE)]
+Bears = Annotated[str | None, Query(min_length=1, max_length=100)]
 Inspector = Annotated[str, Field(min_length=1, max_length=60)]
 
 
@@ -39,6 +43,17 @@ def host_of(request: Request) -> Host:
     """The host that this application shows."""
     host: Host = request.app.state.host
     return host
+
+
+def _unseen(request: Request, part: dict[str, Any] | None) -> bool:
+    """Whether a part must not tell who asks what the machine said of it: inspectors judge such parts by themselves."""
+    viewer = viewer_of(request)
+    judges = viewer is not None and not viewer.may("engineer")
+    return judges and part is not None and host_of(request).is_blind(part)
+
+
+def _blinded(part: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in part.items() if name not in TOLD} | {"blind": True}
 
 
 @router.get("/healthz", dependencies=[OPEN])
@@ -74,8 +89,10 @@ def waiting(request: Request) -> dict[str, int]:
 
 
 @router.get("/api/parts", dependencies=[ENGINEER])
-def parts(request: Request, after: After = 0, limit: Limit = 500) -> list[dict[str, Any]]:
-    return host_of(request).reader.parts(after, limit)
+def parts(
+    request: Request, after: After = 0, limit: Limit = 500, serial: Bears = None, lot: Bears = None
+) -> list[dict[str, Any]]:
+    return host_of(request).reader.parts(after, limit, serial, lot)
 
 
 @router.get("/api/parts/{number}", dependencies=[INSPECTOR])
@@ -84,6 +101,9 @@ def part(request: Request, number: Row) -> dict[str, Any]:
     found = host.reader.part(number)
     if found is None:
         raise HTTPException(404, f"there is no part {number}")
+    if _unseen(request, found):
+        pictures = host.reader.attachments(found["edge_id"], found["part_id"])
+        return {**_blinded(found), "attachments": [each for each in pictures if each["role"] != "map"]}
     return {
         **found,
         "header": host.reader.header_of(found),
@@ -114,12 +134,15 @@ def attachment(request: Request, number: Row) -> Response:
     path = None if found is None or found["sha256"] is None else BlobStore(host.blobs).find(found["sha256"])
     if found is None or path is None:
         raise HTTPException(404, f"there is no attachment {number}")
+    if found["role"] == "map" and _unseen(request, host.reader.part_named(found["edge_id"], found["part_id"])):
+        raise HTTPException(403, "The map of a part that is judged blindly is shown when you have decided.")
     return FileResponse(path, media_type=MEDIA[found["codec"]], headers={"cache-control": FOREVER})
 
 
 @router.get("/api/queue", dependencies=[INSPECTOR])
 def queue(request: Request, limit: Limit = 100) -> list[dict[str, Any]]:
-    return host_of(request).reader.queue(limit)
+    found = host_of(request).reader.queue(limit)
+    return [_blinded(part) if _unseen(request, part) else part for part in found]
 
 
 @router.get("/api/export/verdicts", dependencies=[ENGINEER])

@@ -35,6 +35,7 @@ STAGES = [
     ("t_spooled_ns", "spooled"),
 ]
 
+Words = Annotated[str, Query(max_length=100)]
 router = APIRouter(include_in_schema=False)
 templates = Jinja2Templates(directory=FOLDER / "templates")
 
@@ -196,6 +197,15 @@ def lost(request: Request) -> Response:
         gaps=reader.gaps()[::-1],
         limit=LOST_LENGTH,
     )
+
+
+@router.get("/find", dependencies=[INSPECTOR])
+def find(request: Request, serial: Words = "", lot: Words = "") -> Response:
+    host = host_of(request)
+    asked = bool(serial or lot)
+    parts = host.reader.parts(0, LOST_LENGTH, serial or None, lot or None) if asked else []
+    blind = {part["id"] for part in parts if host.is_blind(part)}
+    return page(request, "find.html", tab="find", serial=serial, lot=lot, parts=parts, blind=blind, limit=LOST_LENGTH)
 
 
 @router.get("/counts", dependencies=[INSPECTOR])

@@ -26,6 +26,9 @@ WAITING_HASHES = 8
 REFUSALS_NOTED = 600
 READING = ("GET", "HEAD", "OPTIONS")
 OPEN_MOUNTS = ("/static",)
+FOR_PROGRAMS = ("/api/", "/healthz", "/metrics")
+"""What a token may read; the pages, accounts among them, are a person's."""
+
 CSRF_FIELD, CSRF_HEADER = "csrf", "x-csrf-token"
 log = logging.getLogger(__name__)
 
@@ -121,7 +124,8 @@ class SignIn:
         """Whoever is signed in in this browser, or the account of a program's token, which may only read."""
         kind, _, bearer = request.headers.get("authorization", "").partition(" ")
         if kind.lower() == "bearer":
-            found = self.accounts.of_token(bearer.strip()) if request.method in READING else None
+            for_programs = request.method in READING and request.url.path.startswith(FOR_PROGRAMS)
+            found = self.accounts.of_token(bearer.strip()) if for_programs else None
             return None if found is None else Viewer(found.name, found.role, "")
         token = request.cookies.get(self.cookie)
         found = self.accounts.session(token, self._lifetimes, touch) if token else None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ import edge_runtime.doctor as doctor
 from calibration.quality import bounds_from, see
 from contract.preprocess import prepare
 from contract.recipe import Recipe, Thresholds
+from edge_runtime.checks import machine, network
+from edge_runtime.checks.cameras import check_cameras
 from edge_runtime.doctor import CHECKS, EXTRAS, Finding, Status, Subject, examine
 from edge_runtime.engines import ENGINES
 from edge_runtime.engines.tiny import GRAPH, SIDE
@@ -24,6 +28,12 @@ from tests.graphs import write_bundle
 LIMITS = Thresholds(reject=2, map=1, method="test", false_reject_rate=0.1, groups=1, images=1, engine="x")
 NOTHING = Subject(None, None)
 CONFIG = 'edge_id = "e1"\nbundle = "bundle"\n[[cameras]]\nid = "top"\nurl = "{url}"\n'
+
+
+@contextmanager
+def listener() -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        yield taken.getsockname()[1]
 
 
 def named(findings: list[Finding]) -> dict[str, Finding]:
@@ -59,9 +69,9 @@ def test_every_check_says_something(name: str, station: Path) -> None:
 
 def test_a_key_that_cannot_be_used_is_said(station: Path) -> None:
     config = station / "edge.toml"
-    assert named(examine(Subject(None, config)))["keys"].status is Status.OK
+    assert named(list(network.check_keys(Subject(None, config))))["keys"].status is Status.OK
     config.write_text(config.read_text() + '[host]\nkey = "keys/e1.key_secret"\nserver_key = "keys/host.key"\n')
-    finding = named(examine(Subject(None, config)))["keys"]
+    finding = named(list(network.check_keys(Subject(None, config))))["keys"]
     assert finding.status is Status.FAIL
     assert "flawline keys new" in finding.found
 
@@ -126,13 +136,9 @@ def test_faults_of_the_configuration(station: Path, text: str, expected: str) ->
 
 
 def test_port_in_use_is_a_warning() -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(doctor, "PORTS", {port: "a test"})
-            (finding,) = doctor.check_ports(NOTHING)
+    with listener() as port, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(network, "PORTS", {port: "a test"})
+        (finding,) = network.check_ports(NOTHING)
     assert finding.status is Status.WARN and "in use" in finding.found
 
 
@@ -146,15 +152,150 @@ def test_missing_packages_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_little_disk_and_shared_memory(station: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: _usage(100 << 20))
-    found = named(examine(Subject(None, station / "edge.toml")))
+    monkeypatch.setattr(machine.shutil, "disk_usage", lambda path: _usage(100 << 20))
+    monkeypatch.setattr(machine, "free_memory", lambda: 0.06)
+    found = named(examine(Subject(None, station / "edge.toml", open_cameras=False)))
     assert found["disk"].status is Status.FAIL
-    assert found["shared memory"].status is Status.FAIL and "--shm-size" in found["shared memory"].way_out
+    assert found["shared memory"].status is Status.FAIL and "max_frame_mb" in found["shared memory"].way_out
+
+
+def test_a_disk_with_less_room_than_the_spool_may_take(station: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = station / "edge.toml"
+    config.write_text(config.read_text() + "[spool]\nmax_mb = 100_000\n")
+    monkeypatch.setattr(machine.shutil, "disk_usage", lambda path: _usage(20 << 30))
+    found = named(list(machine.check_disk(Subject(None, config))))["disk"]
+    assert found.status is Status.WARN and "the spool may take 93.1" in found.found
+    assert "max_mb = 17180 under [spool]" in found.way_out
+
+
+def test_a_disk_that_cannot_be_written(station: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_only(*_: Any, **__: Any) -> Any:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(machine.tempfile, "TemporaryFile", read_only)
+    found = named(list(machine.check_disk(Subject(None, station / "edge.toml"))))["disk write"]
+    assert found.status is Status.FAIL and "Read-only" in found.found and "state_dir" in found.way_out
+
+
+@pytest.mark.parametrize(("took_ms", "status"), [(1, Status.OK), (80, Status.WARN), (2000, Status.FAIL)])
+def test_a_disk_that_syncs_slowly(
+    took_ms: float, status: Status, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = iter(float(n // 2 * 10 + n % 2 * took_ms / 1e3) for n in range(1000))
+    monkeypatch.setattr(machine.time, "perf_counter", lambda: next(ticks))
+    assert machine._try_sync(tmp_path).status is status
+
+
+def test_memory_is_what_the_container_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, text in (("memory.max", "2147483648"), ("memory.current", "1073741824"), ("unbounded", "max")):
+        (tmp_path / name).write_text(text)
+    used = tmp_path / "memory.current"
+    monkeypatch.setattr(machine, "CGROUPS", ((tmp_path / "unbounded", used), (tmp_path / "memory.max", used)))
+    monkeypatch.setattr(machine, "MEMINFO", tmp_path / "none")
+    assert machine.free_memory() == 1.0
+    (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:  524288 kB\n")
+    monkeypatch.setattr(machine, "MEMINFO", tmp_path / "meminfo")
+    assert machine.free_memory() == 0.5
 
 
 def test_clock_that_was_never_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor.time, "time", lambda: 0.0)
-    assert named(list(doctor.check_clock(NOTHING)))["wall clock"].status is Status.FAIL
+    monkeypatch.setattr(machine.time, "time", lambda: 0.0)
+    assert named(list(machine.check_clock(NOTHING)))["wall clock"].status is Status.FAIL
+
+
+@pytest.mark.parametrize(("kept", "status"), [(True, Status.OK), (False, Status.WARN), (None, Status.OK)])
+def test_clock_that_nobody_keeps(kept: bool | None, status: Status, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge_runtime.clock.synchronised", lambda: kept)
+    assert named(list(machine.check_clock(NOTHING)))["wall clock"].status is status
+
+
+@pytest.mark.parametrize("steps", [0, 3])
+def test_clock_steps_that_the_edge_saw(steps: int, station: Path) -> None:
+    from contract.event import State
+    from edge_runtime.clock import boot_id
+
+    said = State(edge_id="e1", spool_id="s", seq=1, run_id="r", t_wall_ns=1, state="stopped")
+    (station / "state").mkdir()
+    file = station / "state" / "state.json"
+    subject = Subject(None, station / "edge.toml")
+    for boot, expected in (("another", False), (boot_id(), True)):
+        seen = said.model_copy(update={"boot_id": boot, "clock_steps": steps, "clock_step_ms": -60_000.0})
+        file.write_text(seen.model_dump_json(by_alias=True))
+        assert ("clock steps" in named(list(machine.check_clock(subject)))) is expected
+    found = named(list(machine.check_clock(subject)))["clock steps"]
+    assert found.status is (Status.WARN if steps else Status.OK)
+    assert not steps or "set 3 time(s) while the edge ran, last by -60.0 s" in found.found
+
+
+def test_a_camera_is_opened_and_its_first_frame_shown(station: Path) -> None:
+    (found,) = check_cameras(Subject(None, station / "edge.toml"))
+    assert found.status is Status.OK
+    assert "640 x 480 mono8" in found.found and "frames a second" in found.found
+    assert not list(station.glob("state/*")), "it left nothing of a recording's place"
+
+
+def test_cameras_that_are_absent_or_give_too_much(station: Path) -> None:
+    config = station / "edge.toml"
+    config.write_text(
+        CONFIG.format(url="file:///none/video.avi")
+        + '[[cameras]]\nid = "big"\nurl = "synthetic://line?seed=1"\nmax_frame_mb = 0.1\n'
+        + '[[cameras]]\nid = "slow"\nurl = "synthetic://line?seed=1&fps=10"\nfps = 50\n'
+        + f'[[cameras]]\nid = "folder"\nurl = "watch://{station}"\ntrigger = "every-frame"\n'
+    )
+    found = named(list(check_cameras(Subject(None, config))))
+    assert found["camera top"].status is Status.FAIL and "none/video.avi" in found["camera top"].found
+    assert found["camera big"].status is Status.FAIL and "max_frame_mb = " in found["camera big"].way_out
+    assert found["camera slow"].status is Status.WARN and "`fps` asks for 50" in found["camera slow"].found
+    assert found["camera folder"].status is Status.OK and "counts as taken" in found["camera folder"].found
+
+
+def test_a_camera_that_hangs_is_killed_in_time_and_its_password_unsaid(station: Path) -> None:
+    """A server that takes the connection and never answers."""
+    from edge_runtime.checks.cameras import ask_child
+    from edge_runtime.settings import CameraSettings
+
+    with listener() as port:
+        camera = CameraSettings(id="net", url=f"http://user:secret@127.0.0.1:{port}/video", stall_s=60)
+        found = ask_child(camera, limit_s=2.0)
+    assert "within 2 s; its process was killed" in found["error"] and "secret" not in found["error"]
+
+
+def test_cameras_of_a_running_edge_are_left_alone(station: Path) -> None:
+    from edge_runtime.run import _only_one
+
+    (station / "state").mkdir()
+    subject = Subject(None, station / "edge.toml")
+    with _only_one(station / "state"):
+        (found,) = check_cameras(subject)
+        assert found.status is Status.OK and "the edge runs and holds it" in found.found
+    (found,) = check_cameras(subject._replace(open_cameras=False))
+    assert "it was not opened, as asked" in found.found
+
+
+def test_host_and_metrics_of_an_edge(station: Path) -> None:
+    config = station / "edge.toml"
+    with listener() as port, listener() as metrics:
+        config.write_text(
+            f'{CONFIG.format(url="synthetic://line")}[host]\nendpoint = "tcp://127.0.0.1:{port}"\n'
+            f'control = "ipc://{station}/nobody"\n[metrics]\nlisten = "127.0.0.1:{metrics}"\ntoken = "none"\n'
+        )
+        found = named(list(network.check_ports(Subject(None, config))))
+    assert found["host"].status is Status.OK
+    assert found["control"].status is Status.WARN and "nobody answers" in found["control"].found
+    assert found["metrics"].status is Status.FAIL and "another `listen`" in found["metrics"].way_out
+    assert found["metrics token"].status is Status.FAIL and "openssl rand" in found["metrics token"].found
+
+
+def test_other_machines_secret_keys_are_noticed(station: Path) -> None:
+    from contract.keys import new_pair
+
+    config, keys = station / "edge.toml", station / "keys"
+    new_pair(keys, "e1")
+    new_pair(keys, "host")
+    config.write_text(config.read_text() + '[host]\nkey = "keys/e1.key_secret"\nserver_key = "keys/host.key"\n')
+    found = named(list(network.check_keys(Subject(None, config))))
+    assert found["keys"].status is Status.OK
+    assert found["other keys"].status is Status.WARN and "host.key_secret" in found["other keys"].found
 
 
 def test_broken_check_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import subprocess
 import sys
 from pathlib import Path
@@ -27,10 +28,11 @@ from edge_runtime.engines import (
     open_engine,
     probe,
 )
-from edge_runtime.engines.base import Engine, GraphSpec
+from edge_runtime.engines.base import SLOTS, Engine, GraphSpec
 from edge_runtime.engines.cuda import Card
 from edge_runtime.engines.golden import check_golden, deviations, golden_tiles
 from edge_runtime.engines.tensorrt import LIBRARIES
+from edge_runtime.engines.worker import Outputs, WorkerEngine
 from edge_runtime.errors import EngineError, ParityError
 from edge_runtime.settings import EdgeSettings
 from tests.bundles import draw_part
@@ -345,6 +347,54 @@ def test_many_parts_come_back_in_order(bundle: Bundle) -> None:
     assert found == [float(engine.infer(part).scores[0]) for part in parts]
 
 
+def test_two_parts_under_way_get_their_own_results_in_order(name: str, bundle: Bundle) -> None:
+    engine, alone = open_engine(name, bundle), open_engine("onnxruntime", bundle)
+    first, second, third = (prepare(part, bundle.manifest.recipe).tiles for part in GOOD[:3])
+    tickets = [engine.start(first), engine.start(second)]
+    assert engine.under_way == SLOTS == 2 and not engine.failing, "who waits has not failed"
+    for refused in (lambda: engine.start(third), lambda: engine.infer(third), engine.prove):
+        with pytest.raises(EngineError, match="under way"):
+            refused()
+    assert engine.under_way == 2 and not engine.failing
+    for ticket, tiles in zip(tickets, (first, second), strict=True):
+        assert select.select([engine], [], [], 30)[0], "whoever waits beside it is woken"
+        np.testing.assert_allclose(engine.finish(ticket).maps, alone.infer(tiles).maps, rtol=1e-4, atol=1e-5)
+        assert engine.reconstruction().shape == tiles.shape
+    assert not select.select([engine], [], [], 0)[0]
+    engine.finish(engine.start(third))
+    engine.start(first)
+    assert engine.reconstruction().any(), "it is still the third's"
+    engine.start(second)
+    with pytest.raises(EngineError, match="no reconstruction"):
+        engine.reconstruction()
+    engine.close()
+
+
+def test_no_part_gets_what_belongs_to_another(bundle: Bundle) -> None:
+    engine = open_engine("onnxruntime", bundle)
+    forgotten, asked = (prepare(part, bundle.manifest.recipe).tiles for part in GOOD[:2])
+    engine.start(forgotten)
+    ticket = engine.start(asked)
+    found = engine.finish(ticket)
+    assert engine.under_way == 0
+    np.testing.assert_array_equal(found.maps, engine.infer(asked).maps)
+    with pytest.raises(EngineError, match=f"no part with ticket {ticket} is under way"):
+        engine.finish(ticket)
+
+
+def test_a_start_that_fails_leaves_what_is_under_way_as_it_was(bundle: Bundle) -> None:
+    engine = open_engine("onnxruntime", bundle)
+    parts = [prepare(part, bundle.manifest.recipe).tiles for part in GOOD[:2]]
+    ticket = engine.start(parts[0])
+    with pytest.raises(EngineError, match="expected uint8"):
+        engine.start(np.zeros((3, 64, 64, 1), np.uint8))
+    assert engine.failing and engine.under_way == 1
+    later = engine.start(parts[1])
+    found = [float(engine.finish(each).scores[0]) for each in (ticket, later)]
+    assert not engine.failing
+    assert found == [float(engine.infer(part).scores[0]) for part in parts]
+
+
 def _with_half(folder: Path, tolerance: float) -> Bundle:
     """The bundle of ``tests.graphs`` with a second graph, its mean image rounded to FP16, as its FP16 graph."""
     tiles = np.concatenate([prepare(part, Recipe()).tiles for part in GOOD])
@@ -371,7 +421,7 @@ def test_an_engine_that_no_longer_computes_as_at_the_start_infers_nothing(
     engine.prove()
     assert not engine.failing
     run = engine._run
-    monkeypatch.setattr(engine, "_run", lambda tiles: (run(tiles)[0] + np.float32(5.0), run(tiles)[1]))
+    monkeypatch.setattr(engine, "_run", lambda tiles: run(tiles)._replace(scores=run(tiles).scores + np.float32(5.0)))
     with pytest.raises(EngineError, match="a grey image scores"):
         engine.prove()
     monkeypatch.setattr(engine, "_run", run)
@@ -417,7 +467,7 @@ def test_an_engine_that_is_lost_infers_nothing_more_and_says_why(
     assert engine.failing and engine.lost == "the card is gone"
 
 
-class Forgetful(Engine):
+class Forgetful(WorkerEngine):
     """A back-end that computes the first tiles of a batch alone."""
 
     name = "forgetful"
@@ -426,14 +476,11 @@ class Forgetful(Engine):
         self._real = engines._kind("onnxruntime")(graph, self.spec)
         return {"score", "map", "reconstruction"}
 
-    def _run(self, tiles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _run(self, tiles: np.ndarray) -> Outputs:
         output = self._real.infer(tiles)
         output.scores[1:] = 0.0
         output.maps[1:] = 0.0
-        return output.scores, output.maps
-
-    def _reconstruction(self) -> np.ndarray:
-        return self._real.reconstruction()
+        return Outputs(*output, self._real.reconstruction())
 
     def describe(self) -> str:
         return "forgetful fp32 cpu"

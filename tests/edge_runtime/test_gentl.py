@@ -258,9 +258,10 @@ def test_each_pulse_is_one_part_and_each_that_gave_no_picture_is_announced(
         waited = time.monotonic() + 1.5  # longer than stall_s: a line that stands still is no fault
         until(lambda: serve() and time.monotonic() > waited, "it waits")
         assert (camera.status().restarts, seen) == (0, []) and camera.status().frame_age_ms < 900
-        for number in range(3):
-            wire.pulse()
-            until(lambda number=number: serve() and len(seen) == number + 1, "its picture")  # type: ignore[misc]
+        wire.pulse(2)  # before there was any frame
+        until(lambda: serve() and len(seen) == 2, "the picture, and what has none")
+        wire.pulse()
+        until(lambda: serve() and len(seen) == 3, "its picture")
         wire.pulse(3)  # faster than it can expose
         until(lambda: serve() and len(seen) == 6, "the picture, and what has none")
         wire.next_is_incomplete()
@@ -268,11 +269,15 @@ def test_each_pulse_is_one_part_and_each_that_gave_no_picture_is_announced(
         until(lambda: serve() and len(seen) == 7, "it is announced")
         wire.pulse()
         until(lambda: serve() and len(seen) == 8, "its picture")
-        lost = {3: never.format(3), 4: never.format(4), 6: "the frame arrived incomplete"}
+        lost = {0: never.format(0), 3: never.format(3), 4: never.format(4), 6: "the frame arrived incomplete"}
         assert seen == [(number, lost.get(number)) for number in range(8)]
         assert camera.status().restarts == 0 and camera.status().skipped == 0
+        unplugged_ns = time.monotonic_ns()
         wire.plug(False)
         until(lambda: serve().status().state == "failed" and "does not answer" in camera.status().detail, "noticed")
+        assert camera._ring.live().frame_ns <= unplugged_ns, (
+            "its gap begins at its last answer, not when it was noticed"
+        )
         until(lambda: serve().status().restarts >= 2, "tried again")
         wire.plug(True)
         until(lambda: serve().status().state == "running", "it is back")
@@ -341,14 +346,43 @@ def test_the_trigger_is_set_and_read_back_and_undone(registers: tuple[GentlCamer
     assert features.get("TriggerMode") == "Off"
 
 
+def test_what_another_program_left_is_undone_or_refused(registers: tuple[GentlCamera, Any]) -> None:
+    camera, _ = registers
+    features = camera._opened()
+    asked = []
+    put = features.set
+
+    def noted(value: Any, *names: str) -> None:
+        asked.append((names[0], value))
+        put(value, *names)
+
+    features.set = noted  # type: ignore[method-assign]
+    camera._set_trigger(features)
+    assert [each for each in asked if each[0] != "TriggerSource"] == [
+        ("AcquisitionMode", "Continuous"),
+        ("TriggerSelector", "AcquisitionStart"), ("TriggerMode", "Off"), ("TriggerMode", "Off"),
+        ("TriggerSelector", "FrameStart"), ("TriggerMode", "Off"),
+    ]  # fmt: skip
+    features.set = lambda value, *names: None  # type: ignore[method-assign, assignment]
+    put("AcquisitionStart", "TriggerSelector")
+    put("On", "TriggerMode")
+    with pytest.raises(CameraError, match=r"TriggerMode of AcquisitionStart asked Off, found On; there are: Off, On"):
+        camera._set_trigger(features)
+    put("Off", "TriggerMode")
+    with pytest.raises(CameraError, match=r"TriggerSelector asked FrameStart, found AcquisitionStart; there are: "):
+        camera._set_trigger(features)
+
+
 def test_a_camera_that_waits_for_its_trigger_is_asked_whether_it_is_there(registers: tuple[GentlCamera, Any]) -> None:
     camera, port = registers
     camera.waits = True
     camera._prove()
+    asked_ns = camera.proven_ns
+    assert asked_ns is not None
     port.plugged = False
-    camera._next_proof_s = 0.0
     with pytest.raises(CameraError, match="does not answer: the cable is out"):
         camera._prove()
+    assert camera.proven_ns == asked_ns, "until then it was there, and no longer"
 
 
 def test_formats_that_are_not_taken_are_named(registers: tuple[GentlCamera, Any]) -> None:
@@ -371,7 +405,10 @@ def test_every_feature_is_a_setting_of_the_contract() -> None:
         ([7, 8, 9, 12, 13], [0, 1, 2, 5, 6]),
         ([65_534, 65_535, 1, 2], [0, 1, 2, 3]),  # GigE Vision leaves 0 out
         ([65_534, 65_535, 0, 1], [0, 1, 2, 3]),
-        ([65_530, 65_535, 3], [0, 5, 8]),
+        ([65_535, 1, 65_530, 3], [0, 1, 65_530, 65_538]),  # known to have 16 bits
+        ([65_535, 0, 65_530, 3], [0, 1, 65_531, 65_540]),
+        ([65_530, 65_535, 3], [0, 5, None]),  # frames lost at the end of 16 bits, or a camera that was reset
+        ([65_535, 1, 65_000, 2000], [0, 1, 65_000, None]),
         ([(1 << 40), (1 << 40) + 2], [0, 2]),
         ([100, 1], [0, None]),  # a camera that was reset
         ([40_000, 1], [0, None]),
@@ -382,6 +419,20 @@ def test_every_feature_is_a_setting_of_the_contract() -> None:
 )
 def test_holes_in_the_count_are_frames_that_never_came(ids: list[int], numbers: list[int | None]) -> None:
     counter = FrameIds()
+    assert [counter.number(each) for each in ids] == numbers
+
+
+@pytest.mark.parametrize(
+    ("ids", "numbers"),
+    [
+        ([0, 1, 3], [0, 1, 3]),
+        ([1, 2, 4], [0, 1, 3]),
+        ([3, 4], [2, 3]),  # two frames of this acquisition never came
+        ([9_000_000, 9_000_001], [0, 1]),  # it counts on from an acquisition before: nobody knows
+    ],
+)
+def test_where_the_count_begins_with_the_acquisition_the_first_hole_shows(ids: list[int], numbers: list[int]) -> None:
+    counter = FrameIds(from_start=True)
     assert [counter.number(each) for each in ids] == numbers
 
 
@@ -429,7 +480,7 @@ def test_what_arrived_incomplete_is_a_frame_that_cannot_be_used(registers: tuple
     assert all(isinstance(frame, BadFrame) and "incomplete" in frame.reason for frame in frames[:3])
     assert camera._monitor.given_back == 3
     camera._monitor = HandMonitor([3])
-    with pytest.raises(CameraError, match="began to count its frames anew"):
+    with pytest.raises(CameraError, match="its count of frames jumped: it was reset"):
         camera.read()
     assert camera._monitor.given_back == 1
 
@@ -443,7 +494,7 @@ def test_a_trigger_needs_a_producer_that_numbers_frames(registers: tuple[GentlCa
     camera._monitor = HandMonitor([None])
     with pytest.raises(CameraError, match="a trigger that was missed would not show"):
         camera.read()
-    port.plugged, camera._next_proof_s = False, 0.0
+    port.plugged = False
     with pytest.raises(CameraError, match="does not answer"):
         camera.read()
 

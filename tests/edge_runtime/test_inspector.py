@@ -70,7 +70,7 @@ def test_gate_runs_before_inference(inspector: Inspector, monkeypatch: pytest.Mo
     def refuse(_: object) -> None:
         raise AssertionError("a refused picture must not be scored")
 
-    monkeypatch.setattr(inspector.engine, "infer", refuse)
+    monkeypatch.setattr(inspector.engine, "start", refuse)
     outcome = inspector.inspect(np.zeros((80, 80), np.uint8))
     assert outcome.verdict is Verdict.NOT_INSPECTED
     assert outcome.score is None and outcome.part is None

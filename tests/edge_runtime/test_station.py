@@ -21,7 +21,8 @@ from contract.bundle import Bundle, open_bundle
 from contract.event import HEADER, Attachment, Gap, Header, Missed, Result, State, Trigger, Verdict
 from edge_runtime.emitter import Emitter
 from edge_runtime.engines import open_engine
-from edge_runtime.engines.base import Engine, EngineOutput
+from edge_runtime.engines.base import Engine
+from edge_runtime.engines.worker import Outputs, WorkerEngine
 from edge_runtime.errors import CardLostError, SpoolError
 from edge_runtime.settings import CameraSettings, EdgeSettings, HostLink, PresenceSettings
 from edge_runtime.spool import Spool
@@ -143,24 +144,23 @@ def test_an_audit_without_pictures_is_refused(start: Callable[..., Run]) -> None
         start(images="none", audit_share=0.02)
 
 
-def failing(engine: Engine, fault: str) -> Engine:
+def failing(engine: WorkerEngine, fault: str) -> Engine:
     """A real engine that works once and then fails, or returns what is no number."""
-    infer, calls = engine.infer, []
+    run, calls = engine._run, []
 
-    def broken(tiles: np.ndarray) -> EngineOutput:
-        scores, maps = infer(tiles)
+    def broken(tiles: np.ndarray) -> Outputs:
         calls.append(1)
         if len(calls) == 1:
-            return EngineOutput(scores, maps)
+            return run(tiles)
         if fault == "raises":
             raise RuntimeError("the card fell off the bus")
-        return EngineOutput(np.full_like(scores, np.nan), maps)
+        return run(tiles)._replace(scores=np.full(1, np.nan, np.float32))
 
-    engine.infer = broken  # type: ignore[method-assign]
+    engine._run = broken  # type: ignore[method-assign]
     return engine
 
 
-@pytest.mark.parametrize(("fault", "reason"), [("raises", "fell off the bus"), ("nan", "not a finite number")])
+@pytest.mark.parametrize(("fault", "reason"), [("raises", "fell off the bus"), ("nan", "are not finite")])
 def test_an_engine_that_fails_gives_no_verdict_but_never_pass(
     start: Callable[..., Run], opened: Bundle, fault: str, reason: str
 ) -> None:
@@ -175,14 +175,14 @@ def test_an_engine_that_fails_gives_no_verdict_but_never_pass(
 
 def test_what_is_later_than_its_deadline_is_not_inspected(start: Callable[..., Run], opened: Bundle) -> None:
     slow = open_engine("onnxruntime", opened)
-    infer = slow.infer
+    run_once = slow._run
     released = threading.Event()
 
-    def wait(tiles: np.ndarray) -> EngineOutput:
+    def wait(tiles: np.ndarray) -> Outputs:
         released.wait(0.08)  # the engine's own slowness
-        return infer(tiles)
+        return run_once(tiles)
 
-    slow.infer = wait  # type: ignore[method-assign]
+    slow._run = wait  # type: ignore[method-assign]
     run = start(slow, deadline_ms=60)
     run.run()
     assert len(run.results) == 6

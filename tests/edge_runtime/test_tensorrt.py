@@ -253,6 +253,43 @@ def test_two_in_flight_come_back_in_order(box: Box, captures: bool) -> None:
         list(engine.infer_many([np.zeros((1, 2, 2, 1), np.uint8)]))
 
 
+@pytest.mark.parametrize(
+    ("captures", "broken"),
+    [
+        (True, "launch"),
+        (True, "record"),
+        (False, "to_device"),
+        (False, "to_host"),
+        (False, "record"),
+    ],
+)
+def test_a_start_that_fails_costs_its_own_part_alone(box: Box, captures: bool, broken: str) -> None:
+    """The second of four starts fails at some call: the others get what is theirs, and nothing is left behind."""
+    box.use(PaperCuda(captures))
+    engine, reference = TensorRtEngine(GRAPH, SPEC), OnnxRuntimeEngine(GRAPH, SPEC)
+    first, second, third, fourth = parts(4)
+    tickets = [engine.start(first)]
+    work = getattr(box.cuda, broken)
+
+    def fail(*given: Any) -> None:
+        if broken == "launch":
+            work(*given)  # some of it is queued before the fault
+        raise EngineError("CUDA: cuLaunch says 2, out of memory")
+
+    box.patch.setattr(box.cuda, broken, fail)
+    with pytest.raises(EngineError, match="out of memory"):
+        engine.start(second)
+    assert engine.failing and box.cuda.queued == [], "what was queued before the fault is done, not left behind"
+    box.patch.setattr(box.cuda, broken, work)
+    tickets.append(engine.start(third))
+    np.testing.assert_array_equal(engine.finish(tickets.pop(0)).maps, reference.infer(first).maps)
+    assert not engine.failing
+    tickets.append(engine.start(fourth))
+    for ticket, tiles in zip(tickets, (third, fourth), strict=True):
+        np.testing.assert_array_equal(engine.finish(ticket).maps, reference.infer(tiles).maps)
+        np.testing.assert_array_equal(engine.reconstruction(), tiles)
+
+
 def test_nothing_is_allocated_for_a_part_and_the_reconstruction_stays_on_the_card(box: Box) -> None:
     engine = TensorRtEngine(GRAPH, SPEC)
     before = box.cuda.allocations

@@ -1,8 +1,8 @@
 /* A GenTL producer before genicam's simulated one: the same cameras, with a trigger input and a count of triggers.
 
    Everything is passed on but the registers of the trigger, the description that names them, the number of a frame and
-   the wait for one: while TriggerMode is On a frame is given only after a pulse, numbered by the pulses so far, so that
-   a second pulse before the frame leaves a hole. Pulses are counted in a file that the test writes:
+   the wait for one: while TriggerMode is On a frame is given only after a pulse, numbered by the pulses since the
+   acquisition began, so that a second pulse before the frame leaves a hole. Pulses are counted in a file that the test writes:
    uint64 pulses, uint64 number of the frame that arrives incomplete (0: none), uint64 unplugged. */
 
 #include <dlfcn.h>
@@ -26,7 +26,7 @@ static const uint64_t REGISTERS = 0xE0000000u, DESCRIPTION = 0xD0000000u;
     DO(DSGetBufferChunkData) DO(DSGetBufferID) DO(DSGetBufferInfoStacked) DO(DSGetBufferPartInfo) \
     DO(DSGetBufferPartInfoStacked) DO(DSGetBufferSegmentInfo) DO(DSGetFlowInfo) DO(DSGetInfo) \
     DO(DSGetNumBufferParts) DO(DSGetNumBufferSegments) DO(DSGetNumFlows) DO(DSGetParentDev) DO(DSQueueBuffer) \
-    DO(DSRevokeBuffer) DO(DSStartAcquisition) DO(DSStopAcquisition) DO(DevClose) DO(DevGetDataStreamID) \
+    DO(DSRevokeBuffer) DO(DSStopAcquisition) DO(DevClose) DO(DevGetDataStreamID) \
     DO(DevGetInfo) DO(DevGetNumDataStreams) DO(DevGetParentIF) DO(DevGetPort) DO(DevOpenDataStream) DO(EventFlush) \
     DO(EventGetDataInfo) DO(EventGetInfo) DO(EventKill) DO(GCCloseLib) DO(GCGetInfo) DO(GCGetLastError) \
     DO(GCGetNumPortURLs) DO(GCGetPortInfo) DO(GCInitLib) DO(GCReadPortStacked) DO(GCUnregisterEvent) \
@@ -44,13 +44,14 @@ static GC_ERROR (*real_write)(void *, uint64_t, const void *, size_t *);
 static GC_ERROR (*real_url)(void *, uint32_t, int32_t, int32_t *, void *, size_t *);
 static GC_ERROR (*real_register)(void *, int32_t, void **);
 static GC_ERROR (*real_data)(void *, void *, size_t *, uint64_t);
+static GC_ERROR (*real_start)(void *, int32_t, uint64_t);
 static GC_ERROR (*real_info)(void *, void *, int32_t, int32_t *, void *, size_t *);
 
 static uint32_t registers[8];
 static char *description;
 static size_t description_size;
 static volatile uint64_t *shared;
-static uint64_t given;
+static uint64_t given, before;
 static void *frames_event, *frames_stream;
 
 __attribute__((constructor)) static void begin(void) {
@@ -67,6 +68,7 @@ __attribute__((constructor)) static void begin(void) {
     *(void **)&real_register = dlsym(library, "GCRegisterEvent");
     *(void **)&real_data = dlsym(library, "EventGetData");
     *(void **)&real_info = dlsym(library, "DSGetBufferInfo");
+    *(void **)&real_start = dlsym(library, "DSStartAcquisition");
     int file = open(getenv("TRIGGERED_DESCRIPTION"), O_RDONLY);
     struct stat status;
     fstat(file, &status);
@@ -155,9 +157,14 @@ GC_ERROR EventGetData(void *event, void *buffer, size_t *size, uint64_t timeout)
     }
 }
 
+GC_ERROR DSStartAcquisition(void *stream, int32_t flags, uint64_t frames) {
+    before = given = shared[0];
+    return real_start(stream, flags, frames);
+}
+
 GC_ERROR DSGetBufferInfo(void *stream, void *buffer, int32_t command, int32_t *type, void *out, size_t *size) {
     if (command == FRAMEID && out != NULL && *size >= 8) {
-        *(uint64_t *)out = given;
+        *(uint64_t *)out = given - before;
         *size = 8;
         *type = TYPE_UINT64;
         return OK;

@@ -239,7 +239,10 @@ def test_a_token_reads_what_its_account_may_and_writes_nothing(site: Site) -> No
     assert bearer(site, engineer).status_code == 200
     assert bearer(site, inspector).status_code == 403
     assert bearer(site, inspector, path="/api/queue").status_code == 200
-    assert bearer(site, engineer, path="/accounts").status_code == 403
+    administrator = site.accounts.make_token("ada", 1, TEST)
+    assert bearer(site, administrator).status_code == 200
+    for page in ("/accounts", "/queue", "/"):  # pages are a person's, whatever the account may
+        assert bearer(site, administrator, path=page).status_code in (303, 401), page
     assert site.browser().post(
         "/api/control", headers={"authorization": f"Bearer {engineer}"}, json={}
     ).status_code in (
@@ -255,6 +258,28 @@ def test_a_token_reads_what_its_account_may_and_writes_nothing(site: Site) -> No
     # A token beside a session's cookie does not lift it beyond what the token may.
     signed_in = site.signed_in("ada")
     assert signed_in.get("/api/parts", headers={"authorization": "Bearer x"}).status_code == 401
+
+
+def test_inspectors_do_not_read_through_the_api_what_is_kept_from_their_pages(site: Site) -> None:
+    dealer = Dealer(site.service.endpoint)
+    for message in audited(1, "drawn"):
+        dealer.send(message)
+    dealer.wait_acked(1, 2, 3)
+    dealer.close()
+    inspector, engineer = site.signed_in("ivan"), site.signed_in("eve")
+    number = engineer.get("/api/queue").json()[0]["id"]
+    told = engineer.get(f"/api/parts/{number}").json()
+    assert told["verdict"] == "PASS" and "score" in told and "header" in told
+    for kept in (inspector.get("/api/queue").json()[0], inspector.get(f"/api/parts/{number}").json()):
+        assert kept["part_id"] == "drawn" and kept["blind"] is True
+        assert not {"verdict", "reason", "score", "threshold", "severity", "audited", "header", "line"} & set(kept)
+    assert {each["role"] for each in kept["attachments"]} == {"image", "reconstruction"}
+    maps = [each["id"] for each in told["attachments"] if each["role"] == "map"]
+    assert [inspector.get(f"/api/attachments/{each}").status_code for each in maps] == [403] * len(maps) != []
+    inspector.post(
+        f"/api/parts/{number}/verdict", json={"decision": "good"}, headers={"x-csrf-token": inspector.token()}
+    )
+    assert inspector.get(f"/api/parts/{number}").json()["verdict"] == "PASS"
 
 
 @pytest.mark.parametrize("change", ["time", "password", "role", "disabled", "ended", "clock back"])

@@ -141,7 +141,7 @@ def test_a_refusal_is_json_too(run: Run) -> None:
 
 
 def test_every_question_has_a_time_and_an_example() -> None:
-    assert set(TIMEOUTS_S) == {"status", "recipe", "stop", "start"}
+    assert set(TIMEOUTS_S) == {"status", "recipe", "stop", "start", "trigger"}
     assert all(f"edge-1 {what}" in HELP for what in TIMEOUTS_S if what != "status")
 
 

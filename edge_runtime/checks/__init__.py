@@ -1,0 +1,1 @@
+"""What `flawline doctor` looks at, a module a topic (before hop 1)."""

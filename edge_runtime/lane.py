@@ -1,0 +1,83 @@
+"""Parts under way through one engine, in order: the next one is prepared while one infers (hops 3 to 5)."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from contract.errors import FlawlineError
+from contract.event import Trigger
+from contract.preprocess import Picture
+from edge_runtime.cutting import CutPart
+from edge_runtime.engines.base import SLOTS
+from edge_runtime.inspector import Begun, Inspector, Outcome, not_inspected
+
+log = logging.getLogger(__name__)
+
+
+class Taken(NamedTuple):
+    """A part that was taken and has no verdict yet.
+
+    ``step``: under way in the engine, or its outcome where that is known already and waits for those before it.
+    ``part``: the cut-out pixels, also view by view; None where there are none. ``cut``: how they were cut.
+    """
+
+    header: Trigger
+    inspector: Inspector
+    part: Picture | None
+    t_taken_ns: int
+    step: Begun | Outcome
+    cut: CutPart | None = None
+
+
+class Lane:
+    """As many parts as the engine has room for, begun and ended in the same order. Belongs to the engine's thread."""
+
+    def __init__(self) -> None:
+        self._parts: deque[Taken] = deque()
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def __iter__(self) -> Iterator[Taken]:
+        return iter(self._parts)
+
+    @property
+    def full(self) -> bool:
+        """Whether the engine takes no further part before one has ended."""
+        return sum(isinstance(taken.step, Begun) for taken in self._parts) >= SLOTS
+
+    def holds(self, camera_id: str) -> bool:
+        """Whether a part of this camera is under way."""
+        return any(taken.header.camera_id == camera_id for taken in self._parts)
+
+    def put(self, taken: Taken) -> None:
+        """Behind all others."""
+        self._parts.append(taken)
+
+    def ready(self) -> bool:
+        """Whether the oldest part can be ended without waiting for long."""
+        if not self._parts:
+            return False
+        oldest = self._parts[0]
+        return isinstance(oldest.step, Outcome) or oldest.inspector.engine.ready()
+
+    def end(self) -> tuple[Taken, Outcome]:
+        """End the oldest part; waits for the engine. Raises nothing."""
+        taken = self._parts.popleft()
+        if isinstance(taken.step, Outcome):
+            return taken, taken.step
+        try:
+            return taken, taken.inspector.end(taken.step)
+        except Exception as error:  # noqa: BLE001 - whatever it was, the part has no verdict
+            return taken, failed(taken.header.part_id, error)
+
+
+def failed(part_id: str, error: Exception) -> Outcome:
+    """What a part comes to that something failed for: NOT_INSPECTED with the reason."""
+    if isinstance(error, FlawlineError):
+        return not_inspected(str(error))
+    log.error("part %s", part_id, exc_info=error)
+    return not_inspected(f"internal error: {type(error).__name__}: {error}")

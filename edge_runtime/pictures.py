@@ -1,0 +1,142 @@
+"""Encodes maps and pictures of parts beside the station, and spools them behind the verdicts (hop 5 to hop 6)."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from contract.decision import ViewMap, map_to_part
+from contract.event import MAX_PARTS, Attachment, PartRef, Result, Verdict, part_ref
+from contract.images import Pixels, encode_png
+from contract.preprocess import Picture
+from edge_runtime.emitter import Emitter
+from edge_runtime.inspector import Inspector, Outcome
+from edge_runtime.settings import EdgeSettings
+from edge_runtime.spool import Draft, Spool
+
+MOST = 32
+"""Parts whose pictures may wait; each holds its pixels."""
+
+STOP_S = 5.0
+STEP_S = 0.05
+
+log = logging.getLogger(__name__)
+
+
+class _Picture(NamedTuple):
+    result: Result
+    part: Picture | None
+    maps: list[ViewMap]
+    reconstruction: dict[str, Pixels]
+
+
+class Pictures:
+    """A thread that no verdict waits for: what it has no time for is dropped and counted."""
+
+    def __init__(self, spool: Spool, emitter: Emitter, settings: EdgeSettings) -> None:
+        self._spool = spool
+        self._emitter = emitter
+        self._images = settings.images
+        self._queue: queue.SimpleQueue[_Picture | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._left = 0
+        self._given_up = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="pictures", daemon=True)
+        self.dropped = 0
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def offer(self, result: Result, outcome: Outcome, part: Picture | None, inspector: Inspector) -> None:
+        """Take what belongs to the verdict given last; where the encoder is behind, it is dropped and counted."""
+        shown = result.verdict is not Verdict.PASS or result.audited
+        wanted = self._images == "all" or (self._images == "flagged" and shown)
+        maps = [] if outcome.part is None else outcome.part.maps
+        if not maps and (part is None or not wanted):
+            return
+        if self._left >= MOST:
+            self._drop(1)
+            return
+        try:
+            reconstruction = inspector.reconstruction() if wanted and maps and shown else {}
+        except Exception:  # the verdict stands; a picture must not end the station
+            self._drop(1)
+            log.exception("pictures of part %s", result.part_id)
+            return
+        with self._lock:
+            self._left += 1
+        self._queue.put(_Picture(result, part if wanted else None, maps, reconstruction))
+
+    def _drop(self, count: int) -> None:
+        with self._lock:
+            self.dropped += count
+
+    def _run(self) -> None:
+        while (picture := self._queue.get()) is not None and not self._given_up.is_set():
+            try:
+                drafts = _attachments(picture)
+                if self._given_up.is_set():
+                    return  # counted already, and the spool may be closed
+                self._spool.append(drafts)
+                self._emitter.wake()
+            except Exception:  # whatever one picture does, the next one is tried
+                self._drop(1)
+                log.exception("pictures of part %s", picture.result.part_id)
+            with self._lock:
+                self._left -= 1
+
+    def stop(self, between: Callable[[], None] = lambda: None) -> None:
+        """Finish what waits, within STOP_S; what is left then is dropped and counted.
+
+        ``between`` is called again and again meanwhile: whoever stops has a heart that must go on beating.
+        """
+        deadline = time.monotonic() + STOP_S
+        self._queue.put(None)
+        while self._thread.is_alive() and time.monotonic() < deadline:
+            self._thread.join(STEP_S)
+            between()
+        if self._thread.is_alive():
+            self._given_up.set()
+            self._drop(self._left)
+            log.warning("%d part(s) without maps and pictures: they were not encoded in time", self._left)
+
+
+def _attachments(picture: _Picture) -> list[Draft]:
+    """Pictures and maps, in as many messages as they need."""
+    result = picture.result
+    held: list[tuple[PartRef, bytes]] = []
+    for role, view, pixels in _pictures_of(picture):
+        data = encode_png(pixels)
+        held.append((part_ref(role, data, view=view, codec="png", shape=pixels.shape), data))
+    for view_map in picture.maps:
+        data = np.ascontiguousarray(view_map.values, dtype="<f2").tobytes()
+        shape, to_part = view_map.values.shape, map_to_part(view_map)
+        made = part_ref("map", data, view=view_map.view, codec="raw", dtype="float16", shape=shape, to_part=to_part)
+        held.append((made, data))
+    drafts = []
+    for at in range(0, len(held), MAX_PARTS):
+        some = held[at : at + MAX_PARTS]
+        header = Attachment(
+            **result.model_dump(include={"edge_id", "spool_id", "seq", "run_id", "part_id"}),
+            t_wall_ns=time.time_ns(),
+            result_seq=result.seq,
+            parts=tuple(reference for reference, _ in some),
+        )
+        drafts.append(Draft(header, tuple(data for _, data in some)))
+    return drafts
+
+
+def _pictures_of(picture: _Picture) -> list[tuple[Literal["image", "reconstruction"], str, Pixels]]:
+    part = picture.part
+    whole: dict[str, Pixels] = {} if part is None else dict(part) if isinstance(part, Mapping) else {"main": part}
+    found: list[tuple[Literal["image", "reconstruction"], str, Pixels]] = [
+        ("image", view, pixels) for view, pixels in whole.items()
+    ]
+    found += [("reconstruction", view, pixels) for view, pixels in picture.reconstruction.items()]
+    return found
