@@ -48,7 +48,7 @@ HOGS = 2
 IDLE_HW = (1024, 1280)
 IDLE = ((1, 10), (1, 25), (4, 10), (4, 25))
 PERCENT = {"p50": 50.0, "p99": 99.0, "p99_9": 99.9, "p99_99": 99.99, "max": 100.0}
-SETTLE_S = 60.0
+SETTLE_S = 300.0  # longest start on a machine that is busy with other things
 ATTACHMENTS_MB = 64
 
 
