@@ -54,7 +54,7 @@ ATTACHMENTS_MB = 64
 
 def main(words: list[str] | None = None) -> int:
     made = parser(__doc__)
-    made.add_argument("--parts", type=int, default=200_000)
+    made.add_argument("--parts", type=int, default=200_000, help="0: idle_cpu alone")
     made.add_argument("--rate", type=float, help="pictures a second; unsaid: --share of what the machine sustains")
     made.add_argument("--share", type=float, default=0.5, help="of what is sustained when more is offered")
     made.add_argument("--probe", type=float, default=15.0, help="seconds of more than can be sustained; 0: none")
@@ -71,6 +71,9 @@ def main(words: list[str] | None = None) -> int:
         idle = [idle_cpu(work, bundle, cameras, fps, options.idle) for cameras, fps in IDLE if options.idle]
         rate = options.rate
         figures: dict[str, Any] = {"question": (__doc__ or "").splitlines()[0], "idle_cpu": idle}
+        if not options.parts:
+            write(options.json, figures, before)
+            return 0
         if options.probe:
             figures["sustained_parts_per_s"] = sustained(work, bundle, options.probe)
             rate = rate or round(options.share * figures["sustained_parts_per_s"], 1)
