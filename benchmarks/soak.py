@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -158,6 +159,13 @@ class Pair:
             return all(camera["frames"] > 0 for camera in cameras)
         return False
 
+    def ended(self) -> bool:
+        """Whether the edge has gone because every picture was given."""
+        with suppress(OSError, ValueError):
+            cameras = fetch_json(self.folder / "edge" / "state.json")["cameras"]
+            return not self.edge.running() and all(camera["state"] == "ended" for camera in cameras)
+        return False
+
     def pids(self) -> dict[str, int]:
         captures = {f"capture{n}": pid for n, pid in enumerate(watching.children(self.edge.pid))}
         return {"host": self.host.pid, "edge": self.edge.pid} | captures
@@ -243,6 +251,8 @@ def soak(folder: Path, bundle: Path, parts: int, rate: float) -> dict[str, Any]:
     sampler = watching.Sampler(max(0.25, parts / rate / watching.MOST_POINTS), pair.pids, pair.files(), pair.parts)
     hogs: list[subprocess.Popen[bytes]] = []
     hogs_since_ns, interrupted = None, False
+    # Either signal ends it in order, also where a shell started it with SIGINT ignored.
+    handlers = {each: signal.signal(each, signal.default_int_handler) for each in (signal.SIGINT, signal.SIGTERM)}
     begun = time.monotonic()
     try:
         until(lambda: pair.seeing() or not pair.running(), "the camera gives frames", SETTLE_S)
@@ -260,11 +270,13 @@ def soak(folder: Path, bundle: Path, parts: int, rate: float) -> dict[str, Any]:
         interrupted = True
     finally:
         took = time.monotonic() - begun
+        for each, handler in handlers.items():
+            signal.signal(each, handler)
         sampler.stop()
         for hog in hogs:
             hog.kill()
             hog.wait()
-        code, resent = pair.edge.code(), received(pair)
+        code, resent, ended = pair.edge.code(), received(pair), pair.ended()
         pair.close()
     figures = {
         "parts": parts,
@@ -275,7 +287,7 @@ def soak(folder: Path, bundle: Path, parts: int, rate: float) -> dict[str, Any]:
         "busy_loops": HOGS,
         "deadline_ms": DEADLINE_MS,
         "latency_ms": latencies(pair, hogs_since_ns),
-        "counts": counts(pair, None if interrupted else parts) | resent,
+        "counts": counts(pair, parts if ended else None) | resent,
         "growth_criterion": watching.CRITERION,
         "growth": sampler.growth(),
         "disk": disk(pair),
