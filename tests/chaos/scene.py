@@ -6,6 +6,7 @@ the sides, a clock that can be set) is put under them as gear; the product knows
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import time
@@ -226,7 +227,8 @@ class Scene:
             self.close()
 
     def end(self) -> Count:
-        """Stop the edge in order, let every deadline pass, and count."""
+        """Let the host have everything, stop the edge in order, let every deadline pass, and count."""
+        self.wait(lambda: self.waiting() == 0, "the host has committed everything", 300.0)
         self.held.update(SIDES)
         code = self.running["edge"].stop()
         assert code == 0, self.told(f"the edge ended with {code}")
@@ -259,6 +261,13 @@ class Scene:
         for side in SIDES:
             with (self.folder / f"{side}.log").open("a") as file:
                 file.write(f"=== {fault}\n")
+
+    def waiting(self) -> int:
+        """Events that the edge keeps for the host, as its heartbeat says; -1 where it says nothing."""
+        try:
+            return int(json.loads((self.folder / "edge" / "state.json").read_text())["spool_rows"])
+        except (OSError, ValueError, KeyError):
+            return -1
 
     def _results(self) -> int:
         try:
