@@ -149,7 +149,8 @@ class Station:
             if self._control is not None:
                 self._pending.extend(self._control.orders())  # behind the parts that were taken before
             self._keep_watch()
-        if any([self._announce(camera) for camera in awake]):
+        news = [self._announce(camera) for camera in awake]
+        if any(news):
             self._pass_over_superseded()
         self._advance()
 
