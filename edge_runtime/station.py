@@ -131,7 +131,7 @@ class Station:
     def _wait(self) -> list[CameraProcess]:
         """Sleep until a camera has something new or a part is inferred, at most IDLE_S; returns those cameras."""
         to_do = self._lane.ready() or self._startable() is not None or (self._pending and not self._lane)
-        watched = [*self._cameras, *([self._judge.engine] if self._lane else [])]
+        watched: list[CameraProcess | Engine] = [*self._cameras, *([self._judge.engine] if self._lane else [])]
         try:
             awake, _, _ = select.select(watched, [], [], 0 if to_do else IDLE_S)
         except InterruptedError:
