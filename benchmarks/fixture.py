@@ -4,7 +4,8 @@
 
 Drawn plates are laid at known places and turns, other ones than the plate whose mark is searched for. ``errors``: the
 distance of the cut's middle from the truth in pixels, and the turn's in degrees, by condition. ``refused``: pictures
-that show no whole part of this product, each of which has to be refused. ``speed_ms``: the median of finding and
+that show no whole part of this product, each of which has to be refused; ``defects``: parts with a defect, none of which
+should be. ``speed_ms``: the median of finding and
 cutting on one core, in processor time; what is searched is the whole frame, or what presence would cut out of it.
 """
 
@@ -21,6 +22,7 @@ from benchmarks.common import machine, parser, write
 from contract.errors import FixtureError
 from contract.fixture import Placer, learnt_limits, make_fixture
 from contract.images import Pixels
+from edge_runtime.synthetic import DEFECTS
 from tests.turned import FRAME_HW, Lie, Turned, anywhere, belt
 
 REGION = (70, 80, 180, 140)
@@ -30,7 +32,7 @@ CONDITIONS: dict[str, dict[str, float]] = {
     "darker, 0.6 times": {"gain": 0.6},
     "brighter, 1.35 times": {"gain": 1.35},
     "noise of 10 grey levels": {"noise": 10.0},
-    "a tenth covered": {"covered": 0.1},
+    "a twentieth covered": {"covered": 0.05},
 }
 SIZES = {"1.3 MP": (1024, 1280), "5 MP": (1944, 2592)}
 PART_OF_FRAME = 0.4  # its width
@@ -119,6 +121,20 @@ def refusals(placer: Placer, parts: Turned, count: int) -> dict[str, dict[str, i
     return found
 
 
+def defects(placer: Placer, count: int) -> dict[str, dict[str, int]]:
+    """Of parts with a defect how many are refused: they are to be rejected by their deviation instead."""
+    random, found = np.random.default_rng(13), {}
+    for kind in DEFECTS:
+        parts, refused = Turned(parts=max(100, count + 2), kind=kind), 0
+        for number in range(1, count + 1):
+            try:
+                placer.place(parts.frame(number, anywhere(random), random))
+            except FixtureError:
+                refused += 1
+        found[kind] = {"pictures": count, "refused": refused}
+    return found
+
+
 def speed(parts: Turned, count: int) -> dict[str, dict[str, float]]:
     """Milliseconds by size of frame."""
     found = {}
@@ -173,6 +189,7 @@ def main() -> None:
         "least_lead": placer.fixture.least_lead,
         "errors": {name: errors(placer, parts, asked.parts, look) for name, look in CONDITIONS.items()},
         "refused": refusals(placer, parts, asked.parts),
+        "defects": defects(placer, asked.parts),
         "speed_ms": speed(parts, asked.rounds),
     }
     write(asked.json, figures, before)

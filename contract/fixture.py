@@ -20,6 +20,8 @@ from contract.template import Found, Matrix, Pose, Template
 FOLDER = "fixture"  # of a data set that was cut by it
 FILE, PICTURE = "fixture.json", "mark.png"
 MAX_FILE_BYTES = 1 << 20
+SCORE_MARGIN = 0.15  # below the lowest score of a good picture, besides half their spread
+LEAD_SHARE = 0.3  # of the smallest lead of a good picture
 SLACK = 0.02  # share of the cut's longer side that may lie outside of the picture
 LEAST_SLACK_PX = 2.0
 ANGLE_SLACK_DEG = 0.5
@@ -218,11 +220,11 @@ def learnt_limits(fixture: Fixture, measures: Sequence[dict[str, float]]) -> Fix
     scores = [each["fixture.score"] for each in measures]
     leads = [each["fixture.lead"] for each in measures]
     defaults = Fixture.model_fields
-    score = min(scores) - 0.1 - 0.5 * (max(scores) - min(scores))
+    score = min(scores) - SCORE_MARGIN - 0.5 * (max(scores) - min(scores))
     return fixture.model_copy(
         update={
             "least_score": round(max(defaults["least_score"].default, score), 4),
-            "least_lead": round(max(defaults["least_lead"].default, 0.3 * min(leads)), 4),
+            "least_lead": round(max(defaults["least_lead"].default, LEAD_SHARE * min(leads)), 4),
             "samples": len(measures),
         }
     )
