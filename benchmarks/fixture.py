@@ -4,9 +4,9 @@
 
 Drawn plates are laid at known places and turns, other ones than the plate whose mark is searched for. ``errors``: the
 distance of the cut's middle from the truth in pixels, and the turn's in degrees, by condition. ``refused``: pictures
-that show no whole part of this product, each of which has to be refused; ``defects``: parts with a defect, none of which
-should be. ``speed_ms``: the median of finding and
-cutting on one core, in processor time; what is searched is the whole frame, or what presence would cut out of it.
+that show no whole part of this product, each of which has to be refused. ``defects``: parts with a defect, none of
+which should be. ``speed_ms``: the median of finding and cutting on one core, in processor time; what is searched is the
+whole frame, or what presence would cut out of it.
 """
 
 from __future__ import annotations
