@@ -194,7 +194,7 @@ class CameraProcess:
         self._slots[trigger_id] = found.slot
         self._taken_by_time += 1
         taken = CapturedTrigger(trigger_id, found.frame_no, found.t_capture_ns, now, None, None)
-        return taken if self.settings.fixture == "region" else self._located(taken, found)
+        return self._located(taken, found) if self.settings.fixture == "foreground" else taken
 
     def _located(self, taken: CapturedTrigger, found: KeptFrame) -> CapturedTrigger:
         """With the largest part of the frame; without one it is lost."""
