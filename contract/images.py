@@ -237,8 +237,8 @@ def _png_ends(data: bytes) -> bool:
     """Whether every chunk up to the last one, IEND, lies within the file."""
     at = len(PNG)
     while at + 12 <= len(data):
-        (length,), kind = struct.unpack_from(">I", data, at), data[at + 4 : at + 8]
-        at += 12 + int(length)
+        kind = data[at + 4 : at + 8]
+        at += 12 + int.from_bytes(data[at : at + 4], "big")
         if kind == b"IEND":
             return at <= len(data)
     return False
