@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-com
 TORCH_FROM := $(if $(TORCH_INDEX),--index-url "$(TORCH_INDEX)")
 DEMO := $(if $(DATA),--data "$(DATA)") $(if $(VIDEO),--video "$(VIDEO)") $(if $(MINUTES),--minutes $(MINUTES))
 
-.PHONY: help install demo test test-long test-gpu check-tensorrt check-pycuda lint clean
+.PHONY: help install demo wheelhouse test test-long test-gpu check-tensorrt check-pycuda lint clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -27,11 +27,14 @@ $(STAMP): pyproject.toml constraints.txt
 
 $(DEV): $(STAMP)
 	@echo "Installing what the tests need ... half a minute"
-	@$(PIP) -e '.[edge,gentl,host,modbus,train,calibrate,dev]'
+	@$(PIP) -e '.[edge,codes,gentl,host,modbus,train,calibrate,dev]'
 	@touch $(DEV)
 
 demo: $(STAMP)  ## train, calibrate and run a whole line; DATA=DIR VIDEO=FILE for your own
 	$(BIN)/flawline demo $(DEMO)
+
+wheelhouse: $(STAMP)  ## all that a box without a network needs; EXTRAS=edge,host OUT=wheelhouse
+	$(BIN)/python deploy/wheelhouse.py --extras "$(or $(EXTRAS),edge)" --out "$(or $(OUT),wheelhouse)"
 
 test: $(DEV)  ## the tests
 	$(BIN)/python -m pytest -m "not long and not gpu"

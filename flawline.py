@@ -21,6 +21,7 @@ COMMANDS = {
     "data": Command("training.data_cli:app", "train", "look at a data folder before a model does"),
     "calibrate": Command("calibration.cli:app", "calibrate", "thresholds and evaluation of a bundle"),
     "bundle": Command("edge_runtime.bundle_cli:app", "edge", "show, validate, release, retire and verify a bundle"),
+    "fixture": Command("edge_runtime.fixture_cli:app", "edge", "find parts by a mark and cut them out upright"),
     "inspect": Command("edge_runtime.inspect_cli:app", "edge", "verdict and picture for image files"),
     "edge": Command("edge_runtime.cli:app", "edge", "run the edge beside the line; build its plans; draw parts"),
     "host": Command("plugin.cli:app", "host", "run the host: store, line outputs, review pages"),

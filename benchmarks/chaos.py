@@ -1,16 +1,25 @@
-"""Kills at every named point of edge, camera and host while parts pass: what became of each part.
+"""Kills at every named point of edge, camera and host, and other faults, while parts pass: what became of each part.
 
 One campaign a point: real processes, a drawn line, a line controller at the registers. The side that died is started
-again at once and killed again at the same point, --kills times; then all points in turn on both sides at once.
+again at once and killed again at the same point, --kills times; then all points in turn on both sides at once; then
+the other faults of tests/chaos/faults.py, --times times each on one line, some of them as root only. Each row is
+written as soon as it is there; --resume goes on behind the rows that FILE holds. A row with ``failed`` says why its
+campaign came to no end; its counts are none.
 
     python -m benchmarks.chaos --kills 25 --json benchmarks/results/chaos.json
-    python -m benchmarks.chaos --kills 25 --only host --json FILE
+    python -m benchmarks.chaos --only "host: power cut" --json FILE --resume
 """
 
 from __future__ import annotations
 
+import argparse
+import json
+import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable, Container, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,47 +27,112 @@ from benchmarks.common import machine, parser, write
 from edge_runtime.draw import draw_dataset
 from flawline import main as flawline
 from tests.bundles import train_small_bundle
-from tests.chaos.campaign import POINTS, Campaign, Count, schedule
+from tests.chaos.campaign import POINTS, Campaign, schedule
+from tests.chaos.faults import FAULTS, absent, forbidden, strike
 
 SECONDS_A_KILL = 60.0
+LONGER = {"host away": 35.0}
+"""Of the faults' own time: minutes."""
+
+Work = Callable[[Path, Path, int], dict[str, Any]]
 
 
 def main() -> int:
     made = parser(__doc__)
-    made.add_argument("--kills", type=int, default=25, help="at each point")
-    made.add_argument("--only", default="", help="points whose name begins so")
+    made.add_argument("--kills", type=int, default=25, help="at each point; 0: only the other faults")
+    made.add_argument("--only", default="", help="points and faults whose name begins so")
+    made.add_argument("--times", type=int, default=5, help="of each fault that is no kill at a point")
     made.add_argument("--seed", type=int, default=1)
+    made.add_argument("--resume", action="store_true", help="keep the rows of FILE that came to an end")
     options = made.parse_args()
     before = machine()
+    rows = kept(options.json) if options.resume else []
     with tempfile.TemporaryDirectory() as folder:
-        rows = list(campaigns(Path(folder), options.kills, options.only, options.seed))
-    write(options.json, {"question": (__doc__ or "").splitlines()[0], "rows": rows}, before)
-    return int(any(row["unaccounted"] or row["duplicates"] or row["false_ok"] for row in rows))
+        for row in campaigns(Path(folder), options, {row["fault"] for row in rows}):
+            rows.append(row)
+            write(options.json, {"question": (__doc__ or "").splitlines()[0], "rows": rows}, before)
+    return int(any("failed" in row or row["unaccounted"] or row["duplicates"] or row["false_ok"] for row in rows))
 
 
-def campaigns(work: Path, kills: int, only: str, seed: int) -> Any:
-    """One row a point, and one of all points in turn."""
+def kept(path: Path) -> list[dict[str, Any]]:
+    """The rows of an earlier run, without those whose campaign failed."""
+    return [row for row in json.loads(path.read_text())["rows"] if "failed" not in row] if path.exists() else []
+
+
+def campaigns(work: Path, options: argparse.Namespace, done: Container[str]) -> Iterator[dict[str, Any]]:
+    """One row for each point and each other fault that is not ``done``."""
     data, bundle = work / "data", work / "bundle"
     draw_dataset("synthetic://line?seed=1", data, 100, 20, 24)
     train_small_bundle(bundle, data)
     if flawline(["calibrate", "thresholds", str(bundle), "--data", str(data)]) != 0:
         raise SystemExit("the bundle could not be calibrated")
-    faults = {name: [name] * kills for name in POINTS if name.startswith(only)}
-    if not only:
-        faults["all points in turn, both sides"] = schedule(len(POINTS) * max(1, kills // 5), seed)
-    for number, (fault, points) in enumerate(faults.items()):
+    works: dict[str, Work] = {}
+    if options.kills:
+        works = {name: partial(kill, points=[name] * options.kills) for name in POINTS}
+        turns = schedule(len(POINTS) * max(1, options.kills // 5), options.seed)
+        works["all points in turn, both sides"] = partial(kill, points=turns)
+    works |= {name: partial(fault, name=name, times=options.times) for name in FAULTS}
+    for number, (name, each) in enumerate(works.items()):
+        if name in done or not name.startswith(options.only):
+            continue
         folder = work / f"campaign{number}"
         folder.mkdir()
-        found = run(folder, bundle, points, seed + number)
-        row = found.row(fault, sum(found.kills.values()))
+        row = run(name, partial(each, folder, bundle, options.seed + number))
         sys.stderr.write(f"{row}\n")
         yield row
 
 
-def run(folder: Path, bundle: Path, points: list[str], seed: int) -> Count:
-    """One campaign; a failure is nothing to go on after."""
-    return Campaign(folder, bundle, points, seed).run(limit_s=SECONDS_A_KILL * len(points))
+def kill(folder: Path, bundle: Path, seed: int, points: list[str]) -> dict[str, Any]:
+    """The account of one line whose sides are killed at these points, one after another."""
+    campaign = Campaign(folder, bundle, points, seed)
+    found = campaign.run(limit_s=SECONDS_A_KILL * len(points))
+    kills = sum(campaign.kills.values())
+    return {"times": kills, "kills": kills, **found._asdict()}
 
+
+def fault(folder: Path, bundle: Path, seed: int, name: str, times: int) -> dict[str, Any]:
+    """The account of one line to which the fault is done so often."""
+    for gear in FAULTS[name].gear:
+        if (program := absent(gear)) is not None:
+            raise RuntimeError(f"{program} is not installed, which the {gear} needs")
+        if (reason := forbidden(gear, folder)) is not None:
+            raise RuntimeError(reason)
+    found, kills = strike(folder, bundle, [name] * times, seed, LONGER.get(name, 1.0))
+    return {"times": times, "kills": kills, **found._asdict()}
+
+
+def run(name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """One row, with the commit that it ran on."""
+    start = time.monotonic()
+    try:
+        row = {"fault": name, **work()}
+    except Exception as error:  # noqa: BLE001 - the other rows are worth having; this one is no result
+        row = {"fault": name, "failed": f"{type(error).__name__}: {error}"[-4000:]}
+    return row | {"seconds": round(time.monotonic() - start, 1), "commit": COMMIT}
+
+
+COLUMNS = ("fault", "times", "kills", "parts", "triggers", "results", "missed", "gap", "unaccounted", "duplicates")
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as docs/chaos.md shows them, with their sum."""
+    names = (*COLUMNS, "false_ok")
+    shown = [[row["fault"], *("failed" if "failed" in row else row[name] for name in names[1:])] for row in rows]
+    sums = ["**all**", *(f"**{sum(row.get(name, 0) for row in rows)}**" for name in names[1:])]
+    head = ["| " + " | ".join(name.replace("_ok", " OK") for name in names) + " |", "|---" * len(names) + "|"]
+    return "\n".join(head + ["| " + " | ".join(map(str, row)) + " |" for row in [*shown, sums]])
+
+
+def commit() -> str | None:
+    """The checked-out commit; ``+`` behind it where files differ from it."""
+    done = subprocess.run(
+        ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"],
+        cwd=Path(__file__).parent, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return done.stdout.strip() or None
+
+
+COMMIT = commit()
 
 if __name__ == "__main__":
     sys.exit(main())

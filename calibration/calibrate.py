@@ -14,7 +14,7 @@ from calibration import conformal
 from calibration.costs import Limits
 from calibration.defects import find_defects
 from calibration.folds import open_folds
-from calibration.holdout import Copies, HeldOut, hold_out, pattern_of
+from calibration.holdout import Copies, HeldOut, hold_out, pattern_of, refuse_other_fixture
 from calibration.levels import LEAST_PARTS, Levels, find_levels, grids_of, try_levels
 from calibration.looks import record
 from calibration.methods import (
@@ -37,10 +37,11 @@ from contract.bundle import Bundle, Manifest, Precision, open_bundle, put_files
 from contract.dataset import Sample, load_dataset
 from contract.decision import ViewMap
 from contract.errors import ConfigError
+from contract.fixture import fixture_of_data
 from contract.images import Pixels, read_image
 from contract.places import Floats, Located
 from contract.preprocess import prepare
-from contract.recipe import QualityBounds, Thresholds
+from contract.recipe import Fixture, QualityBounds, Thresholds
 from edge_runtime.engines import open_engine
 from edge_runtime.engines.golden import check_golden
 from edge_runtime.inspector import Inspector
@@ -89,6 +90,7 @@ class Proposal(NamedTuple):
     quality: QualityBounds
     measured: Measured
     chosen_by_defects: bool
+    fixture: Fixture | None = None
 
 
 def threads() -> int:
@@ -113,6 +115,7 @@ def propose(
     """
     chooses = check(rates, choice).needs_defects or choice.costs is not None
     bundle = without_places(open_bundle(folder))
+    refuse_other_fixture(bundle, data)
     dataset = load_dataset(data, pattern_of(bundle, pattern))
     held = hold_out(bundle, dataset)
     folds = open_folds(bundle, choice.folds, dataset)
@@ -133,7 +136,15 @@ def propose(
         more_groups=[sample.group for _, parts in folds for sample in parts.unseen],
     )
     thresholds = thresholds_from(measured, rates, choice, looked)
-    return Proposal(bundle, thresholds, bounds_from(measured.pictures), measured, bool(defects) and chooses)
+    cut_by = fixture_of_data(data)
+    return Proposal(
+        bundle,
+        thresholds,
+        bounds_from(measured.pictures),
+        measured,
+        bool(defects) and chooses,
+        None if cut_by is None else cut_by.fixture,
+    )
 
 
 def _refuse_unreviewed(places: Located | None, rates: Rates, choice: Choice) -> None:
@@ -296,6 +307,7 @@ def write(found: Proposal) -> Path:
         | place_files(bundle, places, {} if levels is None else levels.views),
         thresholds=thresholds,
         quality=found.quality,
+        fixture=found.fixture,
         places=None if places is None else places.places,
         pictures=sizes_of(measured.pictures),
         metrics={

@@ -16,7 +16,7 @@ import numpy as np
 
 from calibration.errors import CalibrationError
 from calibration.evaluate import GOOD, Evaluation, Seen, evaluated, look, open_inspector
-from calibration.holdout import hold_out, pattern_of
+from calibration.holdout import hold_out, pattern_of, refuse_other_fixture
 from calibration.implant import KINDS, Region, implant
 from calibration.pod import LEAST_DEFECTS, Bin, Pod, fit
 from calibration.progress import steps
@@ -118,6 +118,7 @@ def measure(
     bundle = open_bundle(folder)
     if bundle.manifest.thresholds is None:
         raise CalibrationError(f"{folder}: has no thresholds; run `flawline calibrate thresholds {folder}` first")
+    refuse_other_fixture(bundle, data)
     dataset = load_dataset(data, pattern_of(bundle, pattern))
     if not dataset.test and implants is None and repeats is None:
         raise CalibrationError(

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from calibration.by_part import kept, rate_of_images
 from calibration.calibrate import threads
 from calibration.errors import CalibrationError
-from calibration.holdout import pattern_of
+from calibration.holdout import pattern_of, refuse_other_fixture
 from calibration.looks import LOOKS, append_look
 from calibration.metrics import DEFECTIVE_FROM, escapes_at, localization, ranking, resize_mask, scale_down
 from calibration.progress import steps
@@ -73,6 +73,7 @@ def evaluate(
 ) -> Evaluation:
     """Inspect every test image of ``data`` as the line would. Raises CalibrationError where there are none."""
     bundle = open_bundle(folder)
+    refuse_other_fixture(bundle, data)
     dataset = load_dataset(data, pattern_of(bundle, pattern))
     if not dataset.test:
         raise CalibrationError(f"{data}: no test images; expected {data}/test/good and {data}/test/<defect>")

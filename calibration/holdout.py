@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from typing import NamedTuple
 
 from calibration.errors import CalibrationError
 from contract.bundle import ROLE_DATA, Bundle
 from contract.dataset import Dataset, Sample, sha256_of_image
 from contract.errors import BundleError
+from contract.fixture import fixture_of_data, placer_of, same_fixture
 from contract.images import Pixels
 
 SEEN_SPLITS = ("fit", "validation")
@@ -32,6 +34,20 @@ def pattern_of(bundle: Bundle, asked: str | None) -> str | None:
     Told apart otherwise, several pictures of one part would count as several parts, and no rate would hold.
     """
     return asked or bundle.manifest.training.get("settings", {}).get("group_pattern")
+
+
+def refuse_other_fixture(bundle: Bundle, data: Path) -> None:
+    """Raise CalibrationError where the pictures of ``data`` were cut otherwise than the line will cut them."""
+    own, other = placer_of(bundle), fixture_of_data(data)
+    if same_fixture(own, other):
+        return
+    found = "no fixture" if other is None else "a fixture"
+    if own is None:
+        held, way_out = "the bundle has none", "train it on pictures that were cut by it"
+    else:
+        held = "the bundle has one" if other is None else "the bundle has another one"
+        way_out = f"cut them by the bundle's own: flawline fixture cut {bundle.root} --data DIR --out DIR"
+    raise CalibrationError(f"{data}: its pictures were cut by {found}, and {held}: {way_out}")
 
 
 def training_hashes(bundle: Bundle) -> frozenset[str]:

@@ -19,7 +19,7 @@ from calibration.agreement import MOST_FLIPS, Agreement, Scored, Scores, agreeme
 from calibration.calibrate import threads, without_limits
 from calibration.conformal import require, threshold
 from calibration.errors import CalibrationError
-from calibration.holdout import hold_out, pattern_of
+from calibration.holdout import hold_out, pattern_of, refuse_other_fixture
 from calibration.looks import record
 from calibration.progress import steps
 from calibration.qdq import Ranges, layers_of, measure_ranges, quantize
@@ -149,6 +149,7 @@ def make_int8(
     bundle = open_bundle(folder)
     limits = bundle.manifest.thresholds
     rate = rate or (None if limits is None else limits.false_reject_rate) or 0.05
+    refuse_other_fixture(bundle, data)
     dataset = load_dataset(data, pattern_of(bundle, pattern))
     parts = share_out(bundle, dataset, rate)
     choice = choose(bundle, read_parts(bundle, spread(parts.choosing, MOST_CHOOSING)))

@@ -24,7 +24,9 @@ from calibration.evaluate import open_inspector
 from calibration.progress import steps
 from contract.bundle import Bundle, Precision, write_atomic
 from contract.camera import controls_of
+from contract.errors import FixtureError
 from contract.event import Verdict
+from contract.fixture import Placer, placer_of
 from contract.images import encode_png, read_image, to_channels
 from contract.recipe import Thresholds
 from contract.stats import Rate, rate, rate_fields
@@ -324,17 +326,22 @@ def judge(bundle: Bundle, out: Path, engine: str = "auto", precision: Precision 
         )
     proven = open_inspector(bundle, engine, precision)
     inspector = Inspector(bundle, proven.engine, frozen_check=bool(about.get("live")))
+    placer = placer_of(bundle)
     verdicts: dict[int, list[tuple[Verdict, float | None]]] = {}
     for shot in steps(shots, "inspecting repeats"):
-        verdicts.setdefault(shot.part, []).append(_inspect(inspector, out, shot))
+        verdicts.setdefault(shot.part, []).append(_inspect(inspector, placer, out, shot))
     parts = [_part(part, found) for part, found in verdicts.items()]
     return summed_up(about, proven.engine.describe(), parts, thresholds)
 
 
-def _inspect(inspector: Inspector, out: Path, shot: Shot) -> tuple[Verdict, float | None]:
+def _inspect(inspector: Inspector, placer: Placer | None, out: Path, shot: Shot) -> tuple[Verdict, float | None]:
     if shot.lost:
         return Verdict.NOT_INSPECTED, None
     part = read_image(picture_path(out, shot.part, shot.repeat), inspector.bundle.manifest.recipe.channels)
+    try:
+        part = part if placer is None else placer.place(part).pixels
+    except FixtureError:
+        return Verdict.NOT_INSPECTED, None
     outcome = inspector.inspect(part)
     return outcome.verdict, outcome.score
 

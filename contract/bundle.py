@@ -16,7 +16,7 @@ from pydantic import Field
 from contract.camera import CameraControls
 from contract.config import Strict, validate
 from contract.errors import BundleError, ConfigError
-from contract.recipe import Places, QualityBounds, Recipe, Thresholds
+from contract.recipe import Fixture, Places, QualityBounds, Recipe, Thresholds
 from contract.release import MAX_STEPS, State, Step, digest_of, draft, refuse_unreleased, sign, state_of
 from contract.signing import SigningPair, Trusted
 
@@ -28,6 +28,7 @@ ROLE_GRAPH = "graph.fp32"
 ROLE_GRAPH_FP16 = "graph.fp16"
 ROLE_GRAPH_INT8 = "graph.int8"
 ROLE_DATA = "data"
+ROLE_FIXTURE = "fixture"  # the picture of the mark by which a part is found
 # What a calibration knows of places, one file a view, by the view's index: `level.0`
 ROLE_LEVEL = "level"
 ROLE_MASK = "mask"
@@ -132,6 +133,7 @@ class Manifest(Strict):
     thresholds: Thresholds | None = None
     quality: QualityBounds | None = None
     places: Places | None = None
+    fixture: Fixture | None = None
     pictures: PictureSizes | None = Field(None, description="set with the thresholds")
     cameras: dict[str, CameraControls] = Field(default_factory=dict, max_length=64, description="by id, or `any`")
     history: list[Step] = Field(default_factory=list, max_length=MAX_STEPS, description="of its state; only added to")
@@ -146,12 +148,14 @@ class Manifest(Strict):
         return {role: entry for role, entry in self.files.items() if role.partition(".")[0] in PLACE_ROLES}
 
     def calibration_id(self) -> str | None:
-        """Short hash of thresholds, quality bounds and what is known of places: changes whenever a verdict could."""
+        """Short hash of thresholds, quality bounds, places and fixture: changes whenever a verdict could."""
         if self.thresholds is None or self.quality is None:
             return None
         parts = [self.thresholds.model_dump_json(), self.quality.model_dump_json()]
         parts += [] if self.places is None else [self.places.model_dump_json()]
         parts += [f"{role} {entry.sha256}" for role, entry in sorted(self.place_files().items())]
+        if self.fixture is not None:
+            parts += [self.fixture.model_dump_json(), self.files[ROLE_FIXTURE].sha256]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
@@ -197,6 +201,8 @@ def open_bundle(folder: Path) -> Bundle:
     for role in (ROLE_GRAPH, ROLE_DATA, manifest.golden.role):
         if role not in manifest.files:
             raise BundleError(f"{folder}: the bundle has no file of role {role!r}; train it again")
+    if manifest.fixture is not None and ROLE_FIXTURE not in manifest.files:
+        raise BundleError(f"{folder}: the bundle has a fixture and no file of role {ROLE_FIXTURE!r}; train it again")
     return Bundle(folder, manifest, _content_of(raw), data == _as_signed(raw))
 
 

@@ -33,8 +33,9 @@ def load_toml(path: Path, model: type[Model]) -> Model:
         raise ConfigError(f"{path}: {len(raw)} bytes, expected a TOML file of at most {MAX_CONFIG_BYTES}")
     try:
         data = tomllib.loads(raw.decode("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    except (ValueError, RecursionError) as error:  # ValueError: no TOML, no UTF-8, or a number of too many digits
+        reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise ConfigError(f"{path}: not valid TOML: {reason}") from error
     return validate(model, data, str(path))
 
 
@@ -57,10 +58,17 @@ def describe(error: ValidationError, model: type[BaseModel], source: str) -> lis
             text = "required, but missing"
         else:
             # Of a whole section the message itself says what was found; all its keys would bury that.
-            found = "" if isinstance(problem["input"], dict) else f" (found {problem['input']!r:.80})"
+            found = "" if isinstance(problem["input"], dict) else f" (found {_shown(problem['input'])})"
             text = f"{problem['msg']}{found}"
         lines.append(f"{source}: at `{path}`: {text}")
     return lines
+
+
+def _shown(value: Any) -> str:
+    try:
+        return f"{value!r:.80}"
+    except ValueError:  # Python writes no number of so many digits
+        return "a number of thousands of digits"
 
 
 def _nearest(name: str, known: list[str]) -> str:

@@ -5,6 +5,7 @@ FlawlineError
 ├── BundleError    a bundle folder: missing, changed, foreign or not calibrated
 ├── DatasetError   a folder of images
 ├── ImageError     one image or frame
+│   └── FixtureError   one in which a part is not found where and as it should be
 ├── KeyFileError   a CURVE key file that is missing, readable by others or damaged
 └── EventError     a message on the wire or a row in a spool
 """
@@ -32,6 +33,17 @@ class DatasetError(FlawlineError):
 
 class ImageError(FlawlineError):
     """An image or a frame cannot be read or does not fit the recipe."""
+
+
+class FixtureError(ImageError):
+    """A part is not found in a picture, or not surely enough to be cut out.
+
+    ``measures`` are those of the best place, keyed as in the event's ``quality``; empty where there is none.
+    """
+
+    def __init__(self, message: str, measures: dict[str, float] | None = None) -> None:
+        super().__init__(message)
+        self.measures = measures or {}
 
 
 class KeyFileError(FlawlineError):

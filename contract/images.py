@@ -239,15 +239,20 @@ def _jpeg_ends(data: bytes) -> bool:
 
 
 def _tiff_size(data: bytes) -> tuple[int, int] | None:
-    """Tags 256 and 257 of the first directory, 16 or 32 bits wide."""
+    """Tags 256 and 257 of the first directory, 16 or 32 bits wide.
+
+    None where one stands twice or is of another kind: a decoder would take the first, or read what we do not.
+    """
     order = "<" if data[:2] == b"II" else ">"
     (start,) = struct.unpack_from(f"{order}I", data, 4)
     (entries,) = struct.unpack_from(f"{order}H", data, start)
     found: dict[int, int] = {}
     for index in range(entries):
         at = start + 2 + 12 * index
-        tag, kind = struct.unpack_from(f"{order}HH", data, at)
+        tag, kind, count = struct.unpack_from(f"{order}HHI", data, at)
         if tag in (256, 257):
+            if tag in found or kind not in (3, 4) or count != 1:
+                return None
             (found[tag],) = struct.unpack_from(f"{order}{'H' if kind == 3 else 'I'}", data, at + 8)
     return (found[256], found[257]) if len(found) == 2 else None
 

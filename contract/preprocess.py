@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from contract.errors import BundleError, ImageError
 from contract.images import Pixels
 from contract.recipe import QualityBounds, Recipe, View
+from contract.shrink import shrink
 
 SHARPNESS = ("focus_x", "focus_y", "detail_x", "detail_y", "edge_x", "edge_y")
 MEASURES = ("mean", "contrast", "dark", "saturated", *SHARPNESS, "aspect", "likeness")
@@ -64,8 +65,8 @@ def prepare(part: Picture, recipe: Recipe, neutralise: Neutralise | None = None)
     returns.
 
     ``part``: uint8 [H, W] or RGB [H, W, 3], as the recipe's channels say, or one for each view. Shrinking averages
-    areas (``INTER_AREA``), enlarging is linear. Raises ImageError where the channels differ, the part is under 2 px, or
-    a view has no picture.
+    areas, enlarging is linear. Raises ImageError where the channels differ, the part is under 2 px, or a view has no
+    picture.
     """
     for picture in part.values() if isinstance(part, Mapping) else (part,):
         _check(picture, recipe)
@@ -104,7 +105,7 @@ def _canvas(part: Pixels, view: View, recipe: Recipe) -> Pixels:
     # Each side that shrinks is averaged, for itself: picked out of a long thin part, lines would vanish between pixels.
     shrunk = (min(width, target_w), min(height, target_h))
     if shrunk != (width, height):
-        region = np.asarray(cv2.resize(region, shrunk, interpolation=cv2.INTER_AREA), np.uint8)
+        region = shrink(region, *shrunk)
     if shrunk != (target_w, target_h):
         region = np.asarray(cv2.resize(region, (target_w, target_h), interpolation=cv2.INTER_LINEAR), np.uint8)
     return region

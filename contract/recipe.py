@@ -194,6 +194,23 @@ class Places(Strict):
         return self
 
 
+class Fixture(Strict):
+    """How a part is found by a mark and cut out upright; the mark's picture is the bundle's file of role ``fixture``.
+
+    ``least_score`` and ``least_lead`` are learnt from the good pictures of a data set (``samples`` of them).
+    """
+
+    cut_px: tuple[Annotated[int, Field(ge=8, le=16384)], Annotated[int, Field(ge=8, le=16384)]] = Field(
+        description="width and height of the cut-out part"
+    )
+    mark_px: tuple[int, int, int, int] = Field(description="x, y, width, height in pixels of the cut-out part")
+    max_angle_deg: float = Field(180.0, ge=0, le=180, description="turned by at most so much, either way")
+    scale_play: float = Field(0.03, ge=0, le=0.2, description="share by which the scale may differ")
+    least_score: float = Field(0.5, ge=0.3, le=1, description="normalised correlation with the mark, at most 1")
+    least_lead: float = Field(0.05, ge=0.01, le=1, description="of the best place's score over the next one's")
+    samples: int = Field(0, ge=0, description="good pictures that the limits rest on; 0: none, they are the defaults")
+
+
 LATER_FIELDS = ("promise", "confidence", "region_level")
 
 

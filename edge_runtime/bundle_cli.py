@@ -61,6 +61,9 @@ def show(bundle: Folder) -> None:
     typer.echo(f"content      {opened.content[:16]}")
     typer.echo(f"model        {manifest.model.name}, sha256 {opened.model_sha256[:16]}")
     typer.echo(f"calibration  {manifest.calibration_id() or 'none'}")
+    if (fixture := manifest.fixture) is not None:
+        size = f"{fixture.cut_px[0]} x {fixture.cut_px[1]} px, turned by at most {fixture.max_angle_deg:g} degrees"
+        typer.echo(f"fixture      {size}, score at least {fixture.least_score:g} (of {fixture.samples} pictures)")
     for name, controls in manifest.cameras.items():
         typer.echo(f"camera {name:<6}{_listed(controls)}")
     for step in manifest.history:

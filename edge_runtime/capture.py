@@ -33,6 +33,7 @@ from edge_runtime.cameras import make_camera
 from edge_runtime.cameras.base import BadFrame, Camera, CameraFrame, forget_playhead
 from edge_runtime.clock import boot_id
 from edge_runtime.errors import CameraError, RingError
+from edge_runtime.glimpse import Glimpse
 from edge_runtime.presence import Lost, Outcome, Tracker
 from edge_runtime.ring import ChildState, Live, Record, Ring
 from edge_runtime.settings import CameraSettings
@@ -41,6 +42,7 @@ from edge_runtime.wanted import KeptFrame, Wanted
 START_S = 15.0  # longest time from the start of a child to its first sign of life
 FIRST_RETRY_S, LAST_RETRY_S = 0.1, 5.0
 HEALTHY_S = 10.0  # a child that lived so long starts the back-off anew
+GONE_S = 0.5  # longest wait for the end of a child that was killed: a driver may hold it in the kernel
 FROZEN_AFTER = 5  # equal frames in a row from a live camera until it counts as frozen
 OVERRUN = "overrun: every slot holds a part that is not inspected yet"
 MEMORY = 8  # parts taken last that outlive the edge's process
@@ -49,6 +51,7 @@ MISSED_MOST = 256  # pictures that a hardware trigger missed are announced one b
 LEARN_S = 5.0  # a camera's rate is learnt from its first so many seconds
 SLOW_S = 2.0  # and compared over so many
 SLOW_SHARE = 0.5  # a camera under this share of its rate is slow
+SEARCH_PX = 8  # around the part that presence found, for the fixture to find it in
 PAUSE_S = 0.5  # a live camera silent for so long has missed frames, whatever their numbers say
 
 log = logging.getLogger(__name__)
@@ -109,12 +112,14 @@ class CameraProcess:
         resumed: bool = True,
         after_stop: bool = False,
         controls: CameraControls | None = None,
+        glimpse: Glimpse | None = None,
     ) -> None:
         """``resumed``: the last run was cut short, so that a recording goes on where real time is, and a part that
         was taken then and is still in view is not taken again. False: begin anew. ``after_stop``: the last run was
         stopped in order, so that what stands in a live camera's view may have its verdict already. ``controls``: what
-        the camera must be set to, and say that it is, before it gives frames."""
+        the camera must be set to, and say that it is, before it gives frames. ``glimpse``: for who watches."""
         self.settings = settings
+        self._glimpse = glimpse
         self._controls = controls
         self._controls_ns = 0
         self._state_dir = state_dir
@@ -128,6 +133,7 @@ class CameraProcess:
         self._restarts = 0
         self._retry_s = FIRST_RETRY_S
         self._started_at = 0.0
+        self._dying: str | None = None  # why the child was killed, while the kernel does not let it go
         self._next_start: float | None = None
         self._stopped = False
         self._trouble = ""
@@ -191,7 +197,7 @@ class CameraProcess:
         self._slots[trigger_id] = found.slot
         self._taken_by_time += 1
         taken = CapturedTrigger(trigger_id, found.frame_no, found.t_capture_ns, now, None, None)
-        return taken if self.settings.fixture == "region" else self._located(taken, found)
+        return self._located(taken, found) if self.settings.fixture == "foreground" else taken
 
     def _located(self, taken: CapturedTrigger, found: KeptFrame) -> CapturedTrigger:
         """With the largest part of the frame; without one it is lost."""
@@ -207,10 +213,10 @@ class CameraProcess:
         """Whether each further frame makes this object readable, as a trigger does."""
         self._ring.await_frames(awaited)
 
-    def cut(self, trigger: CapturedTrigger) -> tuple[Pixels, PixelFormat]:
+    def cut(self, trigger: CapturedTrigger, region: Box | None = None) -> tuple[Pixels, PixelFormat]:
         """An own copy of the part's pixels: the fixed region, or the box with the margin around it.
 
-        Raises RingError where there is no picture (any more).
+        ``region``: what of the frame to give instead. Raises RingError where there is no picture (any more).
         """
         slot = self._slots.get(trigger.trigger_id)
         if trigger.t_capture_ns < self._controls_ns:
@@ -221,12 +227,22 @@ class CameraProcess:
         if slot is None or trigger.lost is not None:
             reason = trigger.lost or "its frame has been released"
             raise RingError(f"camera {self.settings.id}: trigger {trigger.trigger_id} has no picture: {reason}")
-        return self._ring.read(slot, self._cut_box(trigger, slot))
+        return self._ring.read(slot, self._cut_box(trigger, slot, region))
 
-    def _cut_box(self, trigger: CapturedTrigger, slot: int) -> Box | None:
+    def origin(self, trigger: CapturedTrigger) -> tuple[int, int]:
+        """Where in the frame the part's pixels begin (x, y), as ``cut`` gives them; (0, 0) where it has no picture."""
+        slot = self._slots.get(trigger.trigger_id)
+        box = None if slot is None else self._cut_box(trigger, slot)
+        return (0, 0) if box is None else (box.x, box.y)
+
+    def _cut_box(self, trigger: CapturedTrigger, slot: int, region: Box | None = None) -> Box | None:
         header = self._ring.slot(slot)
-        if self.settings.fixture == "region" and self.settings.region is not None:
-            box = Box(*self.settings.region)
+        fixture, margin_px = self.settings.fixture, self.settings.presence.margin_px
+        if region is None and self.settings.region is not None:
+            fixed = fixture == "region" or (fixture == "template" and trigger.box is None)
+            region = Box(*self.settings.region) if fixed else None
+        if region is not None:
+            box = region
             if box.x < 0 or box.y < 0 or box.x + box.w > header.width or box.y + box.h > header.height:
                 raise RingError(
                     f"camera {self.settings.id}: region {tuple(box)} leaves the frame of {header.width} x "
@@ -235,7 +251,9 @@ class CameraProcess:
             return box
         if trigger.box is None:
             return None
-        return Box(*trigger.box).padded(self.settings.presence.margin_px, (header.height, header.width))
+        if fixture == "template":
+            margin_px = max(margin_px, SEARCH_PX)
+        return Box(*trigger.box).padded(margin_px, (header.height, header.width))
 
     def release(self, trigger: CapturedTrigger) -> None:
         """The trigger is dealt with; its frame may go. A second time does nothing."""
@@ -280,14 +298,18 @@ class CameraProcess:
         self._state_dir.mkdir(parents=True, exist_ok=True)
         self._ring.set_live(self._ring.live()._replace(alive_ns=0, state=ChildState.STARTING))
         ring_fd, wake_fd = self._ring.fd, self._wake_write
-        code = f"from edge_runtime.capture import child_main; child_main({ring_fd}, {wake_fd})"
+        glimpse_fd = -1 if self._glimpse is None else self._glimpse.fd
+        code = f"from edge_runtime.capture import child_main; child_main({ring_fd}, {wake_fd}, {glimpse_fd})"
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
             "OPENCV_FFMPEG_LOGLEVEL": os.environ.get("OPENCV_FFMPEG_LOGLEVEL", "-8"),  # it logs whole addresses
             "OPENCV_LOG_LEVEL": os.environ.get("OPENCV_LOG_LEVEL", "SILENT"),
         }
         self._child = subprocess.Popen(
-            [sys.executable, "-c", code], stdin=subprocess.PIPE, pass_fds=(ring_fd, wake_fd), env=environment
+            [sys.executable, "-c", code],
+            stdin=subprocess.PIPE,
+            pass_fds=[fd for fd in (ring_fd, wake_fd, glimpse_fd) if fd >= 0],
+            env=environment,
         )
         self._started_at, self._next_start = time.monotonic(), None
         order = ChildOrder(
@@ -316,11 +338,24 @@ class CameraProcess:
             return
         code = self._child.poll()
         if code is not None:
-            self._bury(f"the capture process ended with {_exit_words(code)}")
-        elif self._silent():
-            self._child.kill()
-            self._child.wait()
-            self._bury(f"no frame for {self.settings.stall_s:g} s: the capture process was replaced")
+            self._bury(self._dying or f"the capture process ended with {_exit_words(code)}")
+        elif self._dying is None and self._silent():
+            reason = f"no frame for {self.settings.stall_s:g} s: the capture process was replaced"
+            if self._kill(self._child, reason):
+                self._bury(reason)
+
+    def _kill(self, child: subprocess.Popen[bytes], reason: str) -> bool:
+        """Whether the killed child has ended. One that hangs in a driver never runs again, but ends when that lets go;
+        until then it has no successor, which could not open the camera either, and nothing else waits for it."""
+        child.kill()
+        try:
+            child.wait(GONE_S)
+        except subprocess.TimeoutExpired:
+            self._dying = reason
+            self._ring.set_detail(f"{reason}; it was killed and a driver does not let it end")
+            self._ring.set_live(self._ring.live()._replace(state=ChildState.FAILED))
+            return False
+        return True
 
     def hold_to(self, controls: CameraControls | None) -> None:
         """Go on with other camera settings: where they differ the child is replaced, and the new one reads them back.
@@ -331,13 +366,13 @@ class CameraProcess:
             return
         self._controls = controls
         replaced = self._child is not None and self._ring.live().state != ChildState.ENDED
+        reason, gone = "the camera settings of another recipe are being set", True
         if self._child is not None and replaced:
-            self._child.kill()
-            self._child.wait()
+            gone = self._kill(self._child, reason)
             self._ring.set_live(self._ring.live()._replace(learnt_mhz=0))  # another exposure gives another rate
         self._controls_ns = time.monotonic_ns()  # only now can no picture of the old settings follow
-        if replaced:
-            self._bury("the camera settings of another recipe are being set")
+        if replaced and gone:
+            self._bury(reason)
         if self._next_start is not None:
             self._next_start = time.monotonic()
 
@@ -354,7 +389,7 @@ class CameraProcess:
         if self._child is not None and self._child.stdin is not None:
             with contextlib.suppress(BrokenPipeError):
                 self._child.stdin.close()
-        self._child = None
+        self._child = self._dying = None
         self._ring.reclaim()
         live = self._ring.live()
         if live.state == ChildState.ENDED:
@@ -376,13 +411,16 @@ class CameraProcess:
         try:
             child.wait(2.0)
         except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
+            if not self._kill(child, "it did not stop when it was told to"):
+                log.warning("camera %s: %s", self.settings.id, self._ring.detail())
         if child.stdin is not None:
             with contextlib.suppress(BrokenPipeError):
                 child.stdin.close()
-        self._child = None
-        self._ring.reclaim()
+        self._child = self._dying = None
+        try:
+            self._ring.reclaim()
+        except RingError as error:  # held by a child that does not end; what was announced can still be fetched
+            self._trouble = str(error)
 
     def stop(self, forget: bool = True) -> None:
         """The child ends and the memory goes. ``forget``: a clean stop, a recording begins anew next time."""
@@ -458,7 +496,7 @@ def _exit_words(code: int) -> str:
 # The child -----------------------------------------------------------------------------------------------------------
 
 
-def child_main(ring_fd: int, wake_fd: int) -> None:
+def child_main(ring_fd: int, wake_fd: int, glimpse_fd: int = -1) -> None:
     """A capture process from its beginning to its end; never returns."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the supervisor says when to stop
@@ -475,7 +513,8 @@ def child_main(ring_fd: int, wake_fd: int) -> None:
         camera = make_camera(made.url, made.id, order.state_dir, made.stall_s, int(made.max_frame_mb * 1e6))
         camera.controls, camera.triggered = order.controls, made.triggered
         camera.open()
-        Capture(camera, ring, order.settings, wake_fd, order.after_stop).run(stop)
+        glimpse = Glimpse(glimpse_fd) if glimpse_fd >= 0 else None
+        Capture(camera, ring, order.settings, wake_fd, order.after_stop, glimpse).run(stop)
         code = 0
     except FlawlineError as error:
         code = _failed(ring, str(error))
@@ -504,8 +543,15 @@ class Capture:
     """The child's loop: frames in, triggers out."""
 
     def __init__(
-        self, camera: Camera, ring: Ring, settings: CameraSettings, wake_fd: int, after_stop: bool = False
+        self,
+        camera: Camera,
+        ring: Ring,
+        settings: CameraSettings,
+        wake_fd: int,
+        after_stop: bool = False,
+        glimpse: Glimpse | None = None,
     ) -> None:
+        self._glimpse = glimpse
         self._camera, self._ring, self._settings, self._wake_fd = camera, ring, settings, wake_fd
         self._pass_over = after_stop and camera.live
         self._tracker = Tracker(settings.presence.direction, settings.presence.settle_frames)
@@ -553,7 +599,9 @@ class Capture:
             if self._camera.live or not self._settings.each_frame:
                 raise CameraError(f"camera {self._settings.id}: {fault}")
             return
-        frozen = self._camera.live and self._frozen.stands_still(frame.pixels, frame.t_capture_ns)
+        watched = self._camera.live and self._settings.frozen_after_s > 0
+        frozen = watched and self._frozen.stands_still(frame.pixels, frame.t_capture_ns)
+        recorded = self._recorded
         if self._settings.trigger == "presence":
             self._watch(frame, frozen)
         elif self._settings.by_time:
@@ -562,6 +610,8 @@ class Capture:
             self._announce_missing(frame)
             self._every_frame(frame, frozen)
         self._save(frame)
+        if self._glimpse is not None:
+            self._glimpse.offer(*frame, part=self._recorded > recorded)
         if self._camera.live:
             self._hold_to_its_pace(frame, frozen)
 
@@ -616,7 +666,7 @@ class Capture:
 
     def _hold_to_its_pace(self, frame: CameraFrame, frozen: bool) -> None:
         still_s = self._frozen.still_ns(frame.t_capture_ns) / 1e9
-        if frozen and still_s > self._settings.frozen_s:
+        if frozen and still_s > self._settings.frozen_after_s:
             raise CameraError(f"camera {self._settings.id}: frozen: the same picture for {still_s:.1f} s")
         if self._camera.waits or (self._settings.fps is None and self._settings.each_frame):
             return  # the parts set the pace
@@ -800,8 +850,9 @@ class FrozenCheck:
         self._new_ns = 0
 
     def stands_still(self, pixels: Pixels, t_capture_ns: int = 0) -> bool:
-        """True from the ``after``-th equal frame on."""
-        self._same = self._same + 1 if same_as_previous(pixels, self._previous) else 0
+        """True from the ``after``-th equal frame on; one that is wholly black or white says nothing of the sensor."""
+        same = same_as_previous(pixels, self._previous) and not saturated(pixels)
+        self._same = self._same + 1 if same else 0
         if self._same == 0:
             self._previous, self._new_ns = pixels.copy(), t_capture_ns
         return self._same >= self._after
@@ -845,6 +896,11 @@ class RateCheck:
 def _rate(first: tuple[int, int], last: tuple[int, int]) -> float:
     """Frames a second between two (frame number, time in ns)."""
     return (last[0] - first[0]) * 1e9 / (last[1] - first[1])
+
+
+def saturated(pixels: Pixels) -> bool:
+    """Whether every value is 0 or 255: the lens is covered or the light too strong, and noise does not show."""
+    return not bool((pixels[::64] + np.uint8(1) > 1).any()) and not bool((pixels + np.uint8(1) > 1).any())
 
 
 def same_as_previous(pixels: Pixels, previous: Pixels | None) -> bool:

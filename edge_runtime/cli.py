@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from edge_runtime import spool_cli
+
 app = typer.Typer(
     no_args_is_help=True,
     help="The edge beside the line.",
@@ -17,12 +19,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.add_typer(spool_cli.app, name="spool")
 
 EXAMPLE = """\
 edge_id = "line-1"
 bundle = "bundle"              # folder written by `flawline train` and `flawline calibrate`
 engine = "auto"                # tensorrt on a card, openvino on x86, else onnxruntime
 # audit_share = 0.02           # of the parts that pass, drawn at random for an inspector to judge: what escapes
+# bundle = "slots/active"        # instead: two slots and a link, filled by `flawline edge update BUNDLE`
 # mode = "production"          # in a plant: released bundles alone, signed by two people; flawline bundle --help
 
 [host]
@@ -59,8 +63,9 @@ def run(
 
     Ends by itself when every camera has ended (a video file); else Ctrl-C or SIGTERM stops it cleanly.
 
-    Exit code 0: the host has everything; 2: it could not start; 3: events wait in the spool for the next start; 75: the
-    graphics card is lost to this process, and it has to be started again (systemd: Restart=on-failure).
+    Exit code 0: the host has everything; 2: it could not start; 3: events wait in the spool for the next start; 70: one
+    of its loops hung; 75: the graphics card is lost to this process. After 70 and 75 it has to be started again, which
+    deploy/flawline-edge.service does.
 
     \b
     Example:
@@ -107,6 +112,7 @@ def build(
 @app.command()
 def state(
     config: Annotated[Path, typer.Argument(metavar="FILE", help="edge.toml", show_default=False)],
+    alive: Annotated[bool, typer.Option("--alive", help="for a health check: only whether the edge turns")] = False,
 ) -> None:
     """What the edge last said of itself, and why the host does not let it in where it does not.
 
@@ -116,9 +122,62 @@ def state(
     Example:
       flawline edge state edge.toml
     """
-    from edge_runtime.state import print_state
+    from edge_runtime.state import is_alive, print_state
 
+    if alive:
+        raise typer.Exit(0 if is_alive(config) else 3)
     raise typer.Exit(print_state(config))
+
+
+@app.command()
+def update(
+    bundle: Annotated[
+        Path | None, typer.Argument(metavar="BUNDLE", help="the new bundle's folder", show_default=False)
+    ] = None,
+    config: Annotated[Path, typer.Option(metavar="FILE", help="the edge's edge.toml")] = Path("edge.toml"),
+    recipe: Annotated[int, typer.Option(min=1, max=65535, help="number of the recipe that gets it")] = 1,
+    rollback: Annotated[bool, typer.Option("--rollback", help="go back to the bundle before")] = False,
+    timeout: Annotated[
+        float, typer.Option(min=1, metavar="SECONDS", help="building an engine on a card takes minutes")
+    ] = 600.0,
+) -> None:
+    """Bring another bundle into the idle one of two slots, and have it take over between two parts.
+
+    It is copied, verified (in production the signatures too), loaded, warmed up and proven on its golden images while
+    the old one goes on; the old one stays in the other slot for --rollback. No host is needed. Where no edge runs, the
+    next start takes it. edge.toml names the slots: bundle = "slots/active".
+
+    Exit code 0: it is active; 2: it is not, and what ran goes on; 1: nobody knows, `flawline edge slots` says.
+
+    \b
+    Examples:
+      flawline edge update /media/usb/washer --config /etc/flawline/edge.toml
+      flawline edge update --rollback --config /etc/flawline/edge.toml
+    """
+    from contract.errors import ConfigError
+    from edge_runtime import update as updating
+
+    if (bundle is None) != rollback:
+        raise ConfigError("give a bundle's folder, or --rollback for the one before")
+    if bundle is None:
+        updating.roll_back(config, recipe, timeout)
+    else:
+        updating.update(config, bundle, recipe, timeout)
+
+
+@app.command()
+def slots(
+    config: Annotated[Path, typer.Argument(metavar="FILE", help="edge.toml", show_default=False)],
+) -> None:
+    """What the slots of each recipe hold, which one is active, and what runs.
+
+    \b
+    Example:
+      flawline edge slots edge.toml
+    """
+    from edge_runtime.update import list_slots
+
+    list_slots(config)
 
 
 @app.command()
@@ -141,6 +200,42 @@ def top(
     from edge_runtime.top import run_top
 
     raise typer.Exit(run_top(config, once))
+
+
+@app.command()
+def preview(
+    config: Annotated[Path, typer.Option(metavar="FILE", help="edge.toml", show_default=False)],
+    camera: Annotated[str | None, typer.Option(help="the camera's id; needed with --save")] = None,
+    save: Annotated[Path | None, typer.Option(metavar="FILE.jpg", help="write the newest picture")] = None,
+    http: Annotated[
+        str | None, typer.Option(metavar="127.0.0.1:PORT", help="serve a live page on this machine")
+    ] = None,
+    connect: Annotated[
+        str | None, typer.Option(metavar="ENDPOINT", help="another address than `preview.listen`")
+    ] = None,
+    key: Annotated[Path | None, typer.Option(help="your secret key file, where the preview has keys")] = None,
+    server_key: Annotated[Path | None, typer.Option(help="the preview's public key file")] = None,
+) -> None:
+    """Look at what a camera of a running edge sees, with its last verdict. Pictures may be lost, and say how many.
+
+    Needs `listen` under [preview] in edge.toml.
+
+    \b
+    Examples:
+      flawline edge preview --config edge.toml --camera top --save top.jpg
+      flawline edge preview --config edge.toml --http 127.0.0.1:8080
+    """
+    from edge_runtime import preview_cli
+
+    where = preview_cli.where_of(config, connect, key, server_key)
+    if (save is None) == (http is None):
+        raise typer.BadParameter("give either --save FILE.jpg or --http 127.0.0.1:PORT")
+    if http is not None:
+        preview_cli.serve(where, http)
+        return
+    if camera not in where.cameras or save is None:
+        raise typer.BadParameter(f"--camera {camera}: this edge's cameras are {', '.join(where.cameras)}")
+    preview_cli.save(where, camera, save)
 
 
 @app.command()

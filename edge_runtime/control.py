@@ -19,6 +19,7 @@ import zmq
 
 from contract.control import HELLO_S, MAX_BYTES, Hello, Outcome, Part, Reply, Request, Status, encode, from_host
 from contract.errors import EventError, FlawlineError
+from contract.overseer import Pulse
 from edge_runtime.link import LOOK_MS, Keys, Link
 from edge_runtime.recipes import Judge
 
@@ -40,6 +41,26 @@ class Order(NamedTuple):
     def late(self) -> bool:
         """Whether it must not be done any more."""
         return time.monotonic_ns() > self.request.deadline_ns
+
+
+class Orders(Protocol):
+    """Where the station learns what is asked of it, and tells what came of it; called from the station's thread."""
+
+    @property
+    def trouble(self) -> str | None:
+        """Why whoever may ask cannot; None where nothing is wrong."""
+
+    def show(self, status: Status) -> None:
+        """How the edge is now."""
+
+    def orders(self) -> list[Order]:
+        """What has come since the last call, in order."""
+
+    def finish(self, order: Order, problem: str | None = None) -> None:
+        """The order was done; with ``problem`` it was not, and why."""
+
+    def serve_triggers(self, take: TakeTrigger) -> None:
+        """Parts that are asked for go to ``take``."""
 
 
 class TakeTrigger(Protocol):
@@ -66,6 +87,7 @@ class Control:
         self._edge_id = edge_id
         self._run_id = run_id
         self._load = load
+        self.pulse = Pulse("control")
         self._status: Status | None = None
         self._connection: Link | None = None
         self._orders: queue.Queue[Order] = queue.Queue(MAX_ORDERS)
@@ -129,6 +151,7 @@ class Control:
         poller.register(self._wake_fd, zmq.POLLIN)
         try:
             while not self._stopping.is_set():
+                self.pulse.turn()
                 try:
                     self._turn(connection, poller)
                 except Exception:  # whatever one request provokes, the next one is taken

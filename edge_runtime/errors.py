@@ -4,10 +4,12 @@ contract.errors.FlawlineError
 └── EdgeError
     ├── CameraError    a camera, or the file that stands in for one, that cannot be opened or read
     ├── RingError      the frames in shared memory
+    ├── CodeError      a code on a part that is not read, or not surely enough
     ├── EngineError    an engine that is missing or fails
     │   ├── ParityError    an engine that disagrees with the bundle's golden images
     │   └── CardLostError  a graphics card that does not compute for this process any more
     └── SpoolError     the edge's own record cannot be opened or written
+        └── SpoolBlockedError  for now: the disk is full, read-only or fails, or the spool's own limit is reached
 """
 
 from __future__ import annotations
@@ -21,6 +23,10 @@ class EdgeError(FlawlineError):
 
 class CameraError(EdgeError):
     """A camera is absent, silent, or gives what cannot be used."""
+
+
+class CodeError(EdgeError):
+    """A code on a part is absent, ambiguous, too long or read too late."""
 
 
 class RingError(EdgeError):
@@ -43,3 +49,9 @@ class CardLostError(EngineError):
 
 class SpoolError(EdgeError):
     """An event cannot be recorded: the station stops, since what is not recorded must not pass."""
+
+
+class SpoolBlockedError(SpoolError):
+    """For now nothing can be recorded, so that no part is taken; a running station tries again until it can."""
+
+    exit_code = 75  # EX_TEMPFAIL: at the start, or when stopped meanwhile, whoever supervises it starts it again

@@ -62,9 +62,11 @@ def _inspect_all(inspector: Inspector, files: list[Path], out: Path | None) -> i
     from rich.console import Console
     from rich.table import Table
 
-    from contract.errors import ImageError
+    from contract.errors import FixtureError, ImageError
+    from contract.fixture import placer_of
     from contract.images import read_image
 
+    placer = placer_of(inspector.bundle)
     rows = Table(box=None, pad_edge=False)
     for column in ("image", "verdict", "score", "regions", "why"):
         rows.add_column(column, overflow="fold", no_wrap=column in ("verdict", "score", "regions"))
@@ -75,6 +77,11 @@ def _inspect_all(inspector: Inspector, files: list[Path], out: Path | None) -> i
             part = read_image(path, inspector.bundle.manifest.recipe.channels)
         except ImageError as error:
             faults.append(str(error))
+            continue
+        try:
+            part = part if placer is None else placer.place(part).pixels
+        except FixtureError as error:
+            rows.add_row(str(path), "NOT_INSPECTED", "-", "0", str(error))
             continue
         outcome = inspector.inspect(part)
         score = "-" if outcome.score is None else f"{outcome.score:.4g}"

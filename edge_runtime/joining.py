@@ -15,10 +15,12 @@ from typing import NamedTuple
 
 from contract.errors import FlawlineError
 from contract.event import Timing, Trigger
-from contract.images import Pixels, to_channels
+from contract.fixture import Placer
 from contract.recipe import Recipe
 from edge_runtime.capture import CameraProcess, CapturedTrigger
+from edge_runtime.codes import CodeReader
 from edge_runtime.control import Order
+from edge_runtime.cutting import CutPart, cut_part, joined
 from edge_runtime.settings import EdgeSettings
 from edge_runtime.wanted import Wanted
 
@@ -34,24 +36,24 @@ class Pending(NamedTuple):
     header: Trigger
     others: tuple[tuple[CameraProcess, CapturedTrigger], ...] = ()
 
-    def pictures(self, recipe: Recipe) -> Pixels | dict[str, Pixels]:
+    def cut(self, recipe: Recipe, placer: Placer | None, codes: CodeReader | None) -> CutPart:
         """Own copies of the cut-out part: one picture, or one by the name of each view where cameras are several.
 
         Raises RingError, naming the view, where a picture is missing.
         """
         lead = self.camera.settings.id
-        cameras = cameras_of(recipe, lead)
-        if set(cameras.values()) <= {lead}:
-            return _cut(self.camera, self.trigger, recipe)
+        views = cameras_of(recipe, lead)
+        if set(views.values()) <= {lead}:
+            return cut_part(self.camera, self.trigger, recipe.channels, placer, codes)
         taken = {lead: (self.camera, self.trigger)} | {other.settings.id: (other, by) for other, by in self.others}
-        cut: dict[str, Pixels] = {}
-        for view, camera in cameras.items():
+        cut: dict[str, CutPart] = {}
+        for view, camera in views.items():
             if camera not in cut:
                 try:
-                    cut[camera] = _cut(*taken[camera], recipe)
+                    cut[camera] = cut_part(*taken[camera], recipe.channels, None, codes if camera == lead else None)
                 except FlawlineError as error:
                     raise type(error)(f"view {view!r}: {error}") from error
-        return {view: cut[camera] for view, camera in cameras.items()}
+        return joined({view: cut[camera] for view, camera in views.items()})
 
     def release(self) -> None:
         """Its frames may go."""
@@ -62,11 +64,6 @@ class Pending(NamedTuple):
 def cameras_of(recipe: Recipe, lead: str) -> dict[str, str]:
     """Which camera each view is of, where ``lead`` triggered the part."""
     return {view.name: view.camera or lead for view in recipe.views}
-
-
-def _cut(camera: CameraProcess, trigger: CapturedTrigger, recipe: Recipe) -> Pixels:
-    pixels, pixel_format = camera.cut(trigger)
-    return to_channels(pixels, pixel_format, recipe.channels)
 
 
 class _Want(NamedTuple):
@@ -117,6 +114,12 @@ class _Part:
         how = status.state if not status.detail else f"{status.state}, {status.detail}"
         lost = f"no frame {want.wanted.words()}; the camera is {how}"
         return CapturedTrigger(self.header.trigger_id, 0, 0, time.monotonic_ns(), None, lost)
+
+    def release(self) -> None:
+        """The frames that it has may go."""
+        held = [] if self._lead is None else [(self._camera, self._lead)]
+        for camera, taken in (*held, *self._others):
+            camera.release(taken)
 
     def pending(self) -> Pending | None:
         """The part, once it wants nothing more."""
@@ -191,6 +194,15 @@ class Joining:
         if orders:
             with self._lock:
                 self._items += orders
+
+    def drop(self) -> None:
+        """Forget the parts that wait here; orders stay."""
+        with self._lock:
+            for item in self._items:
+                if isinstance(item, _Part):
+                    item.release()
+            self._items = [item for item in self._items if not isinstance(item, _Part)]
+            self._await_frames()
 
     def ready(self, last: bool = False) -> list[Pending | Order]:
         """What may go on, in order; with ``last`` everything does, as no frame will come any more."""

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from contract.errors import FlawlineError
 from contract.event import Trigger
 from contract.preprocess import Picture
+from edge_runtime.cutting import CutPart
 from edge_runtime.engines.base import SLOTS
 from edge_runtime.inspector import Begun, Inspector, Outcome, not_inspected
 
@@ -20,14 +21,19 @@ class Taken(NamedTuple):
     """A part that was taken and has no verdict yet.
 
     ``step``: under way in the engine, or its outcome where that is known already and waits for those before it.
-    ``part``: the cut-out pixels, also view by view; None where there are none.
+    ``cut``: the part's pixels and where they were; None where there are none.
     """
 
     header: Trigger
     inspector: Inspector
-    part: Picture | None
+    cut: CutPart | None
     t_taken_ns: int
     step: Begun | Outcome
+
+    @property
+    def part(self) -> Picture | None:
+        """The cut-out pixels, also view by view."""
+        return None if self.cut is None else self.cut.pixels
 
 
 class Lane:
@@ -54,6 +60,11 @@ class Lane:
     def put(self, taken: Taken) -> None:
         """Behind all others."""
         self._parts.append(taken)
+
+    def drop(self) -> None:
+        """Forget every part, once the engine has ended it; waits for the engine."""
+        while self._parts:
+            self.end()
 
     def ready(self) -> bool:
         """Whether the oldest part can be ended without waiting for long."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -78,6 +79,7 @@ def _info(snapshot: Snapshot) -> Iterator[Value]:
         yield (*(word or "" for word in said), (state.model_sha256 or "")[:16]), 1.0
 
 
+@functools.cache
 def _version() -> str:
     try:
         return version("flawline")

@@ -22,6 +22,7 @@ from contract.bundle import (
 from contract.camera import ANY, controls_of
 from contract.config import Strict
 from contract.errors import BundleError, ConfigError, FlawlineError
+from contract.fixture import placer_of
 from contract.recipe import Recipe
 from contract.signing import read_trusted
 from edge_runtime.cameras import is_live, is_settable
@@ -42,9 +43,13 @@ class Judge:
 
     def __init__(self, number: int, bundle: Bundle, engine: Engine, settings: EdgeSettings) -> None:
         self.number = number
+        self.slot: Path | None = None
+        """The slot of an update, which becomes the active one when this takes over; None: what is configured."""
         self.bundle = bundle
         self.engine = engine
+        self.placer = placer_of(bundle)
         self.engine_name = engine.describe()
+        self.calibration_id = bundle.manifest.calibration_id()
         self.bundle_state = bundle.state if settings.mode == "production" else None  # else nobody has verified it
         live = {camera.id: is_live(camera.url) for camera in settings.cameras}
         self.inspectors = {
@@ -197,10 +202,22 @@ def refuse_unfit(bundle: Bundle, settings: EdgeSettings) -> None:
     if elsewhere:
         raise ConfigError(f"the recipe's views need camera(s) {elsewhere}, which the configuration does not have")
     _refuse_ungrouped(bundle, settings)
+    _refuse_fixture_of_several(bundle, settings)
     _refuse_other_cameras(bundle, settings)
+    _refuse_other_fixture(bundle, settings)
     _refuse_other_shape(bundle, settings)
     if settings.mode == "production" and (fault := _size_fault(bundle, settings)) is not None:
         raise BundleError(fault)
+
+
+def _refuse_fixture_of_several(bundle: Bundle, settings: EdgeSettings) -> None:
+    """Raise ConfigError where a mark would have to be found by several cameras at once."""
+    several = any(len(cameras) > 1 for cameras in cameras_by_lead(settings, bundle.manifest.recipe).values())
+    if several and bundle.manifest.fixture is not None:
+        raise ConfigError(
+            f"{bundle.root}: has a fixture, which finds a mark in one camera's picture, and views of several cameras; "
+            "cut those by fixed regions"
+        )
 
 
 def _refuse_ungrouped(bundle: Bundle, settings: EdgeSettings) -> None:
@@ -213,6 +230,22 @@ def _refuse_ungrouped(bundle: Bundle, settings: EdgeSettings) -> None:
                 f"triggers by {', '.join(sorted(group))} only: add {', '.join(missing)} with trigger = 'follow' and a "
                 f"group under [[groups]] with lead = {lead!r}, or let no other camera make parts"
             )
+
+
+def _refuse_other_fixture(bundle: Bundle, settings: EdgeSettings) -> None:
+    """Raise FlawlineError where the line would cut its pictures otherwise than those of the bundle were."""
+    for camera in settings.cameras:
+        if camera.fixture == "template" and bundle.manifest.fixture is None:
+            raise BundleError(
+                f'{bundle.root}: camera {camera.id} has fixture = "template" and the bundle has none: cut pictures by '
+                "one and train on those (flawline fixture --help), or set another fixture"
+            )
+        if camera.fixture != "template" and bundle.manifest.fixture is not None:
+            raise ConfigError(
+                f"{bundle.root}: its pictures were cut out upright by a fixture, and camera {camera.id} has fixture = "
+                f'"{camera.fixture}"; set fixture = "template" under [[cameras]]'
+            )
+    placer_of(bundle)
 
 
 def _refuse_other_shape(bundle: Bundle, settings: EdgeSettings) -> None:

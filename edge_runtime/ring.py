@@ -132,13 +132,20 @@ class Ring:
 
     @classmethod
     def create(cls, slots: int, slot_bytes: int, freshest: bool = False) -> Ring:
-        """A new ring; memory is taken as frames come."""
+        """A new ring; memory is taken as frames come. Raises RingError where the system does not give it."""
         slot_bytes = -(-slot_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
-        fd = os.memfd_create("flawline-ring", os.MFD_CLOEXEC)
-        os.ftruncate(fd, _frames_at(slots) + slots * slot_bytes)
-        os.pwrite(fd, _HEAD.pack(MAGIC, slots, slot_bytes, int(freshest)), 0)
-        os.pwrite(fd, _LIVE.pack(*Live()), _AT_LIVE)
-        return cls(fd)
+        size = _frames_at(slots) + slots * slot_bytes
+        try:
+            fd = os.memfd_create("flawline-ring", os.MFD_CLOEXEC)
+            os.ftruncate(fd, size)
+            os.pwrite(fd, _HEAD.pack(MAGIC, slots, slot_bytes, int(freshest)), 0)
+            os.pwrite(fd, _LIVE.pack(*Live()), _AT_LIVE)
+            return cls(fd)
+        except OSError as error:
+            raise RingError(
+                f"the system gives no {size / 1e6:.0f} MB of shared memory for frames ({error.strerror}): lower slots "
+                "or max_frame_mb of the camera, or raise the limits of the process (ulimit -f, -v, memory of the unit)"
+            ) from error
 
     @classmethod
     def attach(cls, fd: int) -> Ring:

@@ -26,6 +26,18 @@ class PresenceSettings(Strict):
     margin_px: int = Field(0, ge=0, le=512, description="belt left around the cut-out part")
 
 
+class CodeSettings(Strict):
+    """A code on the part, read as its serial."""
+
+    symbology: Literal["datamatrix", "qr", "code128"] = "datamatrix"
+    region: tuple[int, int, int, int] | None = Field(
+        None, description="x, y, width, height in the frame where the code is; none: what is cut out of the frame"
+    )
+    required: bool = Field(True, description="a part whose code cannot be read is NOT_INSPECTED")
+    budget_ms: int = Field(200, ge=1, le=10_000, description="longest time from the beginning of the reading")
+    max_length: int = Field(100, ge=1, le=100, description="characters; a longer code is not this part's")
+
+
 class CameraSettings(Strict):
     """One camera: where it is, what triggers a part, what happens when the station is slower than the line."""
 
@@ -37,15 +49,20 @@ class CameraSettings(Strict):
     )
     within_ms: float = Field(500.0, gt=0, le=60_000, description="software: how far from that the frame may lie")
     line_triggered: bool = Field(False, description="follow: its own trigger input makes each frame (gentl://)")
-    fixture: Literal["foreground", "region"] = Field("foreground", description="what is cut out of the frame")
+    fixture: Literal["foreground", "region", "template"] = Field(
+        "foreground", description="what is cut out of the frame; template: the bundle's fixture finds it, at any turn"
+    )
     region: tuple[int, int, int, int] | None = Field(None, description="x, y, width, height in the frame")
     policy: Literal["every-part", "freshest"] = "every-part"
     slots: int = Field(8, ge=3, le=256, description="frames in shared memory")
     max_frame_mb: float = Field(16.0, gt=0, le=512, description="largest frame that a slot takes")
     stall_s: float = Field(3.0, gt=0.1, le=60, description="no frame for so long: the camera process is replaced")
-    frozen_s: float = Field(2.0, ge=0.2, le=60, description="the same picture for so long: it is replaced as well")
+    frozen_s: float | None = Field(
+        None, ge=0, le=60, description="the same picture for so long: it is replaced as well; 0: never"
+    )
     fps: float | None = Field(None, gt=0, le=1000, description="what it must give; none: as learnt at its start")
     presence: PresenceSettings = Field(default_factory=PresenceSettings)
+    code: CodeSettings | None = Field(None, description="read from each part as its serial; needs flawline[codes]")
 
     @property
     def triggered(self) -> bool:
@@ -83,6 +100,21 @@ class CameraSettings(Strict):
             )
         return self
 
+    @property
+    def frozen_after_s(self) -> float:
+        """``frozen_s`` as it holds; unsaid, 2 s, and 0 for a compressed stream, which repeats a still scene exactly."""
+        if self.frozen_s is not None:
+            return self.frozen_s
+        return 0.0 if self.url.startswith(("rtsp://", "http://", "https://")) else 2.0
+
+    @model_validator(mode="after")
+    def _frozen_noticed(self) -> CameraSettings:
+        if self.frozen_s is not None and 0 < self.frozen_s < 0.2:
+            raise ValueError(
+                f"camera {self.id!r}: frozen_s = {self.frozen_s:g}; expected 0 (never) or from 0.2 to 60 seconds"
+            )
+        return self
+
     @model_validator(mode="after")
     def _region_given(self) -> CameraSettings:
         if self.fixture == "region" and self.region is None:
@@ -109,7 +141,30 @@ class SpoolSettings(Strict):
     """The edge's own record of what the host has not committed yet."""
 
     max_mb: float = Field(2048.0, ge=1)
+    max_rows: int = Field(1_000_000, ge=100)
+    dead_mb: float = Field(256.0, ge=1, description="of what the host refused for good")
+    dead_rows: int = Field(10_000, ge=10)
     sync_ms: float = Field(10.0, ge=0, le=1000, description="longest time an event stands unsynced")
+
+
+class PreviewSettings(Strict):
+    """Pictures for who watches; off where ``listen`` is not set."""
+
+    listen: str | None = Field(None, pattern=r"^(tcp|ipc)://.+", description="tcp://127.0.0.1:5705, perhaps")
+    fps: float = Field(5.0, gt=0, le=25, description="most pictures a second of each camera")
+    width: int = Field(640, ge=64, le=1920, description="pixels of a picture's longer side")
+    quality: int = Field(75, ge=10, le=95, description="of the JPEG")
+    keys: Path | None = Field(None, description="folder with the preview's own key and those of who may watch")
+
+    @model_validator(mode="after")
+    def _keyed(self) -> PreviewSettings:
+        if self.listen is not None and self.keys is None and leaves_machine(self.listen):
+            raise ValueError(
+                f"{self.listen} can be reached from other machines, and without keys the pictures are not encrypted, "
+                "nor for anybody in particular: run `flawline keys new host --dir preview-keys` and set "
+                'keys = "preview-keys" under [preview], or listen on 127.0.0.1'
+            )
+        return self
 
 
 class HostLink(Strict):
@@ -202,6 +257,8 @@ class EdgeSettings(Strict):
     precision: Precision = Field("fp32", description="which of the bundle's graphs: fp32, fp16 (TensorRT), int8")
     threads: int = Field(1, ge=1, le=64, description="engine threads")
     deadline_ms: int = Field(1000, ge=10, description="capture to verdict; later is NOT_INSPECTED")
+    hang_s: float = Field(20.0, ge=2, le=3600, description="no turn of a loop for so long: ended with code 70")
+    start_s: float = Field(900.0, ge=2, le=86_400, description="the same from the start to the first turn")
     heartbeat_ms: int = Field(200, ge=100, description="the host's heartbeat to the line rests on it")
     images: Literal["flagged", "all", "none"] = Field(
         "flagged", description="which parts' pictures are sent; audited ones' besides those of flagged parts"
@@ -213,6 +270,7 @@ class EdgeSettings(Strict):
     spool: SpoolSettings = Field(default_factory=SpoolSettings)
     metrics: MetricsSettings = Field(default_factory=MetricsSettings)
     log: LogSettings = Field(default_factory=LogSettings)
+    preview: PreviewSettings = Field(default_factory=PreviewSettings)
     cameras: list[CameraSettings] = Field(min_length=1, max_length=64)
     groups: list[GroupSettings] = Field(default_factory=list, max_length=64)
     recipes: list[RecipeSettings] = Field(default_factory=list, max_length=256)
@@ -265,16 +323,20 @@ class EdgeSettings(Strict):
         return [follower for group in self.groups if group.lead == lead for follower in group.followers]
 
     def bundle_folders(self) -> dict[int, Path]:
-        """Every recipe's number and bundle; 1 is ``bundle``."""
+        """Every recipe's number and the folder that is its bundle at this moment; 1 is ``bundle``."""
+        return {number: path.resolve() for number, path in self.bundle_links().items()}
+
+    def bundle_links(self) -> dict[int, Path]:
+        """The same as configured: a link to a slot is not followed."""
         return {1: self.bundle} | {recipe.number: recipe.bundle for recipe in self.recipes}
 
 
 def load_settings(path: Path) -> EdgeSettings:
     """Read ``edge.toml`` and make its paths absolute; raises ConfigError."""
     settings = load_toml(path, EdgeSettings)
-    settings.bundle = (path.parent / settings.bundle).resolve()
+    settings.bundle = path.parent.resolve() / settings.bundle  # a link to a slot may move while the edge runs
     for recipe in settings.recipes:
-        recipe.bundle = (path.parent / recipe.bundle).resolve()
+        recipe.bundle = path.parent.resolve() / recipe.bundle
     settings.state_dir = (path.parent / settings.state_dir).resolve()
     if settings.bundles.trusted is not None:
         settings.bundles.trusted = path.parent.resolve() / settings.bundles.trusted
@@ -282,6 +344,8 @@ def load_settings(path: Path) -> EdgeSettings:
         settings.metrics.token = path.parent.resolve() / settings.metrics.token
     if settings.log.file is not None:
         settings.log.file = path.parent.resolve() / settings.log.file
+    if settings.preview.keys is not None:
+        settings.preview.keys = path.parent.resolve() / settings.preview.keys
     settings.host = settings.host.model_copy(
         update={
             # never resolved: a symbolic link in a key's place must be seen, and refused

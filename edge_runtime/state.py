@@ -14,6 +14,17 @@ from edge_runtime.station import STATE_FILE
 from edge_runtime.top import ENDED, patience_s, silent_s
 
 
+def is_alive(config: Path) -> bool:
+    """Whether the station turns, whatever it says of itself: what a restart would mend. Raises ConfigError."""
+    settings = load_settings(config)
+    try:
+        state = State.model_validate_json((settings.state_dir / STATE_FILE).read_bytes())
+    except (OSError, ValidationError):
+        return False
+    age_s = silent_s(state)
+    return state.state not in ENDED and age_s is not None and age_s < settings.hang_s
+
+
 def print_state(config: Path) -> int:
     """Print the last heartbeat; 0 where it is fresh, running and without trouble, else 3. Raises ConfigError."""
     settings = load_settings(config)
@@ -33,6 +44,10 @@ def print_state(config: Path) -> int:
     for camera in state.cameras:
         typer.echo(f"camera {camera.camera_id}: {camera.state}{f', {camera.detail}' if camera.detail else ''}")
     typer.echo(f"{state.spool_rows} event(s) wait for the host")
+    if state.dead_letters or state.dead_removed:
+        typer.echo(
+            f"{state.dead_letters + state.dead_removed} were refused for good: flawline edge spool list {config}"
+        )
     if state.detail:
         typer.echo(state.detail if state.state == "failed" else f"host: {state.detail}")
     return 0 if state.state == "running" and not silent and not state.detail and state.inspecting else 3

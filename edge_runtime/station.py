@@ -8,7 +8,7 @@ import select
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import NoReturn
 
@@ -19,22 +19,31 @@ from contract.camera import controls_of
 from contract.control import Status
 from contract.errors import FlawlineError
 from contract.event import CameraState, Gap, Missed, Result, State, Timing, Trigger, Verdict
-from contract.preprocess import Picture
+from contract.overseer import Pulse
 from edge_runtime.capture import CameraProcess, CapturedTrigger
 from edge_runtime.clock import StepWatch, boot_id, boot_ns, synchronised
-from edge_runtime.control import Control, Order
+from edge_runtime.codes import CodeReader
+from edge_runtime.control import Order, Orders
+from edge_runtime.cutting import CutPart, said_of, with_cut
 from edge_runtime.emitter import Emitter
 from edge_runtime.engines.base import Engine
-from edge_runtime.errors import CardLostError, SpoolError
-from edge_runtime.inspector import Outcome
+from edge_runtime.errors import CardLostError, SpoolBlockedError, SpoolError
+from edge_runtime.glimpse import Glimpse
+from edge_runtime.holdout import hold_out
+from edge_runtime.inspector import Outcome, not_inspected
 from edge_runtime.joining import Joining, Pending
 from edge_runtime.lane import Lane, Taken, failed
 from edge_runtime.observer import Observer
 from edge_runtime.pictures import Pictures
 from edge_runtime.recipes import NEVER_ASKED, Choice, Judge, write_choice
 from edge_runtime.settings import EdgeSettings
+from edge_runtime.slots import overtaken, settle
 from edge_runtime.spool import ANOTHER_BOOT_MS, Draft, Outage, Spool
 from edge_runtime.triggers import Triggers
+
+IDLE_S = 0.05
+LOOK_S = 0.01
+"""How often camera processes, orders and clocks are looked after while parts keep the station busy."""
 
 ALIVE_S = 0.2
 PROOF_S = 1.0
@@ -45,6 +54,9 @@ PROOF_SHARE = 0.05
 """Most of an idle station's time that may go into proofs, so that a part hardly ever waits for one."""
 
 SUPERSEDED = "superseded by a fresher part"
+STOP_S = 60.0
+"""Longest time for the last pictures and the cameras' ends, once every part has its verdict."""
+
 STOPPED = "inspection is stopped by request"
 STATE_FILE = "state.json"
 
@@ -63,9 +75,10 @@ class Station:
         spool: Spool,
         emitter: Emitter,
         on_result: Callable[[Result], None] | None = None,
-        control: Control | None = None,
+        control: Orders | None = None,
         choice: Choice | None = None,
         observer: Observer | None = None,
+        glimpses: Mapping[str, Glimpse] | None = None,
     ) -> None:
         self._settings = settings
         self._observer = observer or Observer()
@@ -84,9 +97,11 @@ class Station:
                 resumed=spool.outage is not None and not spool.outage.clean,
                 after_stop=spool.outage is not None and spool.outage.clean,
                 controls=controls_of(bundle.manifest.cameras, camera.id),
+                glimpse=(glimpses or {}).get(camera.id),
             )
             for camera in settings.cameras
         ]
+        self._codes = {camera.id: CodeReader(camera.code) for camera in settings.cameras if camera.code is not None}
         self._pending: deque[Pending | Order] = deque()
         self._joining = Joining(settings, self._cameras)
         self._triggers = Triggers(settings, spool, emitter, self._joining)
@@ -95,9 +110,11 @@ class Station:
         self._lane = Lane()
         self._watch = {camera.settings.id: _CameraWatch() for camera in self._cameras}
         self._pictures = Pictures(spool, emitter, settings)
+        self.pulse = Pulse("station")
         self._state = "starting"
+        self._blocked: str | None = None
         self._state_seq = 0
-        self._next_state = self._next_alive = self._next_proof = 0.0
+        self._next_look = self._next_state = self._next_alive = self._next_proof = 0.0
         self.stop_event = threading.Event()
 
     def run(self) -> None:
@@ -113,12 +130,16 @@ class Station:
         self._pictures.start()
         try:
             while not self.stop_event.is_set():
-                self._wait()
-                self._step()
+                try:
+                    self._step(self._wait())
+                    waiting = self._pending or self._lane or self._joining.headers()
+                    ended = not waiting and all(self._ended(camera) for camera in self._cameras)
+                except SpoolBlockedError as error:
+                    self._hold_out(error)
+                    continue
                 if self._judge.engine.lost is not None:
                     self._fail(self._judge.engine.lost)
-                waiting = self._pending or self._lane or self._joining.headers()
-                if not waiting and all(self._ended(camera) for camera in self._cameras):
+                if ended:
                     break
         except BaseException:
             for camera in self._cameras:
@@ -126,28 +147,85 @@ class Station:
             raise
         self._shut_down()
 
+    @property
+    def summary(self) -> str:
+        """What the edge does, in a line."""
+        what = self._state if self._choice.inspecting else f"{self._state}, inspection is stopped by request"
+        return f"{what}: recipe {self._judge.number}, {self._parts} part(s), {self._not_inspected} NOT_INSPECTED"
+
     def _ended(self, camera: CameraProcess) -> bool:
         return camera.status().state == "ended" and not self._announce(camera)
 
-    def _wait(self) -> None:
-        """Sleep until a camera has something new or a part is inferred; at most 50 ms, so that clocks go on."""
-        if self._lane.ready() or self._startable() is not None or (self._pending and not self._lane):
-            return
-        engine = [self._judge.engine.fileno()] if self._lane else []
-        with suppress(InterruptedError):
-            sources = [*engine, self._joining.fileno(), *(camera.fileno() for camera in self._cameras)]
-            select.select(sources, [], [], 0.05)
+    def _wait(self) -> list[CameraProcess]:
+        """Sleep until a camera has something new or a part is inferred, at most IDLE_S; returns those cameras."""
+        to_do = self._lane.ready() or self._startable() is not None or (self._pending and not self._lane)
+        watched: list[CameraProcess | Joining | Engine] = [
+            *self._cameras,
+            self._joining,
+            *([self._judge.engine] if self._lane else []),
+        ]
+        try:
+            awake, _, _ = select.select(watched, [], [], 0 if to_do else IDLE_S)
+        except InterruptedError:
+            return []
+        return [camera for camera in self._cameras if camera in awake]
 
-    def _step(self) -> None:
-        for camera in self._cameras:
-            camera.supervise()
+    def _step(self, awake: list[CameraProcess]) -> None:
+        """What the cameras have, every LOOK_S what must be looked after, then the parts."""
+        looks = (now := time.monotonic()) >= self._next_look
+        if looks:
+            self._next_look = now + LOOK_S
+            for camera in self._cameras:
+                camera.supervise()
+                self._turn()
+            awake = self._cameras  # one that was killed has rung no bell
+        for camera in awake:
             self._announce(camera)
-        if self._control is not None:
-            self._joining.ordered(self._control.orders())  # behind the parts that were taken before
-        self._pending.extend(self._joining.ready())
-        self._pass_over_superseded()
-        self._keep_watch()
+        if looks:
+            if self._control is not None:
+                self._joining.ordered(self._control.orders())  # behind the parts that were taken before
+            self._keep_watch()
+        if taken := self._joining.ready():
+            self._pending.extend(taken)
+            self._pass_over_superseded()
         self._advance()
+
+    def _hold_out(self, error: SpoolBlockedError) -> None:
+        """Until parts can be recorded again: none is taken; those that were announced become missed."""
+        self._forget_parts(str(error))
+        self._spool.begin_outage(time.monotonic_ns(), str(error))
+        before, self._state = self._state, "failed"  # the line's heartbeat stops with it
+
+        def beat(problem: SpoolBlockedError) -> None:
+            self._blocked = str(problem)
+            self.pulse.turn()
+            self._beat()
+
+        def resume(reason: str) -> None:
+            self._spool.require_room()
+            self._finish_announced("it was announced and its verdict could not be recorded", same_boot=True)
+            if self._spool.outage is not None and self._all_have_seen():
+                self._declare_outage(self._spool.outage._replace(reason=reason))
+
+        hold_out(error, self._cameras, self.stop_event, beat, resume)
+        self._state, self._blocked = before, None
+        self._triggers.hold(None)
+
+    def _forget_parts(self, reason: str) -> None:
+        """No verdict is given any more to what was announced: its end will be that it was missed."""
+        self._triggers.hold(reason)  # first: what is announced from here on would be ended twice
+        self._lane.drop()
+        self._joining.drop()
+        for item in [item for item in self._pending if isinstance(item, Pending)]:
+            item.release()
+            self._pending.remove(item)
+
+    def _turn(self) -> None:
+        """A sign of life; none where the loop goes round a part that the engine has not ended for `hang_s`."""
+        oldest = next(iter(self._lane), None)
+        limit_ns = self._settings.hang_s * 1e9
+        if oldest is None or time.monotonic_ns() - oldest.t_taken_ns < limit_ns:
+            self.pulse.turn()
 
     def _advance(self) -> None:
         """Begin the next part and end those that are inferred; between parts, with none under way, all else."""
@@ -211,17 +289,21 @@ class Station:
             problem = "its deadline passed before it could be done"
         elif self._state in ("stopping", "failed"):
             problem = f"the edge is {'stopping' if self._state == 'stopping' else 'ending: its graphics card is lost'}"
+        elif judge is not None and (changed := overtaken(judge, self._settings)) is not None:
+            problem = changed
         else:
-            number = self._choice.number if judge is None else judge.number
+            serving = self._judge if judge is None or self._is_aside(judge) else judge
             inspecting = self._choice.inspecting if judge is not None else request.what == "start"
             try:
-                choice = Choice(number=number, inspecting=inspecting)
+                choice = Choice(number=serving.number, inspecting=inspecting)
                 write_choice(self._settings, choice)
-                idle = None if judge is None else self._judge
-                self._choice, self._judge = choice, judge or self._judge
+                if judge is not None:
+                    settle(judge)
+                    idle = self._judge if serving is judge else judge
+                self._choice, self._judge = choice, serving
                 for camera in self._cameras:
                     camera.hold_to(controls_of(self._judge.bundle.manifest.cameras, camera.settings.id))
-                log.info("recipe %d, inspection is %s", number, "on" if inspecting else "stopped by request")
+                log.info("recipe %d, inspection is %s", serving.number, "on" if inspecting else "stopped by request")
             except OSError as error:
                 problem = f"it cannot be written to {self._settings.state_dir} ({error.strerror})"
         self._send_state()
@@ -229,6 +311,10 @@ class Station:
             self._control.finish(order, problem)
         if idle is not None:
             _close(idle)
+
+    def _is_aside(self, judge: Judge) -> bool:
+        """Whether an update is of a recipe that does not serve: its slot becomes the active one, and nothing else."""
+        return judge.slot is not None and judge.number != self._judge.number
 
     def _prove_engine(self) -> None:
         """Between parts the engine is tried now and then: the line's heartbeat must not outlive inference."""
@@ -248,6 +334,7 @@ class Station:
         taken = camera.drain()
         if not taken:
             return False
+        self._spool.require_room()
         drafts = []
         for trigger in taken:
             header = self._trigger_header(camera, trigger)
@@ -280,30 +367,33 @@ class Station:
     def _begin(self, item: Pending) -> None:
         """Cut, prepare and start one part; whatever goes wrong on the way is NOT_INSPECTED with the reason."""
         header, t_taken_ns = item.header, time.monotonic_ns()
-        part: Picture | None = None
+        cut: CutPart | None = None
         inspector = self._judge.inspectors[header.camera_id]
         try:
             if not self._choice.inspecting:
                 raise FlawlineError(STOPPED)
             if self._late(header):
                 raise FlawlineError(self._deadline_text(header))
-            part = item.pictures(self._judge.bundle.manifest.recipe)
-            step = inspector.begin(part)
+            codes = self._codes.get(header.camera_id)
+            cut = item.cut(self._judge.bundle.manifest.recipe, self._judge.placer, codes)
+            step = inspector.begin(cut.pixels) if cut.fault is None else not_inspected(cut.fault)
         except Exception as error:  # noqa: BLE001 - whatever it was, the part has no verdict
             step = failed(header.part_id, error)
         finally:
             item.release()
-        self._lane.put(Taken(header, inspector, part, t_taken_ns, step))
+        self._lane.put(Taken(header, inspector, cut, t_taken_ns, step))
 
     def _end_oldest(self) -> None:
         """The verdict on the part that was begun first, on record."""
         taken, outcome = self._lane.end()
-        header = taken.header
+        header, serial = taken.header, None
+        if taken.cut is not None:
+            outcome, serial = with_cut(outcome, taken.cut, self._codes.get(header.camera_id), header.serial)
         if outcome.verdict is not Verdict.NOT_INSPECTED and self._late(header):
             outcome = outcome._replace(verdict=Verdict.NOT_INSPECTED, reason=self._deadline_text(header))
         self._parts += 1
         self._not_inspected += outcome.verdict is Verdict.NOT_INSPECTED
-        result = self._result(header, outcome, taken.t_taken_ns)
+        result = self._result(header, outcome, taken.t_taken_ns, taken.cut, serial)
         numbers = self._record([Draft(result, t_ref_ns=header.timing.t_begin_ns)])
         self._pictures.offer(result.model_copy(update={"seq": numbers[0]}), outcome, taken.part, taken.inspector)
         with suppress(OSError, ValueError):  # nobody reads the terminal any more
@@ -316,11 +406,13 @@ class Station:
         waited_ms = (time.monotonic_ns() - header.timing.t_begin_ns) / 1e6
         return f"deadline: {waited_ms:.0f} ms since capture, at most {self._settings.deadline_ms} ms"
 
-    def _result(self, header: Trigger, outcome: Outcome, t_taken_ns: int) -> Result:
+    def _result(
+        self, header: Trigger, outcome: Outcome, t_taken_ns: int, cut: CutPart | None, serial: str | None
+    ) -> Result:
         manifest = self._judge.bundle.manifest
         thresholds = manifest.thresholds
         return Result(
-            **header.model_dump(exclude={"kind", "timing", "parts", "schema_id"}),
+            **header.model_dump(exclude={"kind", "timing", "parts", "schema_id"}) | said_of(cut, serial),
             timing=header.timing.model_copy(
                 update={
                     "t_taken_ns": t_taken_ns,
@@ -339,14 +431,19 @@ class Station:
             region_level=None if thresholds is None else thresholds.region_level,
             regions=tuple(outcome.regions),
             quality={name: value for name, value in outcome.quality.items() if np.isfinite(value)},
-            calibration_id=manifest.calibration_id(),
+            calibration_id=self._judge.calibration_id,
             audit_share=self._settings.audit_share,
             audited=outcome.verdict is Verdict.PASS and is_drawn(self._settings.audit_share),
             **self._judge.names(),
         )
 
     def _record(self, drafts: list[Draft]) -> list[int]:
-        numbers = self._spool.append(drafts)
+        try:
+            numbers = self._spool.append(drafts)
+        except SpoolBlockedError as error:
+            since_ns = min((draft.t_ref_ns for draft in drafts if draft.t_ref_ns), default=time.monotonic_ns())
+            self._spool.begin_outage(since_ns, str(error))
+            raise
         self._emitter.wake()
         self._observer.recorded((draft.header for draft in drafts), numbers)
         return numbers
@@ -354,10 +451,13 @@ class Station:
     def _finish_last_run(self) -> None:
         """Triggers that the last run announced and never finished become Missed: each part has one end."""
         same_boot = self._spool.outage is not None and self._spool.outage.same_boot
+        self._finish_announced("the edge stopped before its verdict", same_boot)
+
+    def _finish_announced(self, reason: str, same_boot: bool) -> None:
         long_ago_ns = time.monotonic_ns() - int(ANOTHER_BOOT_MS * 1e6)
         drafts = [
             Draft(
-                _missed(trigger, "the edge stopped before its verdict"),
+                _missed(trigger, reason),
                 t_ref_ns=trigger.timing.t_begin_ns if same_boot else long_ago_ns,
             )
             for trigger in self._spool.open_triggers()
@@ -371,7 +471,7 @@ class Station:
         for camera in self._cameras:
             self._watch_camera(camera)
         outage = self._spool.outage
-        if outage is not None and all(self._watch[camera.settings.id].first_frame_ns for camera in self._cameras):
+        if outage is not None and self._all_have_seen():
             self._declare_outage(outage)
         if now >= self._next_alive:
             self._next_alive = now + ALIVE_S
@@ -388,6 +488,9 @@ class Station:
         if now >= self._next_state:
             self._next_state = now + self._settings.heartbeat_ms / 1000
             self._send_state()
+
+    def _all_have_seen(self) -> bool:
+        return all(watch.first_frame_ns for watch in self._watch.values())
 
     def _mark_alive(self) -> None:
         """Only while every camera sees: what a blind one missed must lie behind the mark until it is declared."""
@@ -435,6 +538,7 @@ class Station:
         else:
             duration_ns = max(0, time.time_ns() - outage.since_wall_ns)
         reason = "the edge was stopped" if outage.clean else "the edge was down: it had not stopped cleanly"
+        reason = outage.reason or reason
         gap = self._gap(duration_ns, reason, None)
         if not outage.same_boot:  # a clock that starts behind must not hide the gap
             gap = gap.model_copy(update={"from_wall_ns": min(outage.since_wall_ns, gap.to_wall_ns)})
@@ -461,7 +565,8 @@ class Station:
         self._clock.look()
         rows, size = self._spool.size
         trouble = self._emitter.trouble or (None if self._control is None else self._control.trouble)
-        trouble = self._judge.engine.lost or trouble
+        trouble = self._blocked or self._judge.engine.lost or trouble or self._spool.trouble
+        dead, dead_removed = self._spool.dead
         waiting = [item.header for item in (*self._lane, *self._pending) if not isinstance(item, Order)]
         waiting += self._joining.headers()
         state = State(
@@ -475,6 +580,8 @@ class Station:
             spool_rows=rows,
             spool_bytes=size,
             attachments_dropped=self._spool.dropped + self._pictures.dropped,
+            dead_letters=dead,
+            dead_removed=dead_removed,
             waiting=len(waiting),
             waiting_ms=0.0 if not waiting else (time.monotonic_ns() - waiting[0].timing.t_begin_ns) / 1e6,
             inference="failed" if self._judge.engine.failing else "ok",
@@ -527,11 +634,13 @@ class Station:
     def _finish_parts(self) -> None:
         """Stop the cameras first, then give every trigger that was taken its verdict."""
         for camera in self._cameras:
+            self.pulse.turn()
             camera.stop_capture()
             self._announce(camera)
         self._triggers.close()
         self._pending.extend(self._joining.ready(last=True))
         while self._pending or self._lane:
+            self.pulse.turn()
             self._beat()
             if self._begin_next():
                 continue
@@ -539,6 +648,7 @@ class Station:
                 self._end_oldest()
             else:
                 self._obey_next()
+        self.pulse.turn(STOP_S)
         self._pictures.stop(self._beat)
 
     def _fail(self, reason: str) -> NoReturn:

@@ -34,6 +34,15 @@ Examples:
   flawline host run host.toml
 """
 
+ALIVE_HELP = """For a health check: whether the host that runs with this configuration answers.
+
+Exit code 0: it does, whatever it says of itself; 3: it does not.
+
+\b
+Example:
+  flawline host alive host.toml
+"""
+
 INIT_HELP = """Write a host.toml to start from; every setting is explained in it.
 
 \b
@@ -68,6 +77,15 @@ def _say_ready(service: Service) -> None:
     import sys
 
     sys.stdout.flush()
+
+
+@app.command("alive", help=ALIVE_HELP)
+def alive_command(config: Annotated[Path, typer.Argument(help="host.toml", show_default=False)]) -> None:
+    """Ask the pages' own port, on this machine."""
+    from plugin.alive import answers
+    from plugin.settings import load_settings
+
+    raise typer.Exit(0 if answers(load_settings(config).state_dir) else 3)
 
 
 @app.command("init", help=INIT_HELP)

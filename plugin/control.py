@@ -21,6 +21,7 @@ import zmq
 from contract.control import HELLO_S, MAX_BYTES, Hello, Kind, Part, Reply, Request, Status, encode, from_edge
 from contract.errors import EventError
 from contract.keys import PUBLIC
+from contract.overseer import Pulse
 from plugin.gate import Gate
 from plugin.logs import LimitedLog
 from plugin.router import LOOK_MS, Connections, Oversize, Router
@@ -117,6 +118,7 @@ class ControlServer:
         self, context: zmq.Context[Socket], bind: str, gate: Gate | None, line_of: Callable[[str], str]
     ) -> None:
         self.counts = ControlCounts()
+        self.pulse = Pulse("control")
         self._gate = gate
         self._line_of = line_of
         self._log = LimitedLog(log)
@@ -220,6 +222,7 @@ class ControlServer:
         self._router.register(poller)
         poller.register(self._wake_fd, zmq.POLLIN)
         while not self._stopping.is_set():
+            self.pulse.turn()
             ready = dict(poller.poll(self._wait_ms()))
             if self._wake_fd in ready:
                 with suppress(BlockingIOError):

@@ -8,11 +8,13 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from contract.event import LineCode
+from contract.overseer import Overseer, Pulse
 from plugin.connectors.base import Connector, LineOutput, Plant
 from plugin.errors import ConfigError
 from plugin.logs import LimitedLog
@@ -23,6 +25,7 @@ CONNECTORS = {
     "modbus": "plugin.connectors.modbus:Modbus",
     "modbus-io": "plugin.connectors.modbus_io:ModbusIo",
 }
+IDLE_S = 1.0
 GRACE_S = 0.2  # for a connector that was interrupted to say what became of its outputs
 EXTRAS = {"modbus": "modbus", "modbus-io": "modbus"}
 """Connectors whose library is an extra of its own."""
@@ -85,6 +88,11 @@ class Dispatcher:
         for worker in self.workers:
             worker.start()
 
+    def watch(self, overseer: Overseer) -> None:
+        """Have each connector's loop watched, before ``start``; two of one URL are two loops."""
+        for number, worker in enumerate(self.workers, start=1):
+            worker.pulse = overseer.watch(f"connector {number} ({worker.url.partition('://')[0]})")
+
     def status(self) -> list[dict[str, object]]:
         """What each connector says of itself, and how many outputs wait for it."""
         return [{"url": each.url, "waiting": each.waiting(), **each.connector.status()} for each in self.workers]
@@ -119,6 +127,7 @@ class _Worker(threading.Thread):
         self.url = settings.url
         self.lines = settings.lines
         self.connector = connector
+        self.pulse = Pulse(self.name)
         self._record = record
         self._waiting: queue.Queue[LineOutput | None] = queue.Queue(settings.queue)
         self._stopping = threading.Event()
@@ -143,9 +152,13 @@ class _Worker(threading.Thread):
 
     def run(self) -> None:
         while not (self._stopping.is_set() and self._waiting.empty()):
-            output = self._waiting.get()
-            if output is not None:
-                self._send(output)
+            self.pulse.turn()
+            with suppress(queue.Empty):
+                output = self._waiting.get(timeout=IDLE_S)
+                if output is not None:
+                    self.pulse.turn(self.connector.patience_s)
+                    self._send(output)
+        self.pulse.turn(self.connector.patience_s)
         self.connector.close()
 
     def _send(self, output: LineOutput) -> None:

@@ -19,6 +19,7 @@ from zmq.utils import z85
 from contract.curve import FAILED, ZAP_DOMAIN, Monitor, secure_client, secure_server
 from contract.errors import KeyFileError
 from contract.keys import EDGES, HOST, PUBLIC, SECRET, Authorised, KeyPair, fingerprint, load_pair, read_authorised
+from contract.overseer import Pulse
 from plugin.errors import ConfigError
 from plugin.logs import LimitedLog
 
@@ -60,6 +61,7 @@ class Gate:
         self._signature = self._sign()
         self._names = found.names
         self._tell_problems(found)
+        self.pulse = Pulse("gate")
         self._zap = context.socket(zmq.REP)
         self._zap.set(zmq.LINGER, 0)
         self._zap.set(zmq.MAXMSGSIZE, 4096)
@@ -100,6 +102,7 @@ class Gate:
         """Answer and watch until stopped."""
         next_look = 0.0
         while not self._stopping.is_set():
+            self.pulse.turn()
             if self._zap.poll(int(WATCH_S * 1000)):
                 self._answer()
             if time.monotonic() >= next_look:

@@ -23,9 +23,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from contract.event import Header, LineCode, Missed, Result, Trigger, Verdict
+from contract.overseer import Pulse
 from plugin.checkpoint import Checkpointer, without_checkpoints
 from plugin.connectors.base import LINE_CONTROLLER, LineOutput
 from plugin.dispatch import Sent
+from plugin.durability import LogSync, first_number, sync
 from plugin.errors import ConfigError
 from plugin.logs import LimitedLog
 from plugin.matching import Row, Seen
@@ -40,7 +42,10 @@ others nor lets them wait for long."""
 
 BURST = 512
 RETRY_S = 0.25
-IDLE_S = 60.0
+IDLE_S = 5.0
+DISK_S = 30.0
+"""Longest time of one turn, waiting for the file's lock included, that is not taken for a hang."""
+
 PATIENCE_S = 0.01
 """What nobody waits for, announcements and outcomes, is committed together with what comes so soon after it."""
 
@@ -163,6 +168,7 @@ class Ledger:
         self.trouble: str | None = None
         self.lost = 0
         self.skipped = 0
+        self.pulse = Pulse("ledger")
         self._line_of = line_of
         self._boot_id = _boot_id()
         self._inbox: queue.SimpleQueue[Sequence[Told | Counted | Sent]] = queue.SimpleQueue()
@@ -188,6 +194,8 @@ class Ledger:
         self._flooded: dict[str, int] = {}
         self._connection = _open_file(path)
         self._checkpointer = Checkpointer(path)
+        self._log_sync = LogSync(path)
+        self._first_number = _first_number(self._connection, path, self._boot_id)
         unknown = self._connection.execute(
             "UPDATE outputs SET outcome = 'unknown' WHERE outcome = 'committed'"
         ).rowcount
@@ -245,7 +253,7 @@ class Ledger:
 
     def last_number(self, line: str) -> int:
         """The last number that was committed before ``run``, 0 before the first. Call before ``run``."""
-        return self._next.get(line, 1) - 1
+        return self._next.get(line, self._first_number) - 1
 
     def has(self, ticket: int, timeout_s: float) -> bool:
         """Wait until everything up to ``ticket`` is committed; False where that takes longer."""
@@ -273,8 +281,10 @@ class Ledger:
     def run(self) -> None:
         """Decide, commit, publish until stopped; then close the file."""
         self._checkpointer.start()
+        self._log_sync.start()
         try:
             while True:
+                self.pulse.turn(DISK_S)
                 closing = self._closing  # read first: all of the turn that follows is then without deadlines
                 if not self._settle(self._gather()):
                     return
@@ -286,6 +296,7 @@ class Ledger:
                     return
         finally:
             self._checkpointer.stop()
+            self._log_sync.stop()
             self._connection.close()
 
     def _finish_checkpoint(self) -> None:
@@ -342,9 +353,11 @@ class Ledger:
                 self._stale = True
                 if self._stopping:
                     return False
+                self.pulse.turn(DISK_S)  # a disk that refuses is no hang: another start would not mend it
                 time.sleep(RETRY_S)
         self.trouble = None
         self._dispatch(outputs)
+        self._log_sync.request()
         with self._progress:
             told = [item.header.edge_id for item in batch if isinstance(item, Told)]
             self._done += len(told)
@@ -495,7 +508,7 @@ class Ledger:
         self, key: Key, part: OpenPart, code: LineCode, source: str, reason: str | None, outcome: str | None = None
     ) -> LineOutput:
         outcome = outcome or ("committed" if self._connected(part.line) else "unconnected")
-        number = self._next.get(part.line, 1)
+        number = self._next.get(part.line, self._first_number)
         age_ms = (time.monotonic_ns() - part.captured_ns) / 1e6
         counter = self._counters.get(key)
         self._connection.execute(
@@ -569,7 +582,8 @@ class Ledger:
         self._counters |= {key: part.trigger_id for key, part in parts.items() if key[0] == LINE_CONTROLLER}
 
     def _read_numbers(self) -> dict[str, int]:
-        return dict(self._connection.execute("SELECT line, max(number) + 1 FROM outputs GROUP BY line").fetchall())
+        found = self._connection.execute("SELECT line, max(number) + 1 FROM outputs GROUP BY line").fetchall()
+        return {line: max(number, self._first_number) for line, number in found}
 
 
 class LedgerReader:
@@ -622,6 +636,15 @@ def _open_file(path: Path) -> sqlite3.Connection:
     except sqlite3.Error as error:
         raise ConfigError(f"{path}: the ledger cannot be opened ({error}); restore a backup or move it away") from error
     return connection
+
+
+def _first_number(connection: sqlite3.Connection, path: Path, boot_id: str) -> int:
+    try:
+        found = first_number(connection, boot_id)
+        sync(path)  # before anything is numbered: a power cut must find in which boot that was
+    except (sqlite3.Error, OSError) as error:
+        raise ConfigError(f"{path}: the ledger cannot be written ({error}); is the disk full, or read-only?") from error
+    return found
 
 
 def _judged(output: LineOutput, header: Result | Missed) -> LineOutput:

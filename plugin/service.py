@@ -23,6 +23,8 @@ import uvicorn
 import zmq
 
 from contract.control import Reply
+from contract.notify import Notifier
+from contract.overseer import Overseer
 from plugin import accounts
 from plugin.accounts import Accounts
 from plugin.connectors.base import LineOutput, Plant
@@ -32,6 +34,7 @@ from plugin.errors import ConfigError, FlawlineError
 from plugin.gate import Gate
 from plugin.ledger import Ledger, LedgerReader
 from plugin.liveness import Liveness
+from plugin.partials import Partials
 from plugin.queries import Reader
 from plugin.receiver import Receiver
 from plugin.review.app import Host, create_app
@@ -45,6 +48,9 @@ from plugin.transit import Arrival
 from plugin.writer import Writer
 
 STOP_S = 2.0
+STOPPED_S = 60.0
+"""Longest time from a stop that was asked for to the end."""
+
 RECIPE_S = 600.0
 """How long an edge may take to load a recipe; building an engine for a graphics card takes minutes."""
 
@@ -95,7 +101,9 @@ class Service:
         self._gate = None if settings.keys is None else Gate(self._context, settings.keys)
         if self._gate is not None:
             self._gate.when_revoked(self.liveness.forget)
-        self._receiver = Receiver(self._context, settings.events.bind, self._tell, self._writer.offer, self._gate)
+        self._receiver = Receiver(
+            self._context, settings.events.bind, self._tell, self._writer.offer, self._gate, Partials(state_dir)
+        )
         self.control: ControlServer | None = None
         if settings.control is not None:
             line_of = partial(_line_id, settings)
@@ -238,6 +246,23 @@ class Service:
     def _fail(self, connector: str, output: LineOutput, detail: str) -> None:
         self.ledger.record(Sent(output.line, output.number, connector, "refused", detail, time.time_ns()))
 
+    def watch(self, overseer: Overseer) -> None:
+        """Have every loop that a line rests on watched, before ``start``; the pages are none of them."""
+        self._receiver.pulse = overseer.watch("receiver")
+        self.ledger.pulse = overseer.watch("ledger")
+        self._writer.pulse = overseer.watch("writer")
+        self.dispatcher.watch(overseer)
+        if self._gate is not None:
+            self._gate.pulse = overseer.watch("gate")
+        if self.control is not None:
+            self.control.pulse = overseer.watch("control")
+        overseer.status = self._status
+
+    def _status(self) -> str:
+        """A line for whoever asks the service manager."""
+        troubles = {line.id: self._trouble_of(line.id) for line in self.settings.lines}
+        return "; ".join(f"{line}: {trouble or 'inspected'}" for line, trouble in troubles.items())[:500]
+
     def start(self) -> None:
         """Start every thread, and write where the host can be reached into the state folder."""
         self.dispatcher.start(self._plant)
@@ -328,15 +353,19 @@ class Service:
 def run(settings: HostSettings, base_dir: Path, ready: Callable[[Service], None]) -> None:
     """Run a host in this process until SIGTERM or SIGINT; ``ready`` is called once it can be reached."""
     raise_file_limit()
-    service = Service(settings, base_dir)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, service.finish)
-    service.start()
-    try:
-        ready(service)
-        service.wait()
-    finally:
-        service.stop()
+    with Overseer(settings.hang_s, settings.start_s, Notifier.from_environment()) as overseer:
+        service = Service(settings, base_dir)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, service.finish)
+        service.watch(overseer)
+        service.start()
+        overseer.complete()
+        try:
+            ready(service)
+            service.wait()
+        finally:
+            overseer.stopping(STOPPED_S)
+            service.stop()
 
 
 def _lock_folder(state_dir: Path) -> int:

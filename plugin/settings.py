@@ -175,6 +175,8 @@ class HostSettings(Strict):
     """``host.toml``. Paths are relative to the file's folder."""
 
     state_dir: Path = Path("host-state")
+    hang_s: float = Field(30.0, ge=2, le=3600, description="no turn of a loop for so long: ended with code 70")
+    start_s: float = Field(900.0, ge=2, le=86_400, description="the same from the start to the first turn")
     keys: Path | None = Field(None, description="key folder; needed where another machine can connect")
     events: EventSettings = Field(default_factory=EventSettings)
     control: ControlSettings | None = None

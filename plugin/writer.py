@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 import sqlalchemy as sa
 
+from contract.overseer import Pulse
 from plugin.errors import ReviewError
 from plugin.logs import LimitedLog
 from plugin.store import Outcome, Received, Store
@@ -27,6 +28,13 @@ PATIENCE_S = 0.02
 """Fewer commits leave the processor and the disk to the line's ledger; acknowledgements have this much time."""
 
 RETRY_S = 0.5
+IDLE_S = 1.0
+COMMIT_S = 120.0
+"""Longest time of one commit, with all its pictures, that is not taken for a hang."""
+
+JOB_S = 1800.0
+"""The same for one job; a backup or an export of years takes its time."""
+
 LEDGER_WAIT_S = 1.0
 log = logging.getLogger(__name__)
 Value = TypeVar("Value")
@@ -63,6 +71,7 @@ class Writer:
         self._log = LimitedLog(log)
         self.trouble: str | None = None
         self.conflicts = 0
+        self.pulse = Pulse("writer")
 
     def offer(self, items: Sequence[Received]) -> int:
         """Queue events for commit; returns how many found room (the edge will send the others again)."""
@@ -116,6 +125,7 @@ class Writer:
             while True:
                 batch, jobs, stopping = self._next()
                 for job, future in jobs:
+                    self.pulse.turn(JOB_S)
                     _run_job(job, future, self._store)
                 if (batch and not self._commit(batch, reply)) or (stopping and not batch):
                     return
@@ -128,7 +138,8 @@ class Writer:
     def _next(self) -> tuple[list[Received], list[tuple[Callable[[Store], Any], Future[Any]]], bool]:
         with self._changed:
             while not (self._items or self._jobs or self._stopping):
-                self._changed.wait()
+                self.pulse.turn()
+                self._changed.wait(IDLE_S)
             self._changed.wait_for(lambda: self._jobs or self._stopping or len(self._items) >= MAX_BATCH, PATIENCE_S)
             batch = [self._items.popleft() for _ in range(min(MAX_BATCH, len(self._items)))]
             for item in batch:
@@ -145,6 +156,7 @@ class Writer:
     def _commit(self, batch: list[Received], reply: Callable[[list[Verdicted]], None]) -> bool:
         """Commit ``batch``, again and again while the disk refuses; False where stopped meanwhile."""
         while True:
+            self.pulse.turn(COMMIT_S)
             try:
                 answers = self._committed(batch, self._store.commit(batch))
             except (OSError, sa.exc.OperationalError) as error:
@@ -179,6 +191,7 @@ class Writer:
         """One event that the database cannot hold must not keep the others waiting for ever."""
         answers = []
         for item in batch:
+            self.pulse.turn(COMMIT_S)
             try:
                 answers += self._committed([item], self._store.commit([item]))
             except (ValueError, OverflowError, sa.exc.SQLAlchemyError, OSError) as error:

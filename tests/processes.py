@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +40,13 @@ def free_port() -> int:
 class Process:
     """One `flawline` command in a process group of its own, its output in a file."""
 
-    def __init__(self, log: Path, *words: str, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, log: Path, *words: str, environment: dict[str, str] | None = None, prefix: Sequence[str] = ()
+    ) -> None:
         self.log = log
         with log.open("ab") as file:
             self._popen = subprocess.Popen(
-                [sys.executable, "-m", "flawline", *words],
+                [*prefix, sys.executable, "-m", "flawline", *words],
                 stdout=file,
                 stderr=file,
                 start_new_session=True,
@@ -82,6 +84,20 @@ class Process:
 
     def text(self) -> str:
         return self.log.read_text(errors="replace")
+
+
+def children(pid: int) -> list[int]:
+    """The camera processes of an edge."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int(path.joinpath("stat").read_text().rpartition(")")[2].split()[1])
+            words = path.joinpath("cmdline").read_text()
+        except (OSError, ValueError):
+            continue
+        if parent == pid and "resource_tracker" not in words:
+            found.append(int(path.name))
+    return found
 
 
 class Line:

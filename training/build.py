@@ -21,6 +21,7 @@ from torch import Tensor
 from contract.bundle import (
     MANIFEST,
     ROLE_DATA,
+    ROLE_FIXTURE,
     ROLE_GRAPH,
     ROLE_GRAPH_FP16,
     DataFingerprint,
@@ -34,6 +35,8 @@ from contract.bundle import (
 )
 from contract.dataset import Dataset, load_dataset
 from contract.errors import ConfigError
+from contract.fixture import Placer, fixture_of_data
+from contract.images import encode_png
 from contract.recipe import Recipe
 from training.augment import Augmentation, learn_augmentation
 from training.checkpoint import FOLDER, checkpoint_path, load_checkpoint
@@ -61,6 +64,7 @@ FILES = {
     ROLE_PAGE: "training.html",
 }
 FILE_FP16 = "model.fp16.onnx"
+FILE_FIXTURE = "fixture.png"
 UNTOLD = {"data", "out", "resume", "overwrite", "tensorboard", "few_shot"}  # settings of the machine and the moment
 GOLDEN_TILES, GOLDEN_DEFECTS, GOLDEN_SEED = 4, 4, 20_232
 TYPICAL_TILES = 2000
@@ -80,6 +84,7 @@ class Learnt(NamedTuple):
     expected: Inspection
     tolerance_fp16: float | None
     page: str
+    fixture: Placer | None
 
 
 def train(settings: TrainSettings, reporter: Reporter | None = None) -> Path:
@@ -158,7 +163,17 @@ def _write(
     files = [row["file"] for row in document["validation"] for _ in range(recipe.tiles)]
     page = report(settings, recipe.name, split, tiles.augmentation, fitted, inspector, tiles.validation, files)
     learnt = Learnt(
-        recipe, split, document, tiles.augmentation, fitted, inspector, golden, expected, tolerance_fp16, page
+        recipe,
+        split,
+        document,
+        tiles.augmentation,
+        fitted,
+        inspector,
+        golden,
+        expected,
+        tolerance_fp16,
+        page,
+        fixture_of_data(settings.data),
     )
     write_bundle(settings, learnt, work)
     reporter.say(f"report: {settings.out / FILES[ROLE_PAGE]}")
@@ -255,6 +270,9 @@ def write_bundle(settings: TrainSettings, learnt: Learnt, work: Path) -> None:
     write_atomic(out / FILES[ROLE_DATA], (json.dumps(learnt.document, indent=1) + "\n").encode())
     write_atomic(out / FILES[ROLE_PAGE], learnt.page.encode())
     np.save(out / FILES[ROLE_GOLDEN], learnt.golden.numpy(), allow_pickle=False)
+    (out / FILE_FIXTURE).unlink(missing_ok=True)
+    if learnt.fixture is not None:
+        write_atomic(out / FILE_FIXTURE, encode_png(learnt.fixture.mark))
     for name in _files(learnt).values():
         _sync(out / name)
     write_manifest(out, manifest_of(settings, learnt))
@@ -266,7 +284,8 @@ def write_bundle(settings: TrainSettings, learnt: Learnt, work: Path) -> None:
 
 def _files(learnt: Learnt) -> dict[str, str]:
     """Role -> file name of what this bundle holds."""
-    return FILES if learnt.tolerance_fp16 is None else {**FILES, ROLE_GRAPH_FP16: FILE_FP16}
+    half = {} if learnt.tolerance_fp16 is None else {ROLE_GRAPH_FP16: FILE_FP16}
+    return FILES | half | ({} if learnt.fixture is None else {ROLE_FIXTURE: FILE_FIXTURE})
 
 
 def _sync(path: Path) -> None:
@@ -290,6 +309,7 @@ def manifest_of(settings: TrainSettings, learnt: Learnt) -> Manifest:
             settings={"size": settings.size, "width": settings.width, "latent": settings.latent},
         ),
         recipe=recipe,
+        fixture=None if learnt.fixture is None else learnt.fixture.fixture,
         files={role: file_entry(settings.out, name) for role, name in _files(learnt).items()},
         golden=Golden(
             role=ROLE_GOLDEN,

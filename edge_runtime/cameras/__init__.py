@@ -13,6 +13,7 @@ from edge_runtime.errors import CameraError
 CAMERAS = {
     "file": "edge_runtime.cameras.file:FileCamera",
     "synthetic": "edge_runtime.cameras.synthetic:SyntheticCamera",
+    "replay": "edge_runtime.cameras.replay:ReplayCamera",
     "usb": "edge_runtime.cameras.device:UsbCamera",
     "rtsp": "edge_runtime.cameras.device:RtspCamera",
     "http": "edge_runtime.cameras.mjpeg:MjpegCamera",

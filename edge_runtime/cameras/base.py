@@ -9,7 +9,7 @@ import time
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import quote, urlsplit, urlunsplit
 
 from contract.camera import CameraControls, Value, agrees
 from contract.images import PixelFormat, Pixels
@@ -161,7 +161,8 @@ def redacted(url: str) -> str:
 def with_credentials(source: Source, variable: str) -> str:
     """The URL with the ``user:password`` from the file that the environment's ``variable``_<ID> names, where it is set.
 
-    Raises CameraError for a file that cannot be read. What comes back is never shown.
+    In the file signs such as / ? # @ may stand as they are, or in percent as in an address. Raises CameraError for a
+    file that cannot be read. What comes back is never shown.
     """
     name = f"{variable}_{source.camera_id.upper().replace('-', '_').replace('.', '_')}"
     held = os.environ.get(name)
@@ -179,7 +180,9 @@ def with_credentials(source: Source, variable: str) -> str:
             f"{mode & 0o777:03o}): chmod 600 {held}"
         )
     parts = urlsplit(source.url)
-    return urlunsplit(parts._replace(netloc=f"{secret}@{parts.netloc.rpartition('@')[2]}"))
+    user, colon, password = secret.partition(":")
+    written = f"{quote(user, safe='%')}{colon}{quote(password, safe='%')}"
+    return urlunsplit(parts._replace(netloc=f"{written}@{parts.netloc.rpartition('@')[2]}"))
 
 
 class Playhead:

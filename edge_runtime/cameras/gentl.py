@@ -97,6 +97,9 @@ class Features:
 class FrameIds:
     """A camera's own count of frames as one without end, so that a hole in it is a frame that never came.
 
+    A count of 16 bits begins anew after 65535, at 1 or at 0. Frames lost just there look like a camera that was reset,
+    until it has once gone over that end without a hole.
+
     ``from_start``: the count began with the acquisition, at 0 or 1 as the camera has it, so that a first number over 1
     is a hole as well; one that is absurdly high is of a camera that counts on, and says nothing.
     """
@@ -105,23 +108,32 @@ class FrameIds:
         self._from_start = from_start
         self._last: int | None = None
         self._number = 0
+        self._first_again: int | None = None  # what follows 65535, once that was seen
 
     def number(self, frame_id: int) -> int | None:
-        """The frame's number from 0; None where the camera began to count anew: nobody knows what is missing then."""
+        """The frame's number from 0; None where nobody knows how many are missing: a reset, or an unclear jump."""
         last, self._last = self._last, frame_id
         if last is None:
             if self._from_start and frame_id <= MOST_MISSED:
                 self._number = max(0, frame_id - 1)
             return self._number
         step = frame_id - last
-        most = MOST_MISSED
-        if step <= 0 and last <= WRAP_16:
-            step += WRAP_16 + (frame_id == 0)
-            most = MOST_MISSED_AT_WRAP
-        if not 0 < step <= most:
+        if step <= 0:
+            step = self._over_the_end(last, frame_id)
+        if not 0 < step <= MOST_MISSED:
             return None
         self._number += step
         return self._number
+
+    def _over_the_end(self, last: int, frame_id: int) -> int:
+        """Frames from ``last`` to a smaller id; 0: that cannot be told."""
+        if last == WRAP_16 and frame_id in (0, 1):
+            self._first_again = frame_id
+            return 1
+        if self._first_again is None or last > WRAP_16:
+            return 0
+        step = frame_id - last + WRAP_16 + 1 - self._first_again
+        return step if step <= MOST_MISSED_AT_WRAP else 0
 
 
 class GentlCamera(Camera):
@@ -316,7 +328,7 @@ class GentlCamera(Camera):
             self._counted += 1
             return self._counted - 1
         if number is None:
-            raise self.error("the camera began to count its frames anew: it was reset, and what is missing is unknown")
+            raise self.error("its count of frames jumped: it was reset or lost some, and how many is unknown")
         return number
 
     def _prove(self) -> None:

@@ -70,6 +70,9 @@ class Connector(ABC):
     A number is given to ``publish`` once, ever: raise ConnectorError where it was not delivered; it is never retried.
     """
 
+    patience_s: ClassVar[float] = 120.0
+    """How long one ``publish`` may take; after more, or the host's `hang_s`, it hangs and the host is started again."""
+
     takes_late: ClassVar[bool] = False
     """Whether an output that is no PASS is given to ``publish`` after its ``due_ns`` as well."""
 

@@ -8,25 +8,16 @@ declared gap, and the controller must never have read a PASS that the host did n
 
 from __future__ import annotations
 
-import os
 import random
-import threading
-import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from edge_runtime.account import TruePart, Truth, account, read_truth
-from edge_runtime.demo import fetch
-from edge_runtime.draw import write_truth
-from tests.plugin.controller import Controller, Judged, ModbusError
-from tests.processes import TOUCHING, Line, Process, free_port, until
+from tests.chaos.scene import SIDES, Count, Scene
+from tests.processes import until
 
-HOOK = Path(__file__).parent / "crash"
-PASS = 1
-POLL_S = 0.02
-PARTS_A_KILL = 25
+PARTS_A_KILL = 60
 MORE = 5
 
 
@@ -70,104 +61,37 @@ POINTS = {
 """Every named point; the test of the list finds each function in the product."""
 
 
-class Count(NamedTuple):
-    """One campaign: kills by point, and the account of its parts."""
-
-    kills: Counter[str]
-    parts: int
-    triggers: int
-    results: int
-    missed: int
-    gap: int
-    unaccounted: int
-    duplicates: int
-    false_ok: int
-    passes: int
-
-    def row(self, fault: str, kills: int) -> dict[str, Any]:
-        """As it stands in the table of results."""
-        names = ("parts", "triggers", "results", "missed", "gap", "unaccounted", "duplicates", "false_ok", "passes")
-        return {"fault": fault, "kills": kills, **{name: getattr(self, name) for name in names}}
-
-
-class Plc(threading.Thread):
-    """A controller that polls every 20 ms, connects again when the host is gone, and remembers all that it took."""
-
-    def __init__(self, port: int) -> None:
-        super().__init__(daemon=True)
-        self._address = ("127.0.0.1", port)
-        self._controller: Controller | None = None
-        self.taken: list[Judged] = []
-        self._stopping = threading.Event()
-
-    def run(self) -> None:
-        while not self._stopping.wait(POLL_S):
-            try:
-                if self._controller is None:
-                    self._controller = Controller(self._address)
-                    self._controller.taken = self.taken
-                self._controller.poll()
-            except ModbusError:
-                self._reconnect()
-
-    def _reconnect(self) -> None:
-        """The same controller with a fresh connection: it remembers where it was."""
-        if self._controller is None:
-            return
-        try:
-            self._controller.master.close()
-            self._controller.master = type(self._controller.master)(self._address)
-        except ModbusError:
-            return
-
-    def stop(self) -> None:
-        self._stopping.set()
-        self.join(10)
-
-
 class Campaign:
     """A line whose sides are killed at ``points``, each side's in turn, each after a seeded moment."""
 
     def __init__(self, folder: Path, bundle: Path, points: Sequence[str], seed: int) -> None:
-        self.folder = folder
         self._random = random.Random(seed)
-        self._waiting = {side: [name for name in points if POINTS[name].side == side] for side in ("edge", "host")}
-        self._url = f"synthetic://line?seed={seed}&parts={PARTS_A_KILL * (len(points) + 4)}&fps=50"
-        self._truth = folder / "line_frames.csv"
-        write_truth(self._url, self._truth)
-        port = free_port()
-        self._line = Line(folder, bundle, self._url, camera=TOUCHING)
-        with (folder / "host.toml").open("a") as file:
-            file.write(f'[[connectors]]\nurl = "modbus://127.0.0.1:{port}"\n')
-        self._plc = Plc(port)
-        self._armed: dict[str, str | None] = {"edge": None, "host": None}
-        self._running: dict[str, Process] = {}
+        self._waiting = {side: [name for name in points if POINTS[name].side == side] for side in SIDES}
+        self._scene = Scene(folder, bundle, seed, PARTS_A_KILL * (len(points) + 4))
+        self._armed: dict[str, str | None] = dict.fromkeys(SIDES)
         self.kills: Counter[str] = Counter()
 
     def run(self, limit_s: float) -> Count:
         """Until every point had its turn and the edge has ended in order; raises AssertionError after ``limit_s``."""
-        self._plc.start()
-        deadline = time.monotonic() + limit_s
+        scene = self._scene
+        scene.plc.start()
         try:
-            for side in ("host", "edge"):
+            for side in SIDES:
                 self._start(side)
-            while not self._step():
-                assert time.monotonic() < deadline, self._told(f"not over within {limit_s:.0f} s")
-                time.sleep(0.02)
-            until(lambda: self._healthy() and self._line.results() >= MORE, "parts pass that nobody disturbs")
-            enough = self._line.results() + MORE
-            until(lambda: self._line.results() >= enough, self._told("some more of them"), limit_s)
-            assert self._running["edge"].stop() == 0, self._told("the edge did not end in order")
-            return self._count()
+            until(self._step, self._told("every point had its turn"), limit_s)
+            until(lambda: scene.healthy() and scene.line.results() >= MORE, "parts pass that nobody disturbs")
+            enough = scene.line.results() + MORE
+            until(lambda: scene.line.results() >= enough, self._told("some more of them"), limit_s)
+            return scene.end()
         finally:
-            self._plc.stop()
-            self._line.close()
+            scene.close()
 
     def _step(self) -> bool:
         """Start again what died; whether both sides run and no point is left."""
-        if self._kills_camera() and self._mark("edge").exists() and self._running["edge"].running():
-            self._running["edge"].kill()  # only an edge that begins anew is armed with the next point
-        for side, process in self._running.items():
+        edge = self._scene.running["edge"]
+        if self._kills_camera() and self._mark("edge").exists() and edge.running():
+            edge.kill()  # only an edge that begins anew is armed with the next point
+        for side, process in self._scene.running.items():
             if not process.running():
                 self._died(side)
         return not any(self._armed.values())
@@ -176,7 +100,7 @@ class Campaign:
         return (self._armed["edge"] or "").startswith("camera")
 
     def _died(self, side: str) -> None:
-        name, process = self._armed[side], self._running[side]
+        name, process = self._armed[side], self._scene.running[side]
         assert process.code() == -9, self._told(f"the {side} ended with {process.code()}")
         assert name is not None and self._mark(side).exists(), self._told(f"the {side} died of something else")
         self.kills[name] += 1
@@ -188,94 +112,19 @@ class Campaign:
         self._mark(side).unlink(missing_ok=True)
         name = waiting.pop(0) if waiting else None
         self._armed[side] = name
-        environment = dict(os.environ)
+        armed = {}
         if name is not None:
             point = POINTS[name]
             seconds = self._random.uniform(0.0, 3.0)
-            environment["FLAWLINE_CRASH"] = f"{point.function}:{point.when}:{seconds:.3f}:{self._mark(side)}"
-            environment["PYTHONPATH"] = os.pathsep.join([str(HOOK), *filter(None, [environment.get("PYTHONPATH")])])
-        words = ("run", str(self.folder / f"{side}.toml"), *(("--quiet",) if side == "edge" else ()))
-        process = Process(self.folder / f"{side}.log", side, *words, environment=environment)
-        self._running[side] = process
-        self._line.processes.append(process)
+            armed["FLAWLINE_CRASH"] = f"{point.function}:{point.when}:{seconds:.3f}:{self._mark(side)}"
+        self._scene.start(side, armed)
 
     def _mark(self, side: str) -> Path:
         """Stands where the armed point has killed: the edge lives on where that was its camera."""
-        return self.folder / f"{side}.dead"
-
-    def _healthy(self) -> bool:
-        try:
-            fetch(f"{self._line.address}/healthz")
-        except OSError:
-            return False
-        return True
+        return self._scene.folder / f"{side}.dead"
 
     def _told(self, what: str) -> str:
-        logs = "\n".join(self._running[side].text()[-2000:] for side in self._running)
-        return f"{what}\n{dict(self.kills)}\n{logs}"
-
-    def _count(self) -> Count:
-        rows, gaps = self._line.parts(), self._line.gaps()
-        until(lambda: not fetch(f"{self._line.address}/api/summary")["line"]["open"], "no part waits for its deadline")
-        found = account(rows, gaps, passed(read_truth(self._truth), rows))
-        assert found.gap_parts is not None and found.duplicates is not None
-        return Count(
-            kills=self.kills,
-            parts=found.parts,
-            triggers=len(rows),
-            results=found.results,
-            missed=found.missed,
-            gap=found.gap_parts,
-            unaccounted=found.lost + (found.unmatched or 0),
-            duplicates=found.duplicates + self._told_twice(),
-            false_ok=self._false_ok(rows),
-            passes=sum(each.code == PASS for each in self._plc.taken),
-        )
-
-    def _outputs(self) -> list[dict[str, Any]]:
-        """Every output that the ledger committed."""
-        outputs: list[dict[str, Any]] = []
-        while True:
-            after = outputs[-1]["number"] if outputs else 0
-            batch = fetch(f"{self._line.address}/api/line?limit=500&after={after}")
-            if not batch:
-                return outputs
-            outputs += batch
-
-    def _told_twice(self) -> int:
-        """Parts that moved the gate twice, and numbers that were read twice."""
-        part_of = {row["number"]: row["part_id"] for row in self._outputs()}
-        told = Counter(part_of.get(each.seq) for each in self._plc.taken)
-        numbers = Counter(each.seq for each in self._plc.taken)
-        return sum(count - 1 for count in told.values()) + sum(count - 1 for count in numbers.values())
-
-    def _false_ok(self, rows: list[dict[str, Any]]) -> int:
-        """PASS that the controller read and the host never committed, in ledger and store, as this part's PASS."""
-        outputs = {row["number"]: row for row in self._outputs()}
-        verdicts = {row["part_id"]: row["verdict"] for row in rows if row["state"] == "result"}
-        false = 0
-        for each in self._plc.taken:
-            output = outputs.get(each.seq)
-            part = None if output is None else output["part_id"]
-            if each.code == PASS and (output is None or output["code"] != PASS or verdicts.get(str(part)) != "PASS"):
-                false += 1
-        return false
-
-
-def passed(truth: Truth, rows: list[dict[str, Any]]) -> Truth:
-    """The parts up to the last one that was taken: those behind it were still to come when the edge was stopped."""
-    last = max(row["frame_no"] for row in rows if row["box_px"])
-    newest = [row for row in rows if row["frame_no"] == last]
-    taken = [part.number for part in truth.parts for row in newest if overlaps(part, row)]
-    return truth._replace(parts=[part for part in truth.parts if part.number <= max(taken)])
-
-
-def overlaps(part: TruePart, row: dict[str, Any]) -> bool:
-    """Whether the row's box lies on the part, in the frame in which it was taken."""
-    box, at = part.boxes.get(row["frame_no"]), row["box_px"]
-    if box is None or at is None:
-        return False
-    return all(abs(box[n] + box[n + 2] / 2 - at[n] - at[n + 2] / 2) < box[n + 2] / 2 for n in (0, 1))
+        return self._scene.told(f"{what}\n{dict(self.kills)}") if self._scene.running else what
 
 
 def schedule(kills: int, seed: int) -> list[str]:

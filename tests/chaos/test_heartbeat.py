@@ -12,7 +12,7 @@ import pytest
 
 from plugin.connectors.registers import WORDS
 from tests.plugin.controller import Master
-from tests.processes import Line, Process, free_port, until
+from tests.processes import Line, children, free_port, until
 
 STATED_S = 2.0
 """``docs/modbus.md``, with the settings as they are by default."""
@@ -57,21 +57,6 @@ def watched(tmp_path: Path, bundle: Path) -> Iterator[Watched]:
     made.close()
 
 
-def children(process: Process) -> list[int]:
-    """The camera processes of an edge."""
-    pid = process.pid
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = int(path.joinpath("stat").read_text().rpartition(")")[2].split()[1])
-            words = path.joinpath("cmdline").read_text()
-        except (OSError, ValueError):
-            continue
-        if parent == pid and "resource_tracker" not in words:
-            found.append(int(path.name))
-    return found
-
-
 def test_the_heartbeat_stops_with_inference_and_comes_back(watched: Watched) -> None:
     os.kill(watched.edge.pid, signal.SIGSTOP)
     try:
@@ -82,7 +67,7 @@ def test_the_heartbeat_stops_with_inference_and_comes_back(watched: Watched) -> 
 
 
 def test_the_heartbeat_stops_with_the_frames_and_comes_back(watched: Watched) -> None:
-    cameras = children(watched.edge)
+    cameras = children(watched.edge.pid)
     assert cameras
     for camera in cameras:
         os.kill(camera, signal.SIGSTOP)

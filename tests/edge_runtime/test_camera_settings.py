@@ -199,7 +199,7 @@ def test_every_camera_of_the_table_reports(places: dict[str, str], tmp_path: Pat
         lacking("harvesters is not installed: pip install 'flawline[gentl]'")
     urls = {"usb": "usb://0", "rtsp": "rtsp://127.0.0.1/x", "file": places["video"], "synthetic": places["synthetic"]}
     urls |= {"http": "http://127.0.0.1/x", "https": "https://127.0.0.1/x", "gentl": "gentl:///x.cti"}
-    urls |= {"watch": f"watch://{tmp_path}"}
+    urls |= {"watch": f"watch://{tmp_path}", "replay": f"replay://{places['folder'].removeprefix('file://')}"}
     assert set(urls) == set(CAMERAS)
     for url in urls.values():
         camera = make_camera(url, "top", tmp_path)

@@ -27,6 +27,7 @@ from edge_runtime.synthetic import SyntheticLine
 TESTED = {
     "file": "test_cameras",
     "synthetic": "test_cameras",
+    "replay": "test_cameras",
     "usb": "test_cameras",
     "rtsp": "test_cameras",
     "http": "test_mjpeg",
@@ -354,3 +355,40 @@ def test_a_network_camera(tmp_path: Path, rtsp_server: tuple[str, subprocess.Pop
             camera.read()
     camera.close()
     assert not any(thread.name == "drain" for thread in threading.enumerate())
+
+
+def test_pictures_from_memory_come_again_and_again_and_end_when_they_are_told(tmp_path: Path) -> None:
+    for number in range(3):
+        cv2.imwrite(str(tmp_path / f"{number}.png"), np.full((10, 20, 3), 10 * number, np.uint8))
+    camera = make_camera(f"replay://{tmp_path}?fps=1000&frames=8", "top", tmp_path / "state")
+    camera.open()
+    found = []
+    while camera.ended is None:
+        frame = camera.read()
+        if isinstance(frame, CameraFrame):
+            found.append(frame)
+    camera.close()
+    assert [(frame.frame_no, int(frame.pixels[0, 0])) for frame in found] == [(n, 10 * (n % 3)) for n in range(8)]
+    steps = np.diff([frame.t_capture_ns for frame in found])
+    assert found[0].pixels.shape == (10, 20) and steps.tolist() == [1_000_000] * 7
+    assert "all 8 frames" in camera.ended
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("replay:///no/such/folder", "no such folder"),
+        ("replay://{folder}", "the folder holds no images"),
+        ("replay://{folder}?speed=3", "unknown option 'speed'"),
+    ],
+)
+def test_what_cannot_be_replayed_is_refused(url: str, says: str, tmp_path: Path) -> None:
+    with pytest.raises(CameraError, match=says):
+        make_camera(url.format(folder=tmp_path), "top", tmp_path / "state").open()
+
+
+def test_more_pictures_than_memory_is_meant_for_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cv2.imwrite(str(tmp_path / "0.png"), np.zeros((100, 100), np.uint8))
+    monkeypatch.setattr("edge_runtime.cameras.replay.MOST_BYTES", 9_999)
+    with pytest.raises(CameraError, match="take more than"):
+        make_camera(f"replay://{tmp_path}", "top", tmp_path / "state").open()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import select
@@ -19,6 +20,7 @@ import cv2
 import numpy as np
 import pytest
 
+from contract.camera import CameraControls
 from contract.images import PixelFormat
 from contract.locate import Box
 from edge_runtime.cameras.base import BadFrame, Camera, CameraFrame, Source, playhead_file
@@ -31,6 +33,7 @@ from edge_runtime.capture import (
     FrozenCheck,
     TakenMemory,
     same_as_previous,
+    saturated,
 )
 from edge_runtime.errors import CameraError, RingError
 from edge_runtime.ring import ChildState, Ring
@@ -113,25 +116,33 @@ def test_every_part_of_a_line_once_and_in_order(tmp_path: Path) -> None:
 def test_killed_again_and_again_nothing_announced_is_lost_and_nothing_comes_twice(tmp_path: Path) -> None:
     """Three kills of the child; parts that could not be seen whole in between may be missing, others may not."""
     line = SyntheticLine(seed=3, parts=14)
-    goals = [2, 4, 6]
+    goals, kills = [2, 4, 6], 0
     with running(settings(URL.format(parts=14, fps=25)), tmp_path) as camera:
         triggers: list[CapturedTrigger] = []
+        over = ended(camera)
         for goal in goals:
             wanted = goal - len(triggers)
-            triggers += collect(camera, lambda found, wanted=wanted: len(found) >= wanted)
-            frames = camera.status().frames
-            assert camera.pid is not None
-            os.kill(camera.pid, signal.SIGKILL)
-            triggers += collect(camera, lambda found, before=frames: camera.status().frames > before)
-        triggers += collect(camera, ended(camera))
+            triggers += collect(camera, lambda found, wanted=wanted: len(found) >= wanted or over(found))
+            frames, pid = camera.status().frames, camera.pid
+            if over(triggers) or pid is None:
+                break  # the line does not wait for a machine that is busy
+            os.kill(pid, signal.SIGKILL)
+            kills += 1
+            triggers += collect(camera, lambda found, before=frames: camera.status().frames > before or over(found))
+        triggers += collect(camera, over)
         status = camera.status()
-    assert status.restarts == 3
+    assert 1 <= kills == status.restarts
     assert [trigger.trigger_id for trigger in triggers] == list(range(1, len(triggers) + 1))
     counts = parts_of(line, triggers)
     assert max(counts.values()) == 1
-    # A part is whole in view for about 39 frames; only what passed while nobody looked can be missing.
-    assert len(counts) >= 14 - (status.skipped // 39 + len(goals))
+    assert len(counts) >= 14 - missable(line, status.skipped) - kills
     assert status.frames + status.skipped >= line.frames - 2, "the line did not wait"
+
+
+def missable(line: SyntheticLine, frames: int) -> int:
+    """Most parts that can pass by in so many frames that nobody looks at."""
+    first = [line.first_frame(part) for part in line.parts]
+    return frames // min(after - before for before, after in itertools.pairwise(first))
 
 
 def test_a_part_whose_trigger_was_not_fetched_survives_the_kill(tmp_path: Path) -> None:
@@ -154,17 +165,19 @@ def test_the_whole_edge_killed_and_started_again(tmp_path: Path) -> None:
     first = CameraProcess(made, tmp_path)
     first.start()
     triggers = collect(first, lambda found: len(found) >= 3)
-    first.drain()  # what was fetched before is on record by now
+    triggers += fetch(first)  # what was fetched before is on record by now
     held = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    looked_at = first.status().frames
     first.stop()
     for name, data in held.items():  # as a kill leaves it
         (tmp_path / name).write_bytes(data)
     with running(made, tmp_path) as second:
         triggers += collect(second, ended(second))
-        assert second.status().skipped >= 0
+        looked_at += second.status().frames
     counts = parts_of(line, triggers)
     assert max(counts.values()) == 1
-    assert {0, 1, 2, 18, 19} <= set(counts)
+    # The line does not wait for a machine that is busy: only what passed while nobody looked can be missing.
+    assert len(counts) >= 20 - missable(line, line.frames - looked_at) - 1
 
 
 def test_not_resumed_begins_anew(tmp_path: Path) -> None:
@@ -243,6 +256,44 @@ def test_a_stalled_child_is_replaced(tmp_path: Path) -> None:
         frames = camera.status().frames
         collect(camera, lambda found: camera.status().frames > frames)
         assert camera.status().restarts == 1 and camera.pid != stopped
+
+
+def test_a_child_that_the_kernel_does_not_let_go_holds_up_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped, and deaf to SIGKILL, as one that hangs in a driver; replaced once that has let it go."""
+    with running(settings(URL.format(parts=40, fps=25), stall_s=0.5), tmp_path) as camera:
+        collect(camera, lambda found: camera.status().frames > 3)
+        assert camera.pid is not None
+        stuck = camera.pid
+        with monkeypatch.context() as deaf:
+            deaf.setattr(subprocess.Popen, "kill", lambda self: None)
+            os.kill(stuck, signal.SIGSTOP)
+            collect(camera, lambda found: camera.status().state == "failed")
+            assert "a driver does not let it end" in camera.status().detail
+            for _ in range(100):
+                camera.supervise()
+            assert camera.pid == stuck and camera.status().restarts == 0, "it has no successor yet"
+        frames = camera.status().frames
+        os.kill(stuck, signal.SIGKILL)
+        collect(camera, lambda found: camera.status().frames > frames)
+        assert camera.status().restarts == 1 and camera.pid != stuck
+
+
+def test_neither_a_stop_nor_other_settings_wait_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with running(settings(URL.format(parts=40, fps=25)), tmp_path) as camera:
+        collect(camera, lambda found: camera.status().frames > 3)
+        stuck = camera._child
+        assert stuck is not None
+        with monkeypatch.context() as deaf:
+            deaf.setattr(subprocess.Popen, "kill", lambda self: None)
+            stuck.send_signal(signal.SIGSTOP)
+            camera.hold_to(CameraControls(width=640))
+            assert (camera.pid, camera.status().state) == (stuck.pid, "failed")
+            camera.stop()
+        assert camera.pid is None
+        stuck.kill()
+        stuck.wait()
 
 
 def test_a_camera_that_cannot_be_opened_is_tried_again_for_ever_with_growing_pauses(tmp_path: Path) -> None:
@@ -413,6 +464,41 @@ def test_a_camera_that_stays_frozen_is_given_up(bench: Callable[..., Bench]) -> 
         made.feed(frame, 6, second + 6 * second // 10)
 
 
+COMPRESSED = ["rtsp://10.0.0.1/x", "http://10.0.0.1/x", "https://10.0.0.1/x"]
+
+
+@pytest.mark.parametrize(
+    ("url", "frozen_s", "noticed"),
+    [("usb://0", None, True), ("usb://0", 0.0, False), *((url, None, False) for url in COMPRESSED)]
+    + [(url, 1.0, True) for url in COMPRESSED],
+)  # fmt: skip
+def test_what_repeats_a_still_scene_exactly_is_not_frozen(
+    bench: Callable[..., Bench], url: str, frozen_s: float | None, noticed: bool
+) -> None:
+    """A compressed stream, unless it is asked for; and with 0 no camera."""
+    made = bench(url=url, trigger="every-frame", live=True, slots=40, frozen_s=frozen_s)
+    frame, second = SyntheticLine(parts=2).render(25), 1_000_000_000
+    with pytest.raises(CameraError, match="frozen") if noticed else contextlib.nullcontext():
+        for number in range(30):
+            made.feed(frame, number, second + number * second // 10)
+    lost = [record.lost for record in made.ring.drain()]
+    assert ("frozen camera" in lost) is noticed
+    assert noticed or made.ring.live().frame_ns == second + 29 * second // 10, "its frames are new ones"
+
+
+@pytest.mark.parametrize("level", [0, 255])
+def test_a_picture_without_noise_tells_nothing_of_the_sensor(bench: Callable[..., Bench], level: int) -> None:
+    """Black and white ones fail the quality gate; the camera is no worse for it."""
+    made = bench(url="usb://0", trigger="every-frame", fixture="region", region=(0, 0, 8, 8), live=True, slots=40)
+    frame, second = np.full((480, 640), level, np.uint8), 1_000_000_000
+    for number in range(40):
+        made.feed(frame, number, second + number * second // 10)
+    assert [record.lost for record in made.ring.drain()][:38] == [None] * 38
+    assert saturated(frame)
+    frame[100, 100] = 1
+    assert not saturated(frame)
+
+
 @pytest.mark.parametrize(("asked", "steady"), [(None, True), (25.0, False)], ids=["as learnt", "as asked for"])
 def test_a_slow_camera_is_given_up(bench: Callable[..., Bench], asked: float | None, steady: bool) -> None:
     """From 25 frames a second to 10; frames that we were too late for do not count against it."""
@@ -525,7 +611,7 @@ def test_equal_images_in_a_folder_are_not_frozen(bench: Callable[..., Bench]) ->
 
 
 def test_frames_are_the_same_in_every_byte_or_not_at_all() -> None:
-    frame = np.zeros((100, 100), np.uint8)
+    frame = np.full((100, 100), 7, np.uint8)
     other = frame.copy()
     other[77, 77] = 1
     assert same_as_previous(frame, frame.copy())

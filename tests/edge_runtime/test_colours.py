@@ -78,6 +78,13 @@ def file_folder(place: Path, _: pytest.FixtureRequest) -> Iterator[Case]:
     yield camera, lambda channels: read_image(png, channels), False
 
 
+def replay(place: Path, _: pytest.FixtureRequest) -> Iterator[Case]:
+    png = write(place / "card.png", card())
+    camera = make_camera(f"replay://{place}?channels=3", "top", place / "state")
+    camera.open()
+    yield camera, lambda channels: read_image(png, channels), False
+
+
 def watch(place: Path, _: pytest.FixtureRequest) -> Iterator[Case]:
     png = write(place / "card.png", card())
     camera = make_camera(f"watch://{place}?settle=0.05", "top", place / "state")
@@ -150,6 +157,7 @@ def gentl(place: Path, request: pytest.FixtureRequest) -> Iterator[Case]:
 
 CASES = {
     "file": (file_video, file_folder),
+    "replay": (replay,),
     "watch": (watch,),
     "synthetic": (synthetic,),
     "usb": (usb,),

@@ -182,6 +182,10 @@ def test_sign_in_by_digest_from_the_address_or_a_file(
     camera = opened(shared.url("signed"), tmp_path)
     assert len(frames_of(camera, 2)) == 2
     camera.close()
+    (tmp_path / "secret").write_text(f"{USER}:{PASSWORD}\n")  # as it is typed
+    camera = opened(shared.url("signed"), tmp_path)
+    assert len(frames_of(camera, 2)) == 2
+    camera.close()
     (tmp_path / "secret").write_text(f"{USER}:wrong0ne\n")
     with pytest.raises(CameraError, match="answers 401") as caught:
         opened(shared.url("signed"), tmp_path)

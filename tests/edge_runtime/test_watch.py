@@ -258,6 +258,92 @@ def test_a_folder_that_is_unmounted_fails_and_what_was_given_stays_known(folder:
     camera.close()
 
 
+def test_a_folder_that_is_exchanged_fails(folder: Path) -> None:
+    """As an unmounted share leaves it: the bare mount point, an empty folder of the same name."""
+    camera = watcher(folder)
+    nothing_for(camera, 0.2)
+    folder.rename(folder.parent / "share")
+    folder.mkdir()
+    with pytest.raises(CameraError, match="it is another folder than when it was opened; is the share mounted"):
+        nothing_for(camera, 10)
+    camera.close()
+
+
+def test_a_share_that_is_not_mounted_is_no_empty_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also for the process that comes after, until it is mounted again or the memory of it is removed."""
+    mounted = [str(folder), "/"]
+    monkeypatch.setattr(os.path, "ismount", lambda path: str(path) in mounted)
+    watcher(folder).close()
+    mounted.remove(str(folder))
+    memory = folder.parent / "state" / "camera-top.mount"
+    with pytest.raises(CameraError, match=rf"on the share {folder}, which is not mounted now.*remove {memory}"):
+        watcher(folder)
+    mounted.append(str(folder))
+    watcher(folder).close()
+    mounted.remove(str(folder))
+    memory.unlink()
+    watcher(folder).close()
+    assert memory.read_text() == "/\n"
+
+
+def test_without_its_marker_a_folder_is_refused(folder: Path) -> None:
+    options = "fps=200&settle=0.1&marker=.mounted"
+    with pytest.raises(CameraError, match=r"its marker '\.mounted' is missing; is the share mounted"):
+        watcher(folder, options)
+    (folder / ".mounted").touch()
+    camera = watcher(folder, options)
+    put(folder, "a.png", 9)
+    assert levels(collect(camera, 1)) == [9]
+    (folder / ".mounted").unlink()
+    with pytest.raises(CameraError, match="marker"):
+        nothing_for(camera, 10)
+    camera.close()
+
+
+def test_a_picture_that_is_renamed_after_it_was_given_is_not_given_again(folder: Path) -> None:
+    put(folder, "a.png", 9, 1000.5)
+    camera = watcher(folder)
+    assert levels(collect(camera, 1)) == [9]
+    (folder / "a.png").rename(folder / "b.png")
+    nothing_for(camera, 0.4)
+    camera.close()
+    (folder / "b.png").rename(folder / "c.png")
+    camera = watcher(folder)
+    nothing_for(camera, 0.4)
+    os.link(folder / "c.png", folder / "d.png")  # two at once are two
+    assert levels(collect(camera, 1)) == [9]
+    put(folder, "e.png", 7, 2000.0)  # its time does not tell it from another one of the same size
+    assert levels(collect(camera, 1)) == [7]
+    (folder / "e.png").rename(folder / "f.png")
+    assert levels(collect(camera, 1)) == [7], "rather twice than never"
+    camera.close()
+
+
+def test_a_memory_without_inodes_holds(folder: Path) -> None:
+    seen = put(folder, "a.png", 9).stat()
+    (folder.parent / "state").mkdir()
+    line = json.dumps(["a.png", [seen.st_size, seen.st_mtime_ns], "done"])
+    (folder.parent / "state" / "camera-top.watched.jsonl").write_text(f"{line}\n")
+    camera = watcher(folder)
+    nothing_for(camera, 0.4)
+    camera.close()
+
+
+def test_a_long_first_look_is_taken_in_pieces(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the capture process shows life between them, however slow the share."""
+    for number in range(5):
+        put(folder, f"{number}.png", number, 1000.0 + number)
+    monkeypatch.setattr("edge_runtime.cameras.watch.LOOK_MOST_S", -1.0)
+    camera, looks = watcher(folder), 0
+    while len(camera._found) < 5:
+        assert camera.read() is None
+        looks += 1
+        assert len(camera._found) == looks
+    monkeypatch.undo()
+    assert levels(collect(camera, 5)) == list(range(5))
+    camera.close()
+
+
 def test_without_a_memory_nothing_is_given(folder: Path) -> None:
     put(folder, "a.png", 10)
     camera = watcher(folder)
@@ -284,15 +370,15 @@ def test_the_memory_forgets_only_what_is_gone_and_stays_small(tmp_path: Path) ->
     for number in range(40):
         memory.take(f"{number}.png", Seen(number, number, 1))
         memory.finish(f"{number}.png")
-        memory.forget_beyond(5, ["0.png", "1.png"])
+        memory.forget_beyond(5, {f"{kept}.png": Seen(kept, kept, 1) for kept in (0, 1)})
     assert len(path.read_text().splitlines()) < 20
     for name in ("0.png", "1.png", "39.png"):
-        assert memory.knows(name, Seen(int(name[:-4]), int(name[:-4]), 9))
-    assert not memory.knows("10.png", Seen(10, 10, 1))
+        assert memory.knows(name, Seen(int(name[:-4]), int(name[:-4]), 9), {})
+    assert not memory.knows("10.png", Seen(10, 10, 1), {})
     memory.close()
     path.write_text(path.read_text() + '["torn.png", [1')
     again = Memory(path)
-    assert again.knows("0.png", Seen(0, 0, 1)) and not again.knows("torn.png", Seen(1, 1, 1))
+    assert again.knows("0.png", Seen(0, 0, 1), {}) and not again.knows("torn.png", Seen(1, 1, 9), {})
     again.close()
     for text in ("nonsense\n", "[1, 2]\n", '["a.png", ["x", 1], "done"]\n', "\0\0\n"):
         path.write_text(text)
@@ -316,7 +402,7 @@ def test_what_is_wrong_with_the_address_is_said(url: str, says: str, folder: Pat
 
 
 def process(folder: Path) -> CameraProcess:
-    url = f"watch://{folder}?fps=100&settle=0.1&wait=0.6"
+    url = f"watch://{folder}?fps=100&settle=0.1&wait=60"  # however long a writer is held up, its file is not broken
     made = {"id": "top", "url": url, "trigger": "every-frame", "fixture": "region", "region": (0, 0, 8, 8)}
     return CameraProcess(CameraSettings.model_validate(made | {"stall_s": 1.0}), folder.parent / "state")
 
@@ -375,19 +461,24 @@ def test_killed_again_and_again_each_picture_is_seen_once_or_said_to_be_interrup
         pictures[-1].write_bytes(encoded(number + 1, ".png", (64, 48)))
     writer = subprocess.Popen([sys.executable, "-c", WRITER, str(folder), *map(str, pictures)])
     seen: list[int | str] = []
+
+    def kill_after_some_more(camera: CameraProcess) -> None:
+        goal = min(len(accounted(seen)) + 5, 40)
+        served(camera, seen, lambda: len(accounted(seen)) >= goal and camera.pid is not None, "some more")
+        assert camera.pid is not None
+        os.kill(camera.pid, signal.SIGKILL)
+
     try:
-        for kills in (2, 2):
+        for last in (False, True):
             camera = process(folder)
             camera.start()
-            for _ in range(kills):
-                goal = len(seen) + 5
-                served(camera, seen, lambda goal=goal: len(seen) >= goal, "five more")  # type: ignore[misc]
-                assert camera.pid is not None
-                os.kill(camera.pid, signal.SIGKILL)
-            if kills and camera is not None and len(seen) < 20:
-                camera.stop(forget=False)
-        served(camera, seen, lambda: {number + 1 for number in range(40)} <= accounted(seen), "all are accounted for")
-        camera.stop()
+            kill_after_some_more(camera)
+            kill_after_some_more(camera)
+            if last:
+                served(camera, seen, lambda: set(range(1, 41)) <= accounted(seen), "all are accounted for")
+            camera.stop_capture()
+            serve(camera, seen)
+            camera.stop(forget=last)
     finally:
         writer.wait()
     whole = [each for each in seen if isinstance(each, int)]

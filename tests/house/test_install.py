@@ -17,11 +17,13 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = {"contract", "training", "calibration", "edge_runtime", "plugin"}
 PIXELS = {
     "contract.dataset",
+    "contract.fixture",
     "contract.images",
     "contract.preprocess",
     "contract.decision",
     "contract.locate",
     "contract.places",
+    "contract.template",
 }
 CONNECTORS = {"plugin.connectors.modbus", "plugin.connectors.modbus_io"}  # each needs an extra of its own
 
@@ -31,7 +33,7 @@ SIDES: dict[str, tuple[set[str], set[str], set[str]]] = {
     "vision": ({"contract"}, set(), {"torch", "onnxruntime", "openvino", "fastapi"}),
     "edge": (
         {"contract", "edge_runtime"},
-        {"edge", "inspect", "bundle", "acceptance", "doctor", "demo", "keys"},
+        {"edge", "inspect", "bundle", "fixture", "acceptance", "doctor", "demo", "keys"},
         {"torch", "lightning", "fastapi"},
     ),
     "host": (

@@ -16,6 +16,7 @@ from contract.errors import ConfigError
 from contract.event import Header, LineCode, Verdict, from_frames
 from plugin.connectors.base import LINE_CONTROLLER, LineOutput
 from plugin.dispatch import Sent
+from plugin.durability import PASSED_OVER
 from plugin.ledger import GRACE_NS, MAX_COUNTED, MAX_OF_EDGE, MAX_WAITING, Ledger, LedgerReader
 from plugin.settings import LineSettings
 from plugin.transit import Arrival
@@ -169,6 +170,44 @@ def test_a_deadline_of_long_ago_is_recorded_and_not_published(
     second.tell(s.result(2, "now"))
     s.until(lambda: outcomes(second) == {"gone": ("late", 4), "now": ("published", 1)})
     assert [output.part_id for output in second.outputs] == ["now"]
+
+
+def test_numbers_that_a_power_cut_may_have_taken_are_never_used_again(make: Callable[..., Rig], tmp_path: Path) -> None:
+    first = make()
+    first.tell(s.result(1, "a"))
+    first.tell(s.result(2, "b"))
+    first.stop()
+    alter(  # as the disk was before the last commits
+        tmp_path / "ledger.sqlite",
+        "DELETE FROM outputs WHERE number = 2",
+        "UPDATE meta SET value = 'x' WHERE key = 'boot_id'",
+    )
+    second = make()
+    assert second.ledger.last_number("line-1") == 1 + PASSED_OVER
+    second.tell(s.result(3, "c"))
+    assert [row["number"] for row in second.rows()] == [1, 2 + PASSED_OVER]
+    second.stop()
+    third = make()  # the same boot: nothing can be gone
+    third.tell(s.result(4, "d"))
+    assert third.rows()[-1]["number"] == 3 + PASSED_OVER
+
+
+def test_a_commit_is_on_the_disk_soon_and_nothing_waits_for_it(
+    make: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hanging, synced = threading.Event(), threading.Event()
+
+    def slow(_path: Path) -> None:
+        hanging.wait(20)
+        synced.set()
+
+    rig = make()
+    monkeypatch.setattr("plugin.durability.sync", slow)
+    rig.tell(s.result(1, "a"))
+    rig.tell(s.result(2, "b"))
+    assert [output.part_id for output in rig.outputs] == ["a", "b"] and not synced.is_set()
+    hanging.set()
+    assert synced.wait(20)
 
 
 def test_a_failing_disk_publishes_nothing_and_loses_nothing(

@@ -1,0 +1,84 @@
+"""What a power cut may take of the ledger: the log is synced in groups, numbers that may be gone are left out (hop 9).
+
+No output waits for the disk. A killed process loses nothing by that; a power cut takes what was committed in the last
+moments, numbers among it that a line controller has read. They must never be given to other parts.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+from plugin.logs import LimitedLog
+
+SYNC_S = 0.02
+"""Least time from one sync to the next: what is committed meanwhile waits for it in one group."""
+
+PASSED_OVER = 1000
+"""Numbers left out in another boot of the machine: more than can be given out while one sync lasts."""
+
+log = logging.getLogger(__name__)
+
+
+def first_number(connection: sqlite3.Connection, boot_id: str) -> int:
+    """The least number that may be given out: 1, or behind all of an earlier boot; kept in the table ``meta``."""
+    connection.execute("CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID")
+    held = dict(connection.execute("SELECT key, value FROM meta").fetchall())
+    first = int(held.get("first_number", 1))
+    if held.get("boot_id") == boot_id:
+        return first
+    if "boot_id" in held:
+        (last,) = connection.execute("SELECT coalesce(max(number), 0) FROM outputs").fetchone()
+        first = max(first, last + 1) + PASSED_OVER
+    values = (("boot_id", boot_id), ("first_number", str(first)))
+    connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values)
+    return first
+
+
+def sync(path: Path) -> None:
+    """Wait until the database's log is on the disk. Raises OSError."""
+    handle = os.open(path.with_name(f"{path.name}-wal"), os.O_RDONLY)
+    try:
+        os.fdatasync(handle)
+    finally:
+        os.close(handle)
+
+
+class LogSync:
+    """Syncs the log on a thread of its own after each ``request``, of which none waits."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._wanted = threading.Event()
+        self._stopping = threading.Event()
+        self._log = LimitedLog(log)
+        self._thread = threading.Thread(target=self._run, name="ledger sync", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def request(self) -> None:
+        """Something was committed."""
+        self._wanted.set()
+
+    def stop(self) -> None:
+        """Sync once more and end."""
+        self._stopping.set()
+        self._wanted.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopping.wait(SYNC_S):
+            self._wanted.wait()
+            self._wanted.clear()
+            try:
+                sync(self._path)
+            except OSError as error:
+                self._log.warning("sync", f"{self._path}: its log is not synced ({error.strerror})")
+        with suppress(OSError):
+            sync(self._path)

@@ -1,0 +1,89 @@
+"""The soak in small: every part accounted for, a curve that is kept, and growth that is told from noise."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import soak, transport, watching
+
+
+def test_a_short_soak_accounts_for_every_part(bundle: Path, synthetic_data: Path, tmp_path: Path) -> None:
+    work, out = tmp_path / "work", tmp_path / "soak.json"
+    work.mkdir()
+    (work / "bundle").symlink_to(bundle)
+    (work / "data").symlink_to(synthetic_data)
+    words = ["--parts", "400", "--rate", "60", "--probe", "0", "--idle", "0", "--work", str(work), "--json", str(out)]
+    assert soak.main(words) == 0
+    found = json.loads(out.read_text())
+    counts = found["counts"]
+    assert counts["offered"] == 400 and (counts["unaccounted"], counts["duplicates"]) == (0, 0)
+    assert counts["results"] + counts["missed"] + counts["deadline"] == counts["triggers"] == counts["in_store"]
+    assert sum(phase["parts"] for phase in found["latency_ms"].values()) == counts["triggers"]
+    assert found["growth"]["edge.pss"]["verdict"] == "too short" and not found["interrupted"]
+    curve = found["curve"]
+    assert {"host.rss_kb", "edge.pss_kb", "capture0.threads", "edge.open_files", "ledger_log_mb"} <= set(curve)
+    assert {len(values) for values in curve.values()} == {len(curve["parts"])} and len(curve["parts"]) > 5
+    assert max(curve["edge.shared_memory_mb"]) > 0
+
+
+@pytest.mark.parametrize(("leak_kb", "verdict"), [(0.0, "flat"), (2.0, "flat"), (9.0, "grows")])
+def test_growth_is_told_from_noise_and_from_what_happens_at_the_start(leak_kb: float, verdict: str) -> None:
+    random = np.random.default_rng(1)
+    parts = np.linspace(0, 200_000, 400)
+    kb = 90_000 + leak_kb * parts / 1000 + random.normal(0, 60, 400) - 30_000 * np.exp(-parts / 8000)
+    kb[random.integers(0, 400, 40)] += 5_000
+    found = watching.growth(parts.tolist(), kb.tolist())
+    assert found["verdict"] == verdict
+    assert found["slope_kb_per_1000_parts"] == pytest.approx(leak_kb, abs=1.0)
+    assert watching.growth(parts[:100].tolist()[:25], kb[:25].tolist())["verdict"] == "too short"
+
+
+LEAK = """
+import sys
+held = []
+for line in sys.stdin:
+    held.append(bytearray(4_000_000))
+    print(len(held), flush=True)
+"""
+
+
+def test_a_process_that_grows_is_seen(tmp_path: Path) -> None:
+    child = subprocess.Popen([sys.executable, "-c", LEAK], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert child.stdin is not None and child.stdout is not None
+    (tmp_path / "file").write_bytes(b"x" * 2_000_000)
+    passed = iter(range(0, 100_000, 1000))
+    sampler = watching.Sampler(1.0, lambda: {"leak": child.pid}, {"file": tmp_path / "file"}, lambda: next(passed))
+    for _ in range(30):
+        child.stdin.write(b"\n")
+        child.stdin.flush()
+        child.stdout.readline()
+        sampler._sample()
+    child.kill()
+    child.communicate()
+    sampler._sample()
+    curve = sampler.curve()
+    assert len(curve["parts"]) == 30, "one that has ended is not sampled"
+    assert curve["file_mb"][0] == 2.0 and curve["leak.open_files"][0] >= 3 and curve["leak.threads"][0] == 1
+    found = sampler.growth()["leak.rss"]
+    assert found["verdict"] == "grows" and 3500 < found["slope_kb_per_1000_parts"] < 4500
+
+
+@pytest.mark.parametrize("name", ["ring", "spool", "pickle_pipe"])
+def test_every_way_brings_frames_across(name: str) -> None:
+    found = transport.measure(name, (48, 64), 0.2)
+    assert found["frames_per_s"] > 0 and found["lost"] == 0 and 0 < found["latency_p50_ms"] <= found["latency_p99_ms"]
+
+
+def test_what_is_spooled_outlives_a_receiver_that_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(transport.SIZES, "640x480", (48, 64))
+    assert transport.kill("spool") == {"sent": transport.KILL_FRAMES, "lost": 0, "sender_hangs": False}
+
+
+def test_every_way_says_what_it_guarantees() -> None:
+    assert set(transport.GUARANTEES) == set(transport.WAYS)

@@ -1,0 +1,134 @@
+"""A box without any network: the wheelhouse installs there, the doctor is green, parts are inspected."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.needs import lacking
+from tests.processes import TOUCHING, free_port
+
+PARTS = 20
+ROOT = Path(__file__).parents[2]
+
+ON_THE_BOX = """
+set -eu
+ip link set lo up
+[ -z "$(ip route show table main)" ] && echo "no route"
+! python3 -c 'import socket; socket.create_connection(("192.0.2.1", 80), 2)' 2>/dev/null && echo "nobody to reach"
+sh wheelhouse/install.sh --root "$PWD/box" --python "$PYTHON"
+flawline="$PWD/box/opt/flawline/bin/flawline"
+"$flawline" edge update bundle --config edge.toml
+"$flawline" doctor --config edge.toml --bundle slots/active
+"$flawline" inspect slots/active part.png --out seen
+"$flawline" host run host.toml > host.log 2>&1 &
+host=$!
+while ! "$flawline" host alive host.toml; do kill -0 $host || { cat host.log; exit 1; }; done
+"$flawline" edge run edge.toml
+"$flawline" edge slots edge.toml
+"$PWD/box/opt/flawline/bin/python" -c 'import json, sys, urllib.request as u
+print("summary", json.dumps(json.load(u.urlopen(sys.argv[1]))))' "http://127.0.0.1:$PORT/api/summary"
+kill $host
+wait $host
+"""
+
+
+@pytest.fixture(scope="session")
+def wheelhouse(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made once; or the one that $FLAWLINE_WHEELHOUSE names."""
+    if given := os.environ.get("FLAWLINE_WHEELHOUSE"):
+        return Path(given)
+    out = tmp_path_factory.mktemp("offline") / "wheelhouse"
+    command = [sys.executable, str(ROOT / "deploy" / "wheelhouse.py"), "--extras", "edge,host", "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=out.parent)
+    if done.returncode:
+        lacking(f"no wheelhouse can be made: {done.stderr[-300:]}")
+    return out
+
+
+def without_network() -> list[str]:
+    """The words before a command that must reach nobody."""
+    words = ["unshare", "--net"] if os.geteuid() == 0 else ["unshare", "--user", "--map-root-user", "--net"]
+    for tool in ("unshare", "ip"):
+        if shutil.which(tool) is None:
+            lacking(f"{tool} is not installed (packages util-linux and iproute2)")
+    if subprocess.run([*words, "true"], capture_output=True, check=False).returncode:
+        lacking("no network namespace may be made here")
+    return words
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3000)
+def test_a_box_without_a_network_installs_is_green_and_inspects(
+    wheelhouse: Path, bundle: Path, synthetic_data: Path, tmp_path: Path
+) -> None:
+    namespace = without_network()
+    port = free_port()
+    shutil.copytree(bundle, tmp_path / "bundle")
+    (tmp_path / "wheelhouse").symlink_to(wheelhouse)
+    shutil.copy(next((synthetic_data / "test" / "good").glob("*.png")), tmp_path / "part.png")
+    (tmp_path / "edge.toml").write_text(
+        'edge_id = "edge-1"\nbundle = "slots/active"\nstate_dir = "edge"\n[spool]\nmax_mb = 64\n'
+        '[[cameras]]\nid = "top"\nurl = "synthetic://line?seed=5&parts=20&fps=20"\n' + TOUCHING
+    )
+    (tmp_path / "host.toml").write_text(f'state_dir = "host"\n[http]\nport = {port}\n')
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "PIP_"))}
+    done = subprocess.run(
+        [*namespace, "sh", "-c", ON_THE_BOX], cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={**clean, "PYTHON": sys.executable, "PORT": str(port)},
+    )  # fmt: skip
+    print(done.stdout)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    assert "no route" in done.stdout and "nobody to reach" in done.stdout
+    said = next(line for line in done.stdout.splitlines() if line.startswith("summary"))
+    summary = json.loads(said.removeprefix("summary"))
+    assert summary["states_of_parts"] == {"result": PARTS}, summary
+    assert summary["verdicts"]["PASS"] >= 10 and not summary["gaps"]
+    box = tmp_path / "box"
+    for side in ("edge", "host"):
+        assert (box / "etc" / "systemd" / "system" / f"flawline-{side}.service").is_file()
+    assert 'bundle = "/var/lib/flawline/slots/active"' in (box / "etc" / "flawline" / "edge.toml").read_text()
+    assert 'state_dir = "/var/lib/flawline/host"' in (box / "etc" / "flawline" / "host.toml").read_text()
+
+
+def test_a_wheelhouse_of_which_a_byte_differs_or_a_file_was_added_is_refused(tmp_path: Path) -> None:
+    folder = small_wheelhouse(tmp_path / "whole")
+    assert "this folder is for Python 2.7" in refusal(folder)
+    changed = shutil.copytree(folder, tmp_path / "changed")
+    (changed / "wheels" / "one.whl").write_bytes(b"other")
+    assert "a file is not as it was made" in refusal(changed)
+    added = shutil.copytree(folder, tmp_path / "added")
+    (added / "wheels" / "two.whl").write_bytes(b"two")
+    assert "5 files here and 4 in SHA256SUMS" in refusal(added)
+    assert not (tmp_path / "opt").exists()
+
+
+def small_wheelhouse(folder: Path) -> Path:
+    """With the real installer and sums, for a Python that nobody has."""
+    sys.path.insert(0, str(ROOT / "deploy"))
+    try:
+        import wheelhouse as maker
+    finally:
+        sys.path.pop(0)
+    (folder / "wheels").mkdir(parents=True)
+    (folder / "wheels" / "one.whl").write_bytes(b"one")
+    (folder / "requirements.txt").write_text("flawline[edge]==0.1.0 --hash=sha256:00\n")
+    (folder / "made-for").write_text("2.7 x86_64\n")
+    shutil.copy(ROOT / "deploy" / "install.sh", folder)
+    (folder / "SHA256SUMS").write_text("".join(maker.sums(folder)))
+    return folder
+
+
+def refusal(folder: Path) -> str:
+    done = subprocess.run(
+        ["sh", str(folder / "install.sh"), "--prefix", str(folder.parent / "opt"), "--python", sys.executable],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stdout + done.stderr
+    return done.stderr
