@@ -13,7 +13,7 @@ import pytest
 import trustme
 import zmq
 
-from contract.control import Hello, Reply, Request, Status, encode, from_host
+from contract.control import Hello, Part, Reply, Request, Status, encode, from_host
 from flawline import main
 from plugin.accounts import DATABASE
 from plugin.control_cli import HELP, TIMEOUTS_S
@@ -54,13 +54,15 @@ class PaperEdge:
         if self._mute:
             return
         known = request.number in (None, 1, 2)
-        if known and request.what != "status":
+        if known and request.what not in ("status", "trigger"):
             changes = {"stop": {"inspecting": False}, "start": {"inspecting": True}}
             changed = changes.get(request.what, {"recipe_number": request.number})
             self._status = self._status.model_copy(update=changed)
         reason = None if known else f"no recipe {request.number}; there are: 1, 2"
         outcome = "ok" if known else "refused"
-        reply = Reply(id=request.id, edge_id=self.edge_id, outcome=outcome, reason=reason, status=self._status)
+        part_ids = ("top-r-000001", "side-r-000001") if request.what == "trigger" else ()
+        told = {"outcome": outcome, "reason": reason, "status": self._status, "part_ids": part_ids}
+        reply = Reply.model_validate({"id": request.id, "edge_id": self.edge_id, **told})
         dealer.send_multipart(encode(reply))
 
     def end(self) -> None:
@@ -69,10 +71,15 @@ class PaperEdge:
 
 
 @pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostProcess]:
+def edges() -> list[PaperEdge]:
+    return []
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory, edges: list[PaperEdge]) -> Iterator[HostProcess]:
     made = HostProcess(tmp_path_factory.mktemp("host"), line=f'edges = ["edge-1", "absent"]\n{CONTROL}')
     made.start()
-    edges = [PaperEdge(made, "edge-1"), PaperEdge(made, "mute", mute=True)]
+    edges += [PaperEdge(made, "edge-1"), PaperEdge(made, "mute", mute=True)]
     s.until(lambda: len(made.get("/healthz")["control"]["edges"]) == 2)
     yield made
     for edge in edges:
@@ -122,6 +129,17 @@ def test_an_edge_is_asked_and_its_answer_can_be_read(run: Run) -> None:
         (("edge-1", "recipe", "7"), 2, "edge-1: recipe 7 was not done: no recipe 7; there are: 1, 2"),
         (("edge-1", "recipe"), 2, "say which recipe"),
         (("edge-1", "stop", "3"), 2, "`stop` takes no number"),
+        (("edge-1", "stop", "--part", "SN-1"), 2, "`stop` takes no --part, --lot, --encoder, --camera"),
+        (("edge-1", "trigger", "3"), 2, "`trigger` takes no number"),
+        (
+            ("edge-1", "trigger", "--part", "SN\x1b[2J"),
+            2,
+            "part.serial: Value error, it has a sign that cannot be printed",
+        ),
+        (("edge-1", "trigger", "--lot", "l" * 101), 2, "part.lot: String should have at most 100 characters"),
+        (("edge-1", "trigger", "--encoder", str(2**53)), 2, "part.encoder: Input should be less than or equal to"),
+        (("absent", "trigger", "--timeout", "60"), 2, "absent: trigger was not done: edge 'absent' is not connected"),
+        (("mute", "trigger", "--timeout", "0.3"), 1, "may or may not have been done; ask for its status"),
         (("edge-1", "dance"), 2, "expected one of: status, stop, start, recipe"),
         (("edge-1", "recipe", "70000"), 2, "number: Input should be less than or equal to 65535"),
         (("edge-1", "stop", "--key", "k" * 101), 2, "idempotency_key: String should have at most 100 characters"),
@@ -133,6 +151,15 @@ def test_what_was_not_done_is_said_with_what_to_do(
     code, _, error = run(*words)
     assert (code, expected in error) == (expected_code, True), error
     assert "Traceback" not in error
+
+
+def test_a_part_is_asked_for_with_what_the_plant_calls_it(run: Run, edges: list[PaperEdge]) -> None:
+    words = ["--part", "SN-1", "--lot", "L7", "--encoder", "-3", "--camera", "top", "--camera", "side", "--key", "k"]
+    code, said, error = run("edge-1", "trigger", *words)
+    assert (code, said, error) == (0, "top-r-000001\nside-r-000001\n", "")
+    request = edges[0].asked[-1]
+    assert (request.what, request.idempotency_key) == ("trigger", "k")
+    assert request.part == Part(serial="SN-1", lot="L7", encoder=-3, cameras=("top", "side"))
 
 
 def test_a_refusal_is_json_too(run: Run) -> None:

@@ -28,9 +28,9 @@ def host(shared_host: HostProcess) -> Iterator[HostProcess]:
         *s.flagged(1, "worst", Verdict.REJECT, 4.0, seed=1),
         *s.flagged(4, "second", Verdict.REJECT, 3.0, seed=2),
         *s.flagged(7, EVIL, Verdict.REVIEW, 1.1, seed=3, reason=EVIL),
-        s.frames(s.trigger(10, "fine")),
-        s.frames(s.result(11, "fine"), age_ms=60.0),
-        s.frames(s.missed(12, f"lost {EVIL}", EVIL)),
+        s.frames(s.trigger(10, "fine", serial=EVIL, frame_no=0)),
+        s.frames(s.result(11, "fine", serial=EVIL, lot="L 7&8", encoder=-5, frame_no=31), age_ms=60.0),
+        s.frames(s.missed(12, f"lost {EVIL}", EVIL, serial=EVIL)),
         s.frames(s.gap(13, EVIL)),
         s.frames(s.state(1, detail=EVIL)),
         s.frames(s.attachment(14, "second", 5, (), dropped=True)),
@@ -87,7 +87,25 @@ def test_maps_and_pictures_come_as_they_were_sent(web: httpx.Client) -> None:
     assert details["line"]["code"] == 2
 
 
-@pytest.mark.parametrize("path", ["/queue", "/lost", "/counts", "/name", "/parts/3", "/parts/5"])
+def test_two_parts_of_one_serial_are_both_found_and_stay_two(web: httpx.Client) -> None:
+    found = web.get("/api/parts", params={"serial": EVIL}).json()
+    assert [part["part_id"] for part in found] == ["fine", f"lost {EVIL}"]
+    fine = found[0]
+    assert (fine["lot"], fine["encoder"], fine["frame_no"]) == ("L 7&8", -5, 31), "as the result knows it"
+    assert [part["part_id"] for part in web.get("/api/parts", params={"lot": "L 7&8"}).json()] == ["fine"]
+    assert web.get("/api/parts", params={"serial": "none such"}).json() == []
+    page = web.get(f"/parts/{fine['id']}").text
+    shown = html.escape(EVIL, quote=False).replace("'", "&#39;").replace('"', "&#34;")
+    assert f">{shown}</a>" in page and "/find?lot=L%207%268" in page and "<dd>-5</dd>" in page
+    listed = web.get("/find", params={"serial": EVIL}).text
+    assert listed.count('<tr><td><a href="/parts/') == 2 and EVIL not in listed
+    assert "No part bears this." in web.get("/find", params={"lot": "none"}).text
+    assert web.get("/find", params={"serial": "x" * 101}).status_code == 422
+
+
+@pytest.mark.parametrize(
+    "path", ["/find?serial=none&lot=none", "/queue", "/lost", "/counts", "/name", "/parts/3", "/parts/5"]
+)
 def test_every_page_escapes_what_edges_say_and_runs_no_inline_code(web: httpx.Client, path: str) -> None:
     answer = web.get(path)
     assert answer.status_code == 200
