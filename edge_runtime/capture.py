@@ -40,6 +40,9 @@ from edge_runtime.settings import CameraSettings
 from edge_runtime.wanted import KeptFrame, Wanted
 
 START_S = 15.0  # longest time from the start of a child to its first sign of life
+LAST_START_S = (
+    120.0  # it doubles up to this: on a box that is too busy for the first try the camera starts all the same
+)
 FIRST_RETRY_S, LAST_RETRY_S = 0.1, 5.0
 HEALTHY_S = 10.0  # a child that lived so long starts the back-off anew
 GONE_S = 0.5  # longest wait for the end of a child that was killed: a driver may hold it in the kernel
@@ -132,6 +135,7 @@ class CameraProcess:
         self._taken_by_time = 0
         self._restarts = 0
         self._retry_s = FIRST_RETRY_S
+        self._start_s = START_S
         self._started_at = 0.0
         self._dying: str | None = None  # why the child was killed, while the kernel does not let it go
         self._next_start: float | None = None
@@ -341,6 +345,9 @@ class CameraProcess:
             self._bury(self._dying or f"the capture process ended with {_exit_words(code)}")
         elif self._dying is None and self._silent():
             reason = f"no frame for {self.settings.stall_s:g} s: the capture process was replaced"
+            if self._ring.live().alive_ns == 0:
+                reason = f"the capture process did not start within {self._start_limit_s:g} s and was replaced"
+                self._start_s = min(LAST_START_S, 2 * self._start_limit_s)
             if self._kill(self._child, reason):
                 self._bury(reason)
 
@@ -381,8 +388,12 @@ class CameraProcess:
             return False
         alive_ns = self._ring.live().alive_ns
         if alive_ns == 0:
-            return time.monotonic() - self._started_at > max(START_S, self.settings.stall_s)
+            return time.monotonic() - self._started_at > self._start_limit_s
         return (time.monotonic_ns() - alive_ns) / 1e9 > self.settings.stall_s
+
+    @property
+    def _start_limit_s(self) -> float:
+        return max(self._start_s, self.settings.stall_s)
 
     def _bury(self, reason: str) -> None:
         """Take the dead child's affairs in order, and set the time for the next one."""
@@ -397,6 +408,8 @@ class CameraProcess:
         if live.state != ChildState.FAILED:
             self._ring.set_detail(reason)
             self._ring.set_live(live._replace(state=ChildState.FAILED))
+        if live.alive_ns != 0:
+            self._start_s = START_S
         if time.monotonic() - self._started_at > HEALTHY_S:
             self._retry_s = FIRST_RETRY_S
         self._next_start = time.monotonic() + self._retry_s

@@ -59,7 +59,7 @@ def running(made: CameraSettings, state: Path, **more: Any) -> Iterator[CameraPr
 
 
 def collect(
-    camera: CameraProcess, until: Callable[[list[CapturedTrigger]], bool], limit_s: float = 40.0
+    camera: CameraProcess, until: Callable[[list[CapturedTrigger]], bool], limit_s: float = 150.0
 ) -> list[CapturedTrigger]:
     """Serve the camera as a station does, until the condition holds."""
     found: list[CapturedTrigger] = []
@@ -278,6 +278,23 @@ def test_a_child_that_the_kernel_does_not_let_go_holds_up_nobody(
         os.kill(stuck, signal.SIGKILL)
         collect(camera, lambda found: camera.status().frames > frames)
         assert camera.status().restarts == 1 and camera.pid != stuck
+
+
+def test_each_start_that_was_too_short_gives_the_next_one_twice_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a box so busy that no process starts in time, a fixed limit would kill every try, for ever."""
+    monkeypatch.setattr("edge_runtime.capture.START_S", 0.2)
+    with running(settings(URL.format(parts=40, fps=25), stall_s=0.2), tmp_path) as camera:
+        said, held = [], None
+        while len(said) < 3:
+            if camera.pid is not None and camera.pid != held:
+                held = camera.pid
+                os.kill(held, signal.SIGSTOP)
+            camera.supervise()
+            if camera.status().detail and camera.status().detail not in said:
+                said.append(camera.status().detail)
+    assert ["0.2 s" in said[0], "0.4 s" in said[1], "0.8 s" in said[2]] == [True] * 3, said
 
 
 def test_neither_a_stop_nor_other_settings_wait_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
