@@ -39,7 +39,7 @@ Work = Callable[[Path, Path, int], dict[str, Any]]
 
 def main() -> int:
     made = parser(__doc__)
-    made.add_argument("--kills", type=int, default=25, help="at each point")
+    made.add_argument("--kills", type=int, default=25, help="at each point; 0: only the other faults")
     made.add_argument("--only", default="", help="points and faults whose name begins so")
     made.add_argument("--times", type=int, default=5, help="of each fault that is no kill at a point")
     made.add_argument("--seed", type=int, default=1)
@@ -66,9 +66,11 @@ def campaigns(work: Path, options: argparse.Namespace, done: Container[str]) -> 
     train_small_bundle(bundle, data)
     if flawline(["calibrate", "thresholds", str(bundle), "--data", str(data)]) != 0:
         raise SystemExit("the bundle could not be calibrated")
-    works: dict[str, Work] = {name: partial(kill, points=[name] * options.kills) for name in POINTS}
-    turns = schedule(len(POINTS) * max(1, options.kills // 5), options.seed)
-    works["all points in turn, both sides"] = partial(kill, points=turns)
+    works: dict[str, Work] = {}
+    if options.kills:
+        works = {name: partial(kill, points=[name] * options.kills) for name in POINTS}
+        turns = schedule(len(POINTS) * max(1, options.kills // 5), options.seed)
+        works["all points in turn, both sides"] = partial(kill, points=turns)
     works |= {name: partial(fault, name=name, times=options.times) for name in FAULTS}
     for number, (name, each) in enumerate(works.items()):
         if name in done or not name.startswith(options.only):
@@ -107,6 +109,18 @@ def run(name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     except Exception as error:  # noqa: BLE001 - the other rows are worth having; this one is no result
         row = {"fault": name, "failed": f"{type(error).__name__}: {error}"[-4000:]}
     return row | {"seconds": round(time.monotonic() - start, 1), "commit": COMMIT}
+
+
+COLUMNS = ("fault", "times", "kills", "parts", "triggers", "results", "missed", "gap", "unaccounted", "duplicates")
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as docs/chaos.md shows them, with their sum."""
+    names = (*COLUMNS, "false_ok")
+    shown = [[row["fault"], *("failed" if "failed" in row else row[name] for name in names[1:])] for row in rows]
+    sums = ["**all**", *(f"**{sum(row.get(name, 0) for row in rows)}**" for name in names[1:])]
+    head = ["| " + " | ".join(name.replace("_ok", " OK") for name in names) + " |", "|---" * len(names) + "|"]
+    return "\n".join(head + ["| " + " | ".join(map(str, row)) + " |" for row in [*shown, sums]])
 
 
 def commit() -> str | None:

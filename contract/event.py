@@ -21,6 +21,11 @@ MAX_ENVELOPE_BYTES = 4 << 10
 MAX_HEADER_BYTES = 256 << 10
 MAX_PART_BYTES = 64 << 20
 MAX_PARTS = 8
+CHUNK_BYTES = 256 << 10
+"""Largest piece of an attachment that is sent at once; one with more to send goes in chunks."""
+
+MAX_BODY_BYTES = 127 << 20
+"""All binary parts of a message together."""
 
 
 class Verdict(StrEnum):
@@ -198,6 +203,20 @@ class Attachment(BaseHeader):
     dropped: bool = False
 
 
+class Chunk(BaseHeader):
+    """A piece of a large Attachment, under its identity, from the byte ``offset`` on of its parts laid end to end.
+
+    Two frames follow: the attachment's own header, the same with every piece, and ``length`` bytes. ``sha256`` is that
+    header's, which names size and sha256 of each part, and so stands for the whole.
+    """
+
+    kind: Literal["chunk"] = "chunk"
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    offset: int = Field(ge=0, le=MAX_BODY_BYTES)
+    length: int = Field(ge=1, le=CHUNK_BYTES)
+    size: int = Field(ge=1, le=MAX_BODY_BYTES, description="bytes of all parts together")
+
+
 class Gap(BaseHeader):
     """A time in which this edge saw nothing: parts that passed then are not accounted for singly."""
 
@@ -234,6 +253,8 @@ class State(BaseHeader):
     spool_rows: Count = 0
     spool_bytes: Count = 0
     attachments_dropped: Count = 0
+    dead_letters: Count = Field(0, description="messages that the host refused for good and that are kept on the edge")
+    dead_removed: Count = Field(0, description="of those, how many had to go for want of room")
     waiting: Count = Field(0, description="parts that were announced and have no verdict yet")
     waiting_ms: float = Field(0.0, description="how long ago the oldest of them was captured")
     inference: Literal["unknown", "ok", "failed"] = Field(
@@ -256,7 +277,7 @@ class State(BaseHeader):
     clock_step_ms: float = Field(0.0, description="the last of them: how far ahead, negative for back")
 
 
-Header = Annotated[Trigger | Result | Missed | Attachment | Gap | State, Field(discriminator="kind")]
+Header = Annotated[Trigger | Result | Missed | Attachment | Chunk | Gap | State, Field(discriminator="kind")]
 HEADER: TypeAdapter[Header] = TypeAdapter(Header)
 
 
@@ -291,7 +312,17 @@ class Nack(Wire):
     message: Text
 
 
-Reply = Annotated[Ack | Nack, Field(discriminator="kind")]
+class Held(Wire):
+    """The host has ``offset`` bytes of a large attachment on its disk: the next chunk begins there."""
+
+    kind: Literal["held"] = "held"
+    spool_id: Name
+    seq: int
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    offset: int = Field(ge=0, le=MAX_BODY_BYTES)
+
+
+Reply = Annotated[Ack | Nack | Held, Field(discriminator="kind")]
 REPLY: TypeAdapter[Reply] = TypeAdapter(Reply)
 
 
@@ -343,7 +374,7 @@ def from_frames(frames: list[bytes]) -> Message:
         raise EventError(f"header at {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
     _check_schema(header.schema_id)
     parts = tuple(frames[3:])
-    _check_parts(header, parts)
+    check_parts(header, parts)
     return Message(header, parts, envelope)
 
 
@@ -353,7 +384,41 @@ def _check_schema(schema: str) -> None:
         raise EventError(f"schema {schema[:50]!r}; this side reads flawline.event/1.x", "version")
 
 
-def _check_parts(header: Header, parts: tuple[bytes, ...]) -> None:
+def chunk_of(header: bytes, size: int, offset: int, data: bytes) -> tuple[bytes, tuple[bytes, bytes]]:
+    """A chunk's header and its two binary frames, for a large attachment's spooled ``header`` and ``size`` in all."""
+    whole = Attachment.model_validate_json(header)
+    chunk = Chunk(
+        **whole.model_dump(include={"edge_id", "spool_id", "seq", "run_id", "t_wall_ns"}),
+        sha256=hashlib.sha256(header).hexdigest(),
+        offset=offset,
+        length=len(data),
+        size=size,
+    )
+    return encode_header(chunk), (header, data)
+
+
+def attachment_of(chunk: Chunk, header: bytes) -> Attachment:
+    """The attachment whose piece a chunk is. Raises EventError where the two do not belong together."""
+    if len(header) > MAX_HEADER_BYTES:
+        raise EventError(f"chunk: its attachment's header has {len(header)} bytes, at most {MAX_HEADER_BYTES}", "size")
+    if hashlib.sha256(header).hexdigest() != chunk.sha256:
+        raise EventError("chunk: its attachment's header does not match its sha256", "parts")
+    try:
+        whole = Attachment.model_validate_json(header)
+    except ValidationError as error:
+        raise EventError(f"chunk: its attachment's header: {error.errors()[0]['msg']}") from error
+    if (whole.edge_id, whole.spool_id, whole.seq) != (chunk.edge_id, chunk.spool_id, chunk.seq):
+        raise EventError("chunk: it and its attachment say different identities", "identity")
+    if sum(part.size for part in whole.parts) != chunk.size:
+        raise EventError(f"chunk: claims {chunk.size} bytes in all, its attachment's parts make another size", "size")
+    return whole
+
+
+def check_parts(header: Header, parts: tuple[bytes, ...]) -> None:
+    """Raise EventError unless the binary parts are those that the header describes, byte for byte."""
+    if isinstance(header, Chunk):
+        _check_chunk(header, parts)
+        return
     if len(parts) != len(header.parts):
         raise EventError(f"header declares {len(header.parts)} binary part(s), {len(parts)} came", "parts")
     for reference, data in zip(header.parts, parts, strict=True):
@@ -363,6 +428,18 @@ def _check_parts(header: Header, parts: tuple[bytes, ...]) -> None:
             raise EventError(f"{reference.role}: the bytes do not match their sha256", "parts")
         if reference.codec == "raw" and _raw_size(reference) != reference.size:
             raise EventError(f"{reference.role}: shape {reference.shape} does not make {reference.size} bytes", "size")
+
+
+def _check_chunk(chunk: Chunk, frames: tuple[bytes, ...]) -> None:
+    if len(frames) != 2 or chunk.parts:
+        raise EventError(
+            f"chunk: {len(frames)} binary frame(s), expected its attachment's header and its bytes", "parts"
+        )
+    if len(frames[1]) != chunk.length:
+        raise EventError(f"chunk: header claims {chunk.length} bytes, {len(frames[1])} came", "size")
+    if chunk.offset + chunk.length > chunk.size:
+        raise EventError(f"chunk: ends at byte {chunk.offset + chunk.length} of {chunk.size}", "size")
+    attachment_of(chunk, frames[0])
 
 
 def _raw_size(reference: PartRef) -> int:

@@ -33,6 +33,7 @@ from edge_runtime.cameras import make_camera
 from edge_runtime.cameras.base import BadFrame, Camera, CameraFrame, forget_playhead
 from edge_runtime.clock import boot_id
 from edge_runtime.errors import CameraError, RingError
+from edge_runtime.glimpse import Glimpse
 from edge_runtime.presence import Lost, Outcome, Tracker
 from edge_runtime.ring import ChildState, Live, Record, Ring
 from edge_runtime.settings import CameraSettings
@@ -111,12 +112,14 @@ class CameraProcess:
         resumed: bool = True,
         after_stop: bool = False,
         controls: CameraControls | None = None,
+        glimpse: Glimpse | None = None,
     ) -> None:
         """``resumed``: the last run was cut short, so that a recording goes on where real time is, and a part that
         was taken then and is still in view is not taken again. False: begin anew. ``after_stop``: the last run was
         stopped in order, so that what stands in a live camera's view may have its verdict already. ``controls``: what
-        the camera must be set to, and say that it is, before it gives frames."""
+        the camera must be set to, and say that it is, before it gives frames. ``glimpse``: for who watches."""
         self.settings = settings
+        self._glimpse = glimpse
         self._controls = controls
         self._controls_ns = 0
         self._state_dir = state_dir
@@ -295,14 +298,18 @@ class CameraProcess:
         self._state_dir.mkdir(parents=True, exist_ok=True)
         self._ring.set_live(self._ring.live()._replace(alive_ns=0, state=ChildState.STARTING))
         ring_fd, wake_fd = self._ring.fd, self._wake_write
-        code = f"from edge_runtime.capture import child_main; child_main({ring_fd}, {wake_fd})"
+        glimpse_fd = -1 if self._glimpse is None else self._glimpse.fd
+        code = f"from edge_runtime.capture import child_main; child_main({ring_fd}, {wake_fd}, {glimpse_fd})"
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
             "OPENCV_FFMPEG_LOGLEVEL": os.environ.get("OPENCV_FFMPEG_LOGLEVEL", "-8"),  # it logs whole addresses
             "OPENCV_LOG_LEVEL": os.environ.get("OPENCV_LOG_LEVEL", "SILENT"),
         }
         self._child = subprocess.Popen(
-            [sys.executable, "-c", code], stdin=subprocess.PIPE, pass_fds=(ring_fd, wake_fd), env=environment
+            [sys.executable, "-c", code],
+            stdin=subprocess.PIPE,
+            pass_fds=[fd for fd in (ring_fd, wake_fd, glimpse_fd) if fd >= 0],
+            env=environment,
         )
         self._started_at, self._next_start = time.monotonic(), None
         order = ChildOrder(
@@ -489,7 +496,7 @@ def _exit_words(code: int) -> str:
 # The child -----------------------------------------------------------------------------------------------------------
 
 
-def child_main(ring_fd: int, wake_fd: int) -> None:
+def child_main(ring_fd: int, wake_fd: int, glimpse_fd: int = -1) -> None:
     """A capture process from its beginning to its end; never returns."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the supervisor says when to stop
@@ -506,7 +513,8 @@ def child_main(ring_fd: int, wake_fd: int) -> None:
         camera = make_camera(made.url, made.id, order.state_dir, made.stall_s, int(made.max_frame_mb * 1e6))
         camera.controls, camera.triggered = order.controls, made.triggered
         camera.open()
-        Capture(camera, ring, order.settings, wake_fd, order.after_stop).run(stop)
+        glimpse = Glimpse(glimpse_fd) if glimpse_fd >= 0 else None
+        Capture(camera, ring, order.settings, wake_fd, order.after_stop, glimpse).run(stop)
         code = 0
     except FlawlineError as error:
         code = _failed(ring, str(error))
@@ -535,8 +543,15 @@ class Capture:
     """The child's loop: frames in, triggers out."""
 
     def __init__(
-        self, camera: Camera, ring: Ring, settings: CameraSettings, wake_fd: int, after_stop: bool = False
+        self,
+        camera: Camera,
+        ring: Ring,
+        settings: CameraSettings,
+        wake_fd: int,
+        after_stop: bool = False,
+        glimpse: Glimpse | None = None,
     ) -> None:
+        self._glimpse = glimpse
         self._camera, self._ring, self._settings, self._wake_fd = camera, ring, settings, wake_fd
         self._pass_over = after_stop and camera.live
         self._tracker = Tracker(settings.presence.direction, settings.presence.settle_frames)
@@ -586,6 +601,7 @@ class Capture:
             return
         watched = self._camera.live and self._settings.frozen_after_s > 0
         frozen = watched and self._frozen.stands_still(frame.pixels, frame.t_capture_ns)
+        recorded = self._recorded
         if self._settings.trigger == "presence":
             self._watch(frame, frozen)
         elif self._settings.by_time:
@@ -594,6 +610,8 @@ class Capture:
             self._announce_missing(frame)
             self._every_frame(frame, frozen)
         self._save(frame)
+        if self._glimpse is not None:
+            self._glimpse.offer(*frame, part=self._recorded > recorded)
         if self._camera.live:
             self._hold_to_its_pace(frame, frozen)
 

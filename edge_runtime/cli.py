@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from edge_runtime import spool_cli
+
 app = typer.Typer(
     no_args_is_help=True,
     help="The edge beside the line.",
@@ -17,6 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.add_typer(spool_cli.app, name="spool")
 
 EXAMPLE = """\
 edge_id = "line-1"
@@ -197,6 +200,42 @@ def top(
     from edge_runtime.top import run_top
 
     raise typer.Exit(run_top(config, once))
+
+
+@app.command()
+def preview(
+    config: Annotated[Path, typer.Option(metavar="FILE", help="edge.toml", show_default=False)],
+    camera: Annotated[str | None, typer.Option(help="the camera's id; needed with --save")] = None,
+    save: Annotated[Path | None, typer.Option(metavar="FILE.jpg", help="write the newest picture")] = None,
+    http: Annotated[
+        str | None, typer.Option(metavar="127.0.0.1:PORT", help="serve a live page on this machine")
+    ] = None,
+    connect: Annotated[
+        str | None, typer.Option(metavar="ENDPOINT", help="another address than `preview.listen`")
+    ] = None,
+    key: Annotated[Path | None, typer.Option(help="your secret key file, where the preview has keys")] = None,
+    server_key: Annotated[Path | None, typer.Option(help="the preview's public key file")] = None,
+) -> None:
+    """Look at what a camera of a running edge sees, with its last verdict. Pictures may be lost, and say how many.
+
+    Needs `listen` under [preview] in edge.toml.
+
+    \b
+    Examples:
+      flawline edge preview --config edge.toml --camera top --save top.jpg
+      flawline edge preview --config edge.toml --http 127.0.0.1:8080
+    """
+    from edge_runtime import preview_cli
+
+    where = preview_cli.where_of(config, connect, key, server_key)
+    if (save is None) == (http is None):
+        raise typer.BadParameter("give either --save FILE.jpg or --http 127.0.0.1:PORT")
+    if http is not None:
+        preview_cli.serve(where, http)
+        return
+    if camera not in where.cameras or save is None:
+        raise typer.BadParameter(f"--camera {camera}: this edge's cameras are {', '.join(where.cameras)}")
+    preview_cli.save(where, camera, save)
 
 
 @app.command()

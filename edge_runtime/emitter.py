@@ -12,27 +12,36 @@ import zmq
 from pydantic import ValidationError
 
 from contract.event import (
+    CHUNK_BYTES,
     MAGIC,
+    MAX_BODY_BYTES,
     MAX_HEADER_BYTES,
     REPLY,
     Ack,
     Envelope,
+    Held,
     Nack,
     State,
+    chunk_of,
     encode_header,
     to_frames,
 )
 from contract.overseer import Pulse
 from edge_runtime.clock import boot_id
+from edge_runtime.errors import SpoolBlockedError
 from edge_runtime.link import LOOK_MS, Keys, Link
 from edge_runtime.observer import Observer
 from edge_runtime.settings import HostLink
-from edge_runtime.spool import Spool
+from edge_runtime.spool import Row, Spool
+from edge_runtime.spool_tables import PRIORITIES
 
 ATTACHMENT_WINDOW = 4
-"""Attachments under way at once: small, so that a verdict never waits behind pictures."""
+"""Attachments under way at once, of a large one a chunk: small, so that a verdict never waits behind pictures."""
 
 TROUBLE_S = 1.0
+NOW = float("-inf")
+"""When what is to be sent again at once was sent."""
+
 CLOCK_ID = boot_id()
 
 log = logging.getLogger(__name__)
@@ -60,8 +69,9 @@ class Emitter:
         self._stopping = threading.Event()
         self._drained = threading.Event()
         self._state: bytes | None = None
-        self._in_flight: tuple[dict[tuple[str, int], _Sent], dict[tuple[str, int], _Sent]] = ({}, {})
-        self._cursor = [0, 0]
+        self._in_flight: list[dict[tuple[str, int], _Sent]] = [{} for _ in PRIORITIES]
+        self._cursor = [0 for _ in PRIORITIES]
+        self._in_chunks = True
         self._thread = threading.Thread(target=self._run, name="emitter", daemon=True)
 
     def start(self) -> None:
@@ -126,7 +136,8 @@ class Emitter:
                 os.eventfd_read(self._wake_fd)
         if connection.socket in ready:
             self._receive(connection)
-        connection.tend()
+        if connection.tend():
+            self._in_chunks = True  # the host there may be another one by now
         blocked = not self._send_due(connection.socket)
         poller.modify(connection.socket, zmq.POLLIN | zmq.POLLOUT if blocked else zmq.POLLIN)
 
@@ -149,19 +160,46 @@ class Emitter:
                 continue
             self._apply(reply)
 
-    def _apply(self, reply: Ack | Nack) -> None:
-        seqs = reply.seqs if isinstance(reply, Ack) else (reply.seq,)
-        if isinstance(reply, Ack):
-            self._spool.forget(reply.spool_id, seqs)
-            self._observer.acknowledged()
-        else:
-            log.error("the host refuses event %s/%d: %s", reply.spool_id, reply.seq, reply.message)
-            self._spool.bury(reply.spool_id, reply.seq, reply.code, reply.message)
+    def _apply(self, reply: Ack | Nack | Held) -> None:
+        try:
+            if isinstance(reply, Ack):
+                self._spool.forget(reply.spool_id, reply.seqs)
+                self._observer.acknowledged()
+                self._land(reply.spool_id, reply.seqs)
+            elif isinstance(reply, Held):
+                self._go_on(reply)
+            elif not self._whole_from_now_on(reply):
+                log.error("the host refuses event %s/%d: %s", reply.spool_id, reply.seq, reply.message)
+                self._spool.bury(reply.spool_id, reply.seq, reply.code, reply.message)
+                self._land(reply.spool_id, (reply.seq,))
+        except SpoolBlockedError as error:  # it stays under way, is sent again and answered again
+            log.error("what the host answered could not be noted: %s", error)
+
+    def _land(self, spool_id: str, seqs: tuple[int, ...]) -> None:
         for flights in self._in_flight:
             for seq in seqs:
-                flights.pop((reply.spool_id, seq), None)
+                flights.pop((spool_id, seq), None)
         if self._spool.size[0] == 0:
             self._drained.set()
+
+    def _go_on(self, held: Held) -> None:
+        """Send a large attachment on from where the host has it; what is under way from there already goes on."""
+        sent = self._sent(held.spool_id, held.seq)
+        if sent is not None and sent.offset != held.offset:
+            sent.offset, sent.at, sent.attempt = held.offset, NOW, 0
+
+    def _whole_from_now_on(self, refusal: Nack) -> bool:
+        """Whether a host of before chunks refused one: it gets attachments in one piece."""
+        sent = self._sent(refusal.spool_id, refusal.seq)
+        if sent is None or not sent.in_chunks or refusal.code != "schema":
+            return False
+        if self._in_chunks:
+            log.warning("the host does not know chunks: attachments go in one piece")
+        self._in_chunks, sent.in_chunks, sent.at = False, False, NOW
+        return True
+
+    def _sent(self, spool_id: str, seq: int) -> _Sent | None:
+        return next((flights[spool_id, seq] for flights in self._in_flight if (spool_id, seq) in flights), None)
 
     def _send_due(self, socket: zmq.Socket[bytes]) -> bool:
         """Send what is new and what is due again, verdicts first; False where the socket takes no more."""
@@ -171,9 +209,12 @@ class Emitter:
                 return False
             if self._state is state:
                 self._state = None
-        for priority, window in enumerate((self._link.window, ATTACHMENT_WINDOW)):
+        for priority in PRIORITIES:
+            window = self._link.window if priority == 0 else ATTACHMENT_WINDOW
             if not (self._resend(socket, priority) and self._send_new(socket, priority, window)):
                 return False
+            if len(self._in_flight[priority]) >= window:
+                return True  # what is less urgent waits until the host has kept up with this
         return True
 
     def _resend(self, socket: zmq.Socket[bytes], priority: int) -> bool:
@@ -186,10 +227,8 @@ class Emitter:
             row = self._spool.row(sent.n)
             if row is None:
                 del flights[key]
-            elif not self._put(socket, to_frames(row.header, row.parts, _envelope(row.age_ms, sent.attempt + 1))):
+            elif not self._transmit(socket, row, sent):
                 return False
-            else:
-                flights[key] = _Sent(sent.n, sent.attempt + 1)
         return True
 
     def _send_new(self, socket: zmq.Socket[bytes], priority: int, window: int) -> bool:
@@ -198,12 +237,34 @@ class Emitter:
         if free <= 0:
             return True
         for row in self._spool.pending(priority, self._cursor[priority], free):
-            if not self._put(socket, to_frames(row.header, row.parts, _envelope(row.age_ms, 1))):
+            sent = _Sent(row.n)
+            if not self._transmit(socket, row, sent):
                 return False
             self._cursor[priority] = row.n
-            flights[(row.spool_id, row.seq)] = _Sent(row.n, 1)
+            flights[(row.spool_id, row.seq)] = sent
             if priority == 0 and row.spool_id == self._spool.spool_id:
                 self._observer.sent(row.seq)
+        return True
+
+    def _transmit(self, socket: zmq.Socket[bytes], row: Row, sent: _Sent) -> bool:
+        """Send a row, or the next chunk of a large one; False where the socket takes no more."""
+        envelope = _envelope(row.age_ms, sent.attempt + 1)
+        if row.body_bytes > MAX_BODY_BYTES:
+            self._spool.bury(row.spool_id, row.seq, "size", f"{row.body_bytes} bytes, at most {MAX_BODY_BYTES} go")
+            return True
+        sent.in_chunks = row.is_large and self._in_chunks
+        if sent.in_chunks:
+            offset = sent.offset if sent.offset < row.body_bytes else 0
+            data = self._spool.read(row.n, offset, CHUNK_BYTES)
+            if data is None:  # given up meanwhile: at the next turn the row says so
+                return True
+            header, parts = chunk_of(row.header, row.body_bytes, offset, data)
+            frames = to_frames(header, parts, envelope)
+        else:
+            frames = to_frames(row.header, self._spool.parts(row) or (), envelope)
+        if not self._put(socket, frames):
+            return False
+        sent.attempt, sent.at = sent.attempt + 1, time.monotonic()
         return True
 
     def _put(self, socket: zmq.Socket[bytes], frames: list[bytes]) -> bool:
@@ -215,14 +276,16 @@ class Emitter:
 
 
 class _Sent:
-    """A message under way: its row, when it was last sent (monotonic seconds), how often."""
+    """A message under way: its row, when it was last sent (monotonic seconds), how often, and from which byte on."""
 
-    __slots__ = ("at", "attempt", "n")
+    __slots__ = ("at", "attempt", "in_chunks", "n", "offset")
 
-    def __init__(self, n: int, attempt: int) -> None:
+    def __init__(self, n: int) -> None:
         self.n = n
-        self.attempt = attempt
-        self.at = time.monotonic()
+        self.attempt = 0
+        self.at = NOW
+        self.offset = 0
+        self.in_chunks = False
 
 
 def _envelope(age_ms: float, attempt: int) -> Envelope:

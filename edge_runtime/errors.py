@@ -9,6 +9,7 @@ contract.errors.FlawlineError
     │   ├── ParityError    an engine that disagrees with the bundle's golden images
     │   └── CardLostError  a graphics card that does not compute for this process any more
     └── SpoolError     the edge's own record cannot be opened or written
+        └── SpoolBlockedError  for now: the disk is full, read-only or fails, or the spool's own limit is reached
 """
 
 from __future__ import annotations
@@ -48,3 +49,9 @@ class CardLostError(EngineError):
 
 class SpoolError(EdgeError):
     """An event cannot be recorded: the station stops, since what is not recorded must not pass."""
+
+
+class SpoolBlockedError(SpoolError):
+    """For now nothing can be recorded, so that no part is taken; a running station tries again until it can."""
+
+    exit_code = 75  # EX_TEMPFAIL: at the start, or when stopped meanwhile, whoever supervises it starts it again

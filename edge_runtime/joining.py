@@ -115,6 +115,12 @@ class _Part:
         lost = f"no frame {want.wanted.words()}; the camera is {how}"
         return CapturedTrigger(self.header.trigger_id, 0, 0, time.monotonic_ns(), None, lost)
 
+    def release(self) -> None:
+        """The frames that it has may go."""
+        held = [] if self._lead is None else [(self._camera, self._lead)]
+        for camera, taken in (*held, *self._others):
+            camera.release(taken)
+
     def pending(self) -> Pending | None:
         """The part, once it wants nothing more."""
         if self._wants or self._lead is None:
@@ -188,6 +194,15 @@ class Joining:
         if orders:
             with self._lock:
                 self._items += orders
+
+    def drop(self) -> None:
+        """Forget the parts that wait here; orders stay."""
+        with self._lock:
+            for item in self._items:
+                if isinstance(item, _Part):
+                    item.release()
+            self._items = [item for item in self._items if not isinstance(item, _Part)]
+            self._await_frames()
 
     def ready(self, last: bool = False) -> list[Pending | Order]:
         """What may go on, in order; with ``last`` everything does, as no frame will come any more."""

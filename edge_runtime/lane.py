@@ -61,6 +61,11 @@ class Lane:
         """Behind all others."""
         self._parts.append(taken)
 
+    def drop(self) -> None:
+        """Forget every part, once the engine has ended it; waits for the engine."""
+        while self._parts:
+            self.end()
+
     def ready(self) -> bool:
         """Whether the oldest part can be ended without waiting for long."""
         if not self._parts:

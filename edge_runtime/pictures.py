@@ -108,28 +108,34 @@ class Pictures:
 
 
 def _attachments(picture: _Picture) -> list[Draft]:
-    """Pictures and maps, in as many messages as they need."""
-    result = picture.result
-    held: list[tuple[PartRef, bytes]] = []
+    """In as many messages as they need; the maps in some of their own, so that they go before the pictures."""
+    images = []
     for role, view, pixels in _pictures_of(picture):
         data = encode_png(pixels)
-        held.append((part_ref(role, data, view=view, codec="png", shape=pixels.shape), data))
-    for view_map in picture.maps:
-        data = np.ascontiguousarray(view_map.values, dtype="<f2").tobytes()
-        shape, to_part = view_map.values.shape, map_to_part(view_map)
-        made = part_ref("map", data, view=view_map.view, codec="raw", dtype="float16", shape=shape, to_part=to_part)
-        held.append((made, data))
-    drafts = []
-    for at in range(0, len(held), MAX_PARTS):
-        some = held[at : at + MAX_PARTS]
-        header = Attachment(
-            **result.model_dump(include={"edge_id", "spool_id", "seq", "run_id", "part_id"}),
-            t_wall_ns=time.time_ns(),
-            result_seq=result.seq,
-            parts=tuple(reference for reference, _ in some),
-        )
-        drafts.append(Draft(header, tuple(data for _, data in some)))
-    return drafts
+        images.append((part_ref(role, data, view=view, codec="png", shape=pixels.shape), data))
+    maps = [_map_part(view_map) for view_map in picture.maps]
+    return [
+        _attachment(picture.result, several[at : at + MAX_PARTS])
+        for several in (maps, images)
+        for at in range(0, len(several), MAX_PARTS)
+    ]
+
+
+def _map_part(view_map: ViewMap) -> tuple[PartRef, bytes]:
+    data = np.ascontiguousarray(view_map.values, dtype="<f2").tobytes()
+    shape, to_part = view_map.values.shape, map_to_part(view_map)
+    reference = part_ref("map", data, view=view_map.view, codec="raw", dtype="float16", shape=shape, to_part=to_part)
+    return reference, data
+
+
+def _attachment(result: Result, parts: list[tuple[PartRef, bytes]]) -> Draft:
+    header = Attachment(
+        **result.model_dump(include={"edge_id", "spool_id", "seq", "run_id", "part_id"}),
+        t_wall_ns=time.time_ns(),
+        result_seq=result.seq,
+        parts=tuple(reference for reference, _ in parts),
+    )
+    return Draft(header, tuple(data for _, data in parts))
 
 
 def _pictures_of(picture: _Picture) -> list[tuple[Literal["image", "reconstruction"], str, Pixels]]:

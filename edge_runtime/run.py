@@ -23,19 +23,23 @@ from edge_runtime.cameras import make_camera
 from edge_runtime.control import Control
 from edge_runtime.desk import Desk
 from edge_runtime.emitter import Emitter
-from edge_runtime.errors import CardLostError
+from edge_runtime.errors import CardLostError, SpoolBlockedError
 from edge_runtime.figures import published
 from edge_runtime.link import load_keys
 from edge_runtime.logs import set_up
+from edge_runtime.preview import Preview
 from edge_runtime.recipes import Judge, faults_of_others, load_judge, read_choice, refuse_uneven
-from edge_runtime.settings import load_settings
+from edge_runtime.settings import EdgeSettings, load_settings
 from edge_runtime.spool import Spool
+from edge_runtime.spool_room import Limits
+from edge_runtime.spool_tables import SPOOL_FILE
 from edge_runtime.station import Station
 
 FLUSH_S = 30.0
 STOP_FLUSH_S = 2.0
 STOPPED_S = 60.0
 """Longest time from the station's end to the process's, the flush included."""
+LOCK = "lock"
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +54,7 @@ def run_edge(config: Path, quiet: bool = False) -> int:
     keys = load_keys(settings.host)
     for camera in settings.cameras:
         make_camera(camera.url, camera.id, settings.state_dir, camera.stall_s)  # raises for what can never work
-    settings.state_dir.mkdir(parents=True, exist_ok=True)
+    _make_folder(settings.state_dir)
     overseer = Overseer(settings.hang_s, settings.start_s, Notifier.from_environment())
     with (
         overseer,
@@ -64,15 +68,23 @@ def run_edge(config: Path, quiet: bool = False) -> int:
         if settings.mode == "production":
             for fault in faults_of_others(settings, choice.number):
                 log.warning("%s", fault)
-        spool = Spool(settings.state_dir / "spool.sqlite", int(settings.spool.max_mb * 1e6), settings.spool.sync_ms)
+        spool = _open_spool(settings)
         emitter = Emitter(spool, settings.host, context, keys, observer)
         control = None
         if settings.host.control is not None:
             load = partial(load_judge, settings)
             control = Control(context, settings.host.control, keys, settings.edge_id, spool.run_id, load)
-        say = None if quiet else _say
+        preview = _open_preview(settings)
+        glimpses = None if preview is None else preview.glimpses
+
+        def hear(result: Result) -> None:
+            if preview is not None:
+                preview.note(result)
+            if not quiet:
+                _say(result)
+
         desk = Desk(settings, spool.run_id, control)
-        station = Station(settings, judge.bundle, judge.engine, spool, emitter, say, desk, choice, observer)
+        station = Station(settings, judge.bundle, judge.engine, spool, emitter, hear, desk, choice, observer, glimpses)
         _stop_on_signals(station)
         _echo(f"edge {settings.edge_id}: {_named(judge)}, {judge.engine_name}")
         station.pulse, emitter.pulse = overseer.watch("station"), overseer.watch("emitter")
@@ -80,6 +92,8 @@ def run_edge(config: Path, quiet: bool = False) -> int:
         if control is not None:
             control.pulse = overseer.watch("control")
             control.start()
+        if preview is not None:
+            preview.start()
         desk.start()
         overseer.status = lambda: station.summary
         overseer.complete()
@@ -100,14 +114,38 @@ def run_edge(config: Path, quiet: bool = False) -> int:
             desk.stop()
             if control is not None:
                 control.stop()
+            if preview is not None:
+                preview.stop()
             emitter.stop()
             spool.close(clean)
+
+
+def _open_preview(settings: EdgeSettings) -> Preview | None:
+    if settings.preview.listen is None:
+        return None
+    return Preview(settings.preview, settings.edge_id, [camera.id for camera in settings.cameras])
+
+
+def _make_folder(folder: Path) -> None:
+    """Raises SpoolBlockedError where it cannot be written: whoever supervises the edge starts it again."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / LOCK).touch()
+    except OSError as error:
+        raise SpoolBlockedError(f"{folder}: cannot be written ({error.strerror}); is the disk full?") from error
+
+
+def _open_spool(settings: EdgeSettings) -> Spool:
+    limits = settings.spool
+    dead = Limits(limits.dead_rows, int(limits.dead_mb * 1e6))
+    path = settings.state_dir / SPOOL_FILE
+    return Spool(path, int(limits.max_mb * 1e6), limits.sync_ms, limits.max_rows, dead)
 
 
 @contextmanager
 def only_one(state_dir: Path) -> Iterator[None]:
     """Two edges on one spool would number events twice."""
-    with (state_dir / "lock").open("w") as file:
+    with (state_dir / LOCK).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -146,7 +146,30 @@ class SpoolSettings(Strict):
     """The edge's own record of what the host has not committed yet."""
 
     max_mb: float = Field(2048.0, ge=1)
+    max_rows: int = Field(1_000_000, ge=100)
+    dead_mb: float = Field(256.0, ge=1, description="of what the host refused for good")
+    dead_rows: int = Field(10_000, ge=10)
     sync_ms: float = Field(10.0, ge=0, le=1000, description="longest time an event stands unsynced")
+
+
+class PreviewSettings(Strict):
+    """Pictures for who watches; off where ``listen`` is not set."""
+
+    listen: str | None = Field(None, pattern=r"^(tcp|ipc)://.+", description="tcp://127.0.0.1:5705, perhaps")
+    fps: float = Field(5.0, gt=0, le=25, description="most pictures a second of each camera")
+    width: int = Field(640, ge=64, le=1920, description="pixels of a picture's longer side")
+    quality: int = Field(75, ge=10, le=95, description="of the JPEG")
+    keys: Path | None = Field(None, description="folder with the preview's own key and those of who may watch")
+
+    @model_validator(mode="after")
+    def _keyed(self) -> PreviewSettings:
+        if self.listen is not None and self.keys is None and leaves_machine(self.listen):
+            raise ValueError(
+                f"{self.listen} can be reached from other machines, and without keys the pictures are not encrypted, "
+                "nor for anybody in particular: run `flawline keys new host --dir preview-keys` and set "
+                'keys = "preview-keys" under [preview], or listen on 127.0.0.1'
+            )
+        return self
 
 
 class HostLink(Strict):
@@ -252,6 +275,7 @@ class EdgeSettings(Strict):
     spool: SpoolSettings = Field(default_factory=SpoolSettings)
     metrics: MetricsSettings = Field(default_factory=MetricsSettings)
     log: LogSettings = Field(default_factory=LogSettings)
+    preview: PreviewSettings = Field(default_factory=PreviewSettings)
     cameras: list[CameraSettings] = Field(min_length=1, max_length=64)
     groups: list[GroupSettings] = Field(default_factory=list, max_length=64)
     recipes: list[RecipeSettings] = Field(default_factory=list, max_length=256)
@@ -325,6 +349,8 @@ def load_settings(path: Path) -> EdgeSettings:
         settings.metrics.token = path.parent.resolve() / settings.metrics.token
     if settings.log.file is not None:
         settings.log.file = path.parent.resolve() / settings.log.file
+    if settings.preview.keys is not None:
+        settings.preview.keys = path.parent.resolve() / settings.preview.keys
     settings.host = settings.host.model_copy(
         update={
             # never resolved: a symbolic link in a key's place must be seen, and refused

@@ -7,52 +7,46 @@ within ``sync_ms``. Killing the process loses nothing; after a power cut the tim
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sqlite3
 import threading
 import time
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from contract.event import Attachment, Gap, Header, Missed, Result, Trigger, encode_header
+from contract.event import CHUNK_BYTES, Gap, Header, Missed, Result, Trigger, encode_header
 from edge_runtime.clock import boot_id
-from edge_runtime.errors import SpoolError
+from edge_runtime.errors import SpoolBlockedError
+from edge_runtime.spool_room import FREED, Limits, bury, give_up, trim_dead
+from edge_runtime.spool_tables import (
+    CHECKPOINT_BYTES,
+    Totals,
+    connect,
+    open_tables,
+    priority_of,
+    totals,
+    unusable,
+    unwritable,
+)
 
-SCHEMA_VERSION = 1
-CHECKPOINT_BYTES = 8 << 20
 ANOTHER_BOOT_MS = 3_600_000.0
 """Least age of what was written before the machine started anew: its clocks may be wrong, its parts are gone."""
-PRIORITY = {"trigger": 0, "result": 0, "missed": 0, "gap": 0, "state": 0, "attachment": 1}
 
-_TABLES = """
-CREATE TABLE IF NOT EXISTS rows (
-    n INTEGER PRIMARY KEY AUTOINCREMENT,
-    spool_id TEXT NOT NULL,
-    seq INTEGER NOT NULL,
-    priority INTEGER NOT NULL,
-    header BLOB NOT NULL,
-    sizes TEXT NOT NULL,
-    body BLOB NOT NULL,
-    bytes INTEGER NOT NULL,
-    boot_id TEXT NOT NULL,
-    t_ref_ns INTEGER NOT NULL,
-    t_wall_ns INTEGER NOT NULL,
-    UNIQUE (spool_id, seq)
-);
-CREATE INDEX IF NOT EXISTS rows_by_priority ON rows (priority, n);
-CREATE TABLE IF NOT EXISTS open_triggers (part_id TEXT PRIMARY KEY, header BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS dead_letters (
-    spool_id TEXT, seq INTEGER, header BLOB, code TEXT, message TEXT, t_wall_ns INTEGER
-);
-CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-"""
+DEAD_LIMITS = Limits(10_000, 256 << 20)
+
+log = logging.getLogger(__name__)
 
 
 class Row(NamedTuple):
-    """One spooled message: ``n`` orders rows locally, ``age_ms`` counts from capture (or writing) to now."""
+    """One spooled message: ``n`` orders rows locally, ``age_ms`` counts from capture (or writing) to now.
+
+    ``body_bytes`` is the size of all its parts together; over CHUNK_BYTES they are left out here, to be ``read`` piece
+    by piece.
+    """
 
     n: int
     spool_id: str
@@ -60,15 +54,24 @@ class Row(NamedTuple):
     header: bytes
     parts: tuple[bytes, ...]
     age_ms: float
+    body_bytes: int = 0
+
+    @property
+    def is_large(self) -> bool:
+        return self.body_bytes > CHUNK_BYTES
 
 
 class Outage(NamedTuple):
-    """The time since the last mark of the run before; ``clean`` where that run was stopped in order."""
+    """The time since the last mark; ``clean`` where the run before was stopped in order.
+
+    ``reason`` where it is this run that could not record.
+    """
 
     since_wall_ns: int
     since_boot_ns: int
     same_boot: bool
     clean: bool
+    reason: str | None = None
 
 
 class Draft(NamedTuple):
@@ -86,46 +89,52 @@ class Spool:
     which a power cut took may already have been numbered and sent.
     """
 
-    def __init__(self, path: Path, max_bytes: int = 2 << 30, sync_ms: float = 10.0) -> None:
+    def __init__(
+        self,
+        path: Path,
+        max_bytes: int = 2 << 30,
+        sync_ms: float = 10.0,
+        max_rows: int = 1_000_000,
+        dead: Limits = DEAD_LIMITS,
+    ) -> None:
+        """Raises SpoolBlockedError where the disk does not take it now, SpoolError where the file is no spool."""
         self.path = path
         self.run_id = uuid.uuid4().hex[:12]
         self.dropped = 0
-        self._max_bytes = max_bytes
+        self.full = False
+        self._limits = Limits(max_rows, max_bytes)
+        self._dead_limits = dead
         self._boot_id = boot_id()
         self._lock = threading.Lock()
         self._wal = path.with_name(path.name + "-wal")
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self._writer = self._connect()
-            self._reader = self._connect()
-            self._open_tables()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._writer = connect(path)
+            self._reader = connect(path)
+            open_tables(self._writer, path)
+            self.outage = self._outage()
+            self.spool_id, self._seq = self._numbering()
+            if self.outage is None:
+                self._set_meta(alive=self._mark())
+            _sync(self._wal)  # before anything is numbered: a power cut must find that this run began
+            self._removed = int(self._meta("dead_removed") or 0)
+            self._count()
         except sqlite3.DatabaseError as error:
-            raise SpoolError(
-                f"{path}: the spool cannot be opened ({error}); move the file away to start a new one "
-                "(what it still held is then lost to the host)"
+            raise unusable(path, error) from error
+        except OSError as error:
+            raise SpoolBlockedError(
+                f"{path}: the spool cannot be opened ({error.strerror}); is the disk full?"
             ) from error
-        self.outage = self._outage()
-        self.spool_id, self._seq = self._numbering()
-        if self.outage is None:
-            self._set_meta(alive=self._mark())
-        _sync(self._wal)  # before anything is numbered: a power cut must find that this run began
-        self._bytes, self._rows = self._writer.execute("SELECT coalesce(sum(bytes), 0), count(*) FROM rows").fetchone()
         self._syncer = _Syncer(path, sync_ms / 1000)
 
-    def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self.path, check_same_thread=False, isolation_level=None, timeout=10)
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=NORMAL")  # the syncer thread syncs; a commit never waits for the disk
-        connection.execute("PRAGMA wal_autocheckpoint=0")
-        connection.execute(f"PRAGMA journal_size_limit={CHECKPOINT_BYTES // 2}")  # else the log keeps its largest size
-        return connection
+    def _count(self) -> None:
+        """Count anew: at the start, and when a command beside this process changed the file."""
+        self._totals, self._dead = totals(self._writer), totals(self._writer, "dead_letters")
+        self._version = self._data_version()
 
-    def _open_tables(self) -> None:
-        version = self._writer.execute("PRAGMA user_version").fetchone()[0]
-        if version not in (0, SCHEMA_VERSION):
-            raise SpoolError(f"{self.path}: spool version {version}, this program reads {SCHEMA_VERSION}")
-        self._writer.executescript(_TABLES)
-        self._writer.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+    def _data_version(self) -> int:
+        """Changes when another connection has written."""
+        return int(self._writer.execute("PRAGMA data_version").fetchone()[0])
 
     def _meta(self, key: str) -> str | None:
         row = self._writer.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
@@ -151,15 +160,37 @@ class Spool:
 
     def mark_alive(self) -> None:
         """Note that the edge sees its line now; whatever follows the last mark is a gap at the next start."""
-        with self._lock:
+        with self._lock, self._transaction():
             self._set_meta(alive=self._mark())
+
+    def begin_outage(self, since_ns: int, reason: str) -> None:
+        """Nothing is on record from the last mark on, or from ``since_ns`` (CLOCK_MONOTONIC) where that is earlier.
+
+        It lasts until a gap of the whole edge is appended, over a restart too.
+        """
+        with self._lock:
+            ago_ns = max(0, time.monotonic_ns() - since_ns)
+            wall_ns, boot_ns = time.time_ns() - ago_ns, time.clock_gettime_ns(time.CLOCK_BOOTTIME) - ago_ns
+            if self.outage is None:
+                self.outage = Outage(wall_ns, boot_ns, same_boot=True, clean=False)
+                with suppress(sqlite3.Error):  # where the disk fails to be read as well, ``since_ns`` has to do
+                    marked = self._outage()
+                    self.outage = marked if marked is not None and marked.same_boot else self.outage
+            first = self.outage
+            if first.same_boot and boot_ns < first.since_boot_ns:
+                first = first._replace(since_boot_ns=boot_ns, since_wall_ns=wall_ns)
+            self.outage = first._replace(clean=False, reason=first.reason or reason)
 
     def _mark(self) -> str:
         boot_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         return json.dumps({"wall_ns": time.time_ns(), "boot_ns": boot_ns, "boot_id": self._boot_id})
 
     def append(self, drafts: Iterable[Draft]) -> list[int]:
-        """Number and write events in one transaction; they are safe from a killed process when this returns."""
+        """Number and write events in one transaction; they are safe from a killed process when this returns.
+
+        Never refused for the spool's own limits (``require_room`` is): a part that was taken has its end recorded.
+        Raises SpoolBlockedError where the disk does not take them; none of them stands then.
+        """
         with self._lock:
             seq = self._seq
             drafts = list(drafts)
@@ -170,71 +201,86 @@ class Spool:
                 self._set_meta(seq=str(seq), **({"alive": self._mark()} if ends_outage else {}))
             numbers = list(range(self._seq + 1, seq + 1))
             self._seq = seq
-            self._bytes += sum(added)
-            self._rows += len(numbers)
+            for priority, size in added:
+                self._totals.rows[priority] += 1
+                self._totals.bytes[priority] += size
             self.outage = None if ends_outage else self.outage
-            if self._bytes > self._max_bytes:
+            if not self._limits.holds(self._totals):
                 self._shrink()
         self._syncer.request()
         return numbers
 
+    def require_room(self) -> None:
+        """Raise SpoolBlockedError while event rows alone reach the limits: no further part is to be taken then.
+
+        The other parts' ends, and the gap afterwards, still have their place beyond the limit.
+        """
+        if self.full and self._limits.holds(self._totals, FREED):
+            self.full = False
+        if self.full:
+            rows, size = self.size
+            raise SpoolBlockedError(
+                f"the spool is full: {rows} events, {size / 1e6:.0f} MB, wait for the host, and what is not recorded "
+                f"must not pass; bring the host back, or raise max_mb ({self._limits.bytes / 1e6:.0f}) or max_rows "
+                f"({self._limits.rows}) under [spool]"
+            )
+
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        """All or nothing; raises SpoolError where the disk does not take it."""
+        """All or nothing; raises SpoolBlockedError where the disk does not take it."""
         try:
             self._writer.execute("BEGIN IMMEDIATE")
+            if self._data_version() != self._version:
+                self._count()
             yield
             self._writer.execute("COMMIT")
         except BaseException as error:
             with suppress(sqlite3.Error):
                 self._writer.execute("ROLLBACK")
             if isinstance(error, sqlite3.Error):
-                raise SpoolError(f"{self.path}: the spool cannot be written ({error}); is the disk full?") from error
+                raise unwritable(self.path, error) from error
             raise
 
-    def _insert(self, draft: Draft, seq: int) -> int:
+    def _insert(self, draft: Draft, seq: int) -> tuple[int, int]:
         header = draft.header.model_copy(update={"seq": seq, "spool_id": self.spool_id, "run_id": self.run_id})
         data = encode_header(header)
         body = b"".join(draft.parts)
+        priority = priority_of(header)
         self._writer.execute(
-            "INSERT INTO rows (spool_id, seq, priority, header, sizes, body, bytes, boot_id, t_ref_ns, t_wall_ns) "
+            "INSERT INTO rows (spool_id, seq, priority, header, sizes, bytes, boot_id, t_ref_ns, t_wall_ns, body) "
             "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 self.spool_id,
                 seq,
-                PRIORITY[header.kind],
+                priority,
                 data,
                 json.dumps([len(part) for part in draft.parts]),
-                body,
                 len(data) + len(body),
                 self._boot_id,
                 draft.t_ref_ns or time.monotonic_ns(),
                 header.t_wall_ns,
+                body,
             ),
         )
         if isinstance(header, Trigger):
             self._writer.execute("INSERT INTO open_triggers VALUES (?, ?)", (header.part_id, data))
         elif isinstance(header, Result | Missed):
             self._writer.execute("DELETE FROM open_triggers WHERE part_id = ?", (header.part_id,))
-        return len(data) + len(body)
+        return priority, len(data) + len(body)
 
     def _shrink(self) -> None:
-        """Empty the oldest attachments until a tenth is free; their headers stay and say that they were dropped."""
-        target, left = int(0.9 * self._max_bytes), self._bytes
-        rows = self._writer.execute("SELECT n, header, bytes FROM rows WHERE priority = 1 AND sizes != '[]' ORDER BY n")
-        emptied = []
-        for n, header, size in rows:
-            if left <= target:
-                break
-            kept = Attachment.model_validate_json(header).model_copy(update={"dropped": True, "parts": ()})
-            data = encode_header(kept)
-            emptied.append((data, len(data), n))
-            left -= size - len(data)
-        statement = "UPDATE rows SET header = ?, sizes = '[]', body = x'', bytes = ? WHERE n = ?"
-        with self._transaction():
-            self._writer.executemany(statement, emptied)
-        self._bytes = left
-        self.dropped += len(emptied)
+        """Give pictures up, then maps; where event rows alone are over the limits the spool is full."""
+        try:
+            with self._transaction():
+                left, given_up = give_up(self._writer, self._limits, self._totals)
+        except SpoolBlockedError as error:  # what was appended stands; the next one tries again
+            log.error("no room could be made: %s", error)
+            return
+        self._totals = left
+        self.dropped += given_up
+        if not self.full and not self._limits.holds(left, FREED):
+            self.full = True
+            log.error("the spool is full of events that the host has not taken: no further part is taken")
 
     def pending(self, priority: int, after_n: int, limit: int) -> list[Row]:
         """Rows of one priority behind ``after_n``, oldest first."""
@@ -244,11 +290,23 @@ class Spool:
         """One row for sending again, or None where the host has committed it since."""
         return next(iter(self._read("n = ?", (n,))), None)
 
+    def read(self, n: int, offset: int, size: int) -> bytes | None:
+        """Bytes of a row's parts, all in one, from ``offset`` on; None where the row or its parts have gone."""
+        try:
+            with self._reader.blobopen("rows", "body", n, readonly=True) as body:
+                body.seek(min(offset, len(body)))
+                return body.read(size) or None
+        except sqlite3.OperationalError:
+            if self.row(n) is None:
+                return None
+            raise
+
     def _read(self, where: str, values: tuple[int, ...]) -> list[Row]:
-        found = self._reader.execute(
-            f"SELECT n, spool_id, seq, header, sizes, body, boot_id, t_ref_ns, t_wall_ns FROM rows WHERE {where}",  # noqa: S608
-            values,
-        ).fetchall()
+        statement = (
+            "SELECT n, spool_id, seq, header, sizes, boot_id, t_ref_ns, t_wall_ns, length(body), "
+            "CASE WHEN length(body) <= ? THEN body ELSE x'' END FROM rows WHERE "
+        )
+        found = self._reader.execute(statement + where, (CHUNK_BYTES, *values)).fetchall()
         return [self._to_row(*columns) for columns in found]
 
     def _to_row(
@@ -258,40 +316,54 @@ class Spool:
         seq: int,
         header: bytes,
         sizes: str,
-        body: bytes,
         boot: str,
         t_ref_ns: int,
         t_wall_ns: int,
+        body_bytes: int,
+        body: bytes,
     ) -> Row:
         if boot == self._boot_id:
             age_ms = (time.monotonic_ns() - t_ref_ns) / 1e6
         else:
             age_ms = max(ANOTHER_BOOT_MS, (time.time_ns() - t_wall_ns) / 1e6)
-        parts, at = [], 0
-        for size in json.loads(sizes):
-            parts.append(body[at : at + size])
-            at += size
-        return Row(n, spool_id, seq, header, tuple(parts), max(0.0, age_ms))
+        lengths = json.loads(sizes) if body_bytes <= CHUNK_BYTES else []
+        return Row(n, spool_id, seq, header, cut_up(body, lengths), max(0.0, age_ms), body_bytes)
+
+    def parts(self, row: Row) -> tuple[bytes, ...] | None:
+        """All parts of a row, however large; None where they have gone."""
+        if not row.is_large:
+            return row.parts
+        body = self.read(row.n, 0, row.body_bytes)
+        sizes = self._reader.execute("SELECT sizes FROM rows WHERE n = ?", (row.n,)).fetchone()
+        return None if body is None or sizes is None else cut_up(body, json.loads(sizes[0]))
 
     def forget(self, spool_id: str, seqs: Iterable[int]) -> None:
         """Delete rows that the host has committed."""
-        statement = "DELETE FROM rows WHERE spool_id = ? AND seq = ? RETURNING bytes"
+        statement = "DELETE FROM rows WHERE spool_id = ? AND seq = ? RETURNING priority, bytes"
         with self._lock:
             with self._transaction():
                 found = [self._writer.execute(statement, (spool_id, seq)).fetchone() for seq in seqs]
-            gone = [row[0] for row in found if row is not None]
-            self._bytes -= sum(gone)
-            self._rows -= len(gone)
+            self._take_off([row for row in found if row is not None])
+
+    def _take_off(self, gone: list[tuple[int, int]]) -> None:
+        for priority, size in gone:
+            self._totals.rows[priority] -= 1
+            self._totals.bytes[priority] -= size
 
     def bury(self, spool_id: str, seq: int, code: str, message: str) -> None:
         """Move a row that the host refuses for good to the dead letters, so that it is not sent for ever."""
         with self._lock:
-            self._writer.execute(
-                "INSERT INTO dead_letters SELECT spool_id, seq, header, ?, ?, ? FROM rows "
-                "WHERE spool_id = ? AND seq = ?",
-                (code, message, time.time_ns(), spool_id, seq),
-            )
-        self.forget(spool_id, [seq])
+            with self._transaction():
+                found = bury(self._writer, spool_id, seq, (code, message), time.time_ns())
+                dead = Totals(list(self._dead.rows), list(self._dead.bytes))
+                if found is not None:
+                    dead.rows[found[0]] += 1
+                    dead.bytes[found[0]] += found[1]
+                dead, removed = trim_dead(self._writer, self._dead_limits, dead)
+                self._set_meta(dead_removed=str(self._removed + removed))
+            self._take_off([] if found is None else [found])
+            self._dead = dead
+            self._removed += removed
 
     def open_triggers(self) -> list[Trigger]:
         """Triggers without a result or a missed: after a restart, what the last run never finished."""
@@ -301,7 +373,17 @@ class Spool:
     @property
     def size(self) -> tuple[int, int]:
         """(rows, bytes) that wait for the host."""
-        return self._rows, self._bytes
+        return sum(self._totals.rows), sum(self._totals.bytes)
+
+    @property
+    def dead(self) -> tuple[int, int]:
+        """Dead letters there are, and how many had to go for their limits since the spool began."""
+        return sum(self._dead.rows), self._removed
+
+    @property
+    def trouble(self) -> str | None:
+        """Why what is recorded would not survive a power cut, where the disk does not sync; None: it does."""
+        return self._syncer.trouble
 
     @property
     def last_seq(self) -> int:
@@ -314,9 +396,21 @@ class Spool:
         with self._lock:
             if clean:
                 self._set_meta(clean="yes")
-            self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            with suppress(
+                sqlite3.OperationalError
+            ):  # a disk that is full: the log stays, and is read at the next start
+                self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             self._writer.close()
             self._reader.close()
+
+
+def cut_up(body: bytes, sizes: list[int]) -> tuple[bytes, ...]:
+    """A row's parts out of its body."""
+    parts, at = [], 0
+    for size in sizes:
+        parts.append(body[at : at + size])
+        at += size
+    return tuple(parts)
 
 
 def _sync(path: Path) -> None:
@@ -336,6 +430,7 @@ class _Syncer:
         self._window_s = window_s
         self._wanted = threading.Event()
         self._stopping = False
+        self.trouble: str | None = None
         self._thread = threading.Thread(target=self._run, name="spool-sync", daemon=True)
         self._thread.start()
 
@@ -343,19 +438,28 @@ class _Syncer:
         self._wanted.set()
 
     def _run(self) -> None:
-        connection = sqlite3.connect(self._path, isolation_level=None, timeout=10)
-        connection.execute("PRAGMA synchronous=NORMAL")
         while not self._stopping:
             self._wanted.wait()
             self._wanted.clear()
-            with suppress(OSError):
+            try:
                 _sync(self._wal)
-            if self._wal.exists() and self._wal.stat().st_size > CHECKPOINT_BYTES:
-                with suppress(sqlite3.Error):
-                    connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+                if self._wal.stat().st_size > CHECKPOINT_BYTES:
+                    self._checkpoint()
+                self.trouble = None
+            except (OSError, sqlite3.Error) as error:
+                self._say(f"{self._path}: what is recorded may not survive a power cut ({error})")
             if self._window_s and not self._stopping:
                 time.sleep(self._window_s / 2)  # gather what is written meanwhile into one sync
-        connection.close()
+
+    def _checkpoint(self) -> None:
+        with closing(sqlite3.connect(self._path, isolation_level=None, timeout=10)) as connection:
+            connection.execute("PRAGMA synchronous=NORMAL")
+            connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+
+    def _say(self, trouble: str) -> None:
+        if self.trouble is None:
+            log.error("%s", trouble)
+        self.trouble = trouble
 
     def stop(self) -> None:
         self._stopping = True

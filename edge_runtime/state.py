@@ -44,6 +44,10 @@ def print_state(config: Path) -> int:
     for camera in state.cameras:
         typer.echo(f"camera {camera.camera_id}: {camera.state}{f', {camera.detail}' if camera.detail else ''}")
     typer.echo(f"{state.spool_rows} event(s) wait for the host")
+    if state.dead_letters or state.dead_removed:
+        typer.echo(
+            f"{state.dead_letters + state.dead_removed} were refused for good: flawline edge spool list {config}"
+        )
     if state.detail:
         typer.echo(state.detail if state.state == "failed" else f"host: {state.detail}")
     return 0 if state.state == "running" and not silent and not state.detail and state.inspecting else 3

@@ -8,7 +8,7 @@ import select
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import NoReturn
 
@@ -27,7 +27,9 @@ from edge_runtime.control import Order, Orders
 from edge_runtime.cutting import CutPart, said_of, with_cut
 from edge_runtime.emitter import Emitter
 from edge_runtime.engines.base import Engine
-from edge_runtime.errors import CardLostError, SpoolError
+from edge_runtime.errors import CardLostError, SpoolBlockedError, SpoolError
+from edge_runtime.glimpse import Glimpse
+from edge_runtime.holdout import hold_out
 from edge_runtime.inspector import Outcome, not_inspected
 from edge_runtime.joining import Joining, Pending
 from edge_runtime.lane import Lane, Taken, failed
@@ -76,6 +78,7 @@ class Station:
         control: Orders | None = None,
         choice: Choice | None = None,
         observer: Observer | None = None,
+        glimpses: Mapping[str, Glimpse] | None = None,
     ) -> None:
         self._settings = settings
         self._observer = observer or Observer()
@@ -94,6 +97,7 @@ class Station:
                 resumed=spool.outage is not None and not spool.outage.clean,
                 after_stop=spool.outage is not None and spool.outage.clean,
                 controls=controls_of(bundle.manifest.cameras, camera.id),
+                glimpse=(glimpses or {}).get(camera.id),
             )
             for camera in settings.cameras
         ]
@@ -108,6 +112,7 @@ class Station:
         self._pictures = Pictures(spool, emitter, settings)
         self.pulse = Pulse("station")
         self._state = "starting"
+        self._blocked: str | None = None
         self._state_seq = 0
         self._next_look = self._next_state = self._next_alive = self._next_proof = 0.0
         self.stop_event = threading.Event()
@@ -125,11 +130,16 @@ class Station:
         self._pictures.start()
         try:
             while not self.stop_event.is_set():
-                self._step(self._wait())
+                try:
+                    self._step(self._wait())
+                    waiting = self._pending or self._lane or self._joining.headers()
+                    ended = not waiting and all(self._ended(camera) for camera in self._cameras)
+                except SpoolBlockedError as error:
+                    self._hold_out(error)
+                    continue
                 if self._judge.engine.lost is not None:
                     self._fail(self._judge.engine.lost)
-                waiting = self._pending or self._lane or self._joining.headers()
-                if not waiting and all(self._ended(camera) for camera in self._cameras):
+                if ended:
                     break
         except BaseException:
             for camera in self._cameras:
@@ -179,6 +189,36 @@ class Station:
             self._pending.extend(taken)
             self._pass_over_superseded()
         self._advance()
+
+    def _hold_out(self, error: SpoolBlockedError) -> None:
+        """Until parts can be recorded again: none is taken; those that were announced become missed."""
+        self._forget_parts(str(error))
+        self._spool.begin_outage(time.monotonic_ns(), str(error))
+        before, self._state = self._state, "failed"  # the line's heartbeat stops with it
+
+        def beat(problem: SpoolBlockedError) -> None:
+            self._blocked = str(problem)
+            self.pulse.turn()
+            self._beat()
+
+        def resume(reason: str) -> None:
+            self._spool.require_room()
+            self._finish_announced("it was announced and its verdict could not be recorded", same_boot=True)
+            if self._spool.outage is not None and self._all_have_seen():
+                self._declare_outage(self._spool.outage._replace(reason=reason))
+
+        hold_out(error, self._cameras, self.stop_event, beat, resume)
+        self._state, self._blocked = before, None
+        self._triggers.hold(None)
+
+    def _forget_parts(self, reason: str) -> None:
+        """No verdict is given any more to what was announced: its end will be that it was missed."""
+        self._triggers.hold(reason)  # first: what is announced from here on would be ended twice
+        self._lane.drop()
+        self._joining.drop()
+        for item in [item for item in self._pending if isinstance(item, Pending)]:
+            item.release()
+            self._pending.remove(item)
 
     def _turn(self) -> None:
         """A sign of life; none where the loop goes round a part that the engine has not ended for `hang_s`."""
@@ -294,6 +334,7 @@ class Station:
         taken = camera.drain()
         if not taken:
             return False
+        self._spool.require_room()
         drafts = []
         for trigger in taken:
             header = self._trigger_header(camera, trigger)
@@ -397,7 +438,12 @@ class Station:
         )
 
     def _record(self, drafts: list[Draft]) -> list[int]:
-        numbers = self._spool.append(drafts)
+        try:
+            numbers = self._spool.append(drafts)
+        except SpoolBlockedError as error:
+            since_ns = min((draft.t_ref_ns for draft in drafts if draft.t_ref_ns), default=time.monotonic_ns())
+            self._spool.begin_outage(since_ns, str(error))
+            raise
         self._emitter.wake()
         self._observer.recorded((draft.header for draft in drafts), numbers)
         return numbers
@@ -405,10 +451,13 @@ class Station:
     def _finish_last_run(self) -> None:
         """Triggers that the last run announced and never finished become Missed: each part has one end."""
         same_boot = self._spool.outage is not None and self._spool.outage.same_boot
+        self._finish_announced("the edge stopped before its verdict", same_boot)
+
+    def _finish_announced(self, reason: str, same_boot: bool) -> None:
         long_ago_ns = time.monotonic_ns() - int(ANOTHER_BOOT_MS * 1e6)
         drafts = [
             Draft(
-                _missed(trigger, "the edge stopped before its verdict"),
+                _missed(trigger, reason),
                 t_ref_ns=trigger.timing.t_begin_ns if same_boot else long_ago_ns,
             )
             for trigger in self._spool.open_triggers()
@@ -422,7 +471,7 @@ class Station:
         for camera in self._cameras:
             self._watch_camera(camera)
         outage = self._spool.outage
-        if outage is not None and all(self._watch[camera.settings.id].first_frame_ns for camera in self._cameras):
+        if outage is not None and self._all_have_seen():
             self._declare_outage(outage)
         if now >= self._next_alive:
             self._next_alive = now + ALIVE_S
@@ -439,6 +488,9 @@ class Station:
         if now >= self._next_state:
             self._next_state = now + self._settings.heartbeat_ms / 1000
             self._send_state()
+
+    def _all_have_seen(self) -> bool:
+        return all(watch.first_frame_ns for watch in self._watch.values())
 
     def _mark_alive(self) -> None:
         """Only while every camera sees: what a blind one missed must lie behind the mark until it is declared."""
@@ -486,6 +538,7 @@ class Station:
         else:
             duration_ns = max(0, time.time_ns() - outage.since_wall_ns)
         reason = "the edge was stopped" if outage.clean else "the edge was down: it had not stopped cleanly"
+        reason = outage.reason or reason
         gap = self._gap(duration_ns, reason, None)
         if not outage.same_boot:  # a clock that starts behind must not hide the gap
             gap = gap.model_copy(update={"from_wall_ns": min(outage.since_wall_ns, gap.to_wall_ns)})
@@ -512,7 +565,8 @@ class Station:
         self._clock.look()
         rows, size = self._spool.size
         trouble = self._emitter.trouble or (None if self._control is None else self._control.trouble)
-        trouble = self._judge.engine.lost or trouble
+        trouble = self._blocked or self._judge.engine.lost or trouble or self._spool.trouble
+        dead, dead_removed = self._spool.dead
         waiting = [item.header for item in (*self._lane, *self._pending) if not isinstance(item, Order)]
         waiting += self._joining.headers()
         state = State(
@@ -526,6 +580,8 @@ class Station:
             spool_rows=rows,
             spool_bytes=size,
             attachments_dropped=self._spool.dropped + self._pictures.dropped,
+            dead_letters=dead,
+            dead_removed=dead_removed,
             waiting=len(waiting),
             waiting_ms=0.0 if not waiting else (time.monotonic_ns() - waiting[0].timing.t_begin_ns) / 1e6,
             inference="failed" if self._judge.engine.failing else "ok",

@@ -29,6 +29,7 @@ class Triggers:
         self._counts = dict.fromkeys(self._cameras, 0)
         self._lock = threading.Lock()
         self._closed = False
+        self._held: str | None = None
 
     def take(self, part: Part, arrived_ns: int) -> tuple[str, ...]:
         """Announce one part for each camera that is asked for; when this returns they stand in the spool.
@@ -39,6 +40,8 @@ class Triggers:
         with self._lock:
             if self._closed:
                 raise EdgeError("the edge is stopping")
+            if self._held is not None:
+                raise EdgeError(f"no part is taken: {self._held}")
             headers = [self._header(camera, part, arrived_ns) for camera in self._asked(part)]
             if len(self._joining.headers()) + len(headers) > MAX_WAITING:
                 raise EdgeError(f"{MAX_WAITING} parts wait for their frame already")
@@ -48,6 +51,11 @@ class Triggers:
             self._joining.requested(headers)
         self._emitter.wake()
         return tuple(header.part_id for header in headers)
+
+    def hold(self, reason: str | None) -> None:
+        """Refuse what comes for ``reason``, until None is given; whatever was taken before has reached ``Joining``."""
+        with self._lock:
+            self._held = reason
 
     def close(self) -> None:
         """Refuse what comes from now on; whatever was taken before has reached ``Joining``."""

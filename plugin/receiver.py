@@ -13,10 +13,23 @@ import zmq
 from pydantic import ValidationError
 
 from contract.errors import EventError
-from contract.event import MAGIC, MAX_PART_BYTES, Ack, Message, Nack, from_frames, identity_of
+from contract.event import (
+    MAGIC,
+    MAX_PART_BYTES,
+    REPLY,
+    Ack,
+    Attachment,
+    Chunk,
+    Held,
+    Message,
+    Nack,
+    from_frames,
+    identity_of,
+)
 from contract.overseer import Pulse
 from plugin.gate import Gate
 from plugin.logs import LimitedLog
+from plugin.partials import Partials, Whole
 from plugin.router import LOOK_MS, MAX_FRAMES, Connections, Oversize, Router
 from plugin.store import Received
 from plugin.transit import Arrival, Transit
@@ -27,6 +40,7 @@ UNREAD_BYTES = 1 << 30
 """Of all edges together, where the receiver lags; beyond it the connection with the most is cut and sends again."""
 
 ACKS_PER_MESSAGE = 4096
+MAX_ANSWERING = 4096
 BURST = 64
 BURST_BYTES = 8 << 20
 log = logging.getLogger(__name__)
@@ -45,6 +59,7 @@ class Counts(Connections):
         self.held_back = 0
         self.unreachable = 0
         self.failed = 0
+        self.chunks = 0
 
 
 class _Event(NamedTuple):
@@ -70,9 +85,13 @@ class Receiver:
         tell_ledger: Callable[[Sequence[Arrival]], Sequence[int | None]],
         offer: Callable[[Sequence[Received]], int],
         gate: Gate | None = None,
+        partials: Partials | None = None,
     ) -> None:
+        """Without ``partials`` attachments in chunks are refused, and come in one piece."""
         self.counts = Counts()
         self.pulse = Pulse("receiver")
+        self._partials = partials
+        self._answering: dict[tuple[bytes, str, int], str] = {}
         self._gate = gate
         self._tell_ledger = tell_ledger
         self._offer = offer
@@ -135,6 +154,7 @@ class Receiver:
                 route, reply = self._answers.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
+            self._forget_answered(route, reply)
             self._send(route, reply)
 
     def _send(self, route: bytes, reply: bytes) -> None:
@@ -227,16 +247,46 @@ class Receiver:
                     "size",
                 )
             event = _Event(frames[0], from_frames(frames[1:]), frames[3].decode(), time.monotonic_ns())
-            if name not in (None, event.message.header.edge_id):
+            header = event.message.header
+            if name not in (None, header.edge_id):
                 self.counts.wrong_edge += 1
                 raise EventError(
-                    f"the sender's key is that of edge {name!r}, the event says {event.message.header.edge_id!r}",
+                    f"the sender's key is that of edge {name!r}, the event says {header.edge_id!r}",
                     "identity",
                 )
+            if isinstance(header, Chunk):
+                return self._take_chunk(event, header)
+            if isinstance(header, Attachment) and self._partials is not None:
+                self._partials.forget((header.edge_id, header.spool_id, header.seq))  # its edge gave the rest up
             return event
         except (EventError, UnicodeDecodeError) as error:
             self._refuse(frames, error)
             return None
+
+    def _take_chunk(self, event: _Event, chunk: Chunk) -> _Event | None:
+        """Keep a chunk and say from where to go on; the attachment itself where it is whole."""
+        if self._partials is None:
+            raise EventError("attachments in chunks are not taken here")
+        self.counts.chunks += 1
+        taken = self._partials.take(chunk, event.message.parts, event.message.envelope)
+        if isinstance(taken, Held):
+            self._send(event.route, taken.model_dump_json().encode())
+        if not isinstance(taken, Whole):
+            return None
+        if len(self._answering) >= MAX_ANSWERING:  # of edges that have gone: what they left is removed by its age
+            self._answering.clear()
+        self._answering[event.route, chunk.spool_id, chunk.seq] = chunk.edge_id
+        return event._replace(message=taken.message, header=taken.header)
+
+    def _forget_answered(self, route: bytes, reply: bytes) -> None:
+        """What is committed or refused is not continued any more."""
+        if not self._answering or self._partials is None:
+            return
+        said = REPLY.validate_json(reply)
+        for seq in said.seqs if isinstance(said, Ack) else (said.seq,):
+            edge_id = self._answering.pop((route, said.spool_id, seq), None)
+            if edge_id is not None:
+                self._partials.forget((edge_id, said.spool_id, seq))
 
     def _refuse(self, frames: list[bytes], error: EventError | UnicodeDecodeError) -> None:
         nack = _nack(frames, error)

@@ -34,6 +34,7 @@ from plugin.errors import ConfigError, FlawlineError
 from plugin.gate import Gate
 from plugin.ledger import Ledger, LedgerReader
 from plugin.liveness import Liveness
+from plugin.partials import Partials
 from plugin.queries import Reader
 from plugin.receiver import Receiver
 from plugin.review.app import Host, create_app
@@ -100,7 +101,9 @@ class Service:
         self._gate = None if settings.keys is None else Gate(self._context, settings.keys)
         if self._gate is not None:
             self._gate.when_revoked(self.liveness.forget)
-        self._receiver = Receiver(self._context, settings.events.bind, self._tell, self._writer.offer, self._gate)
+        self._receiver = Receiver(
+            self._context, settings.events.bind, self._tell, self._writer.offer, self._gate, Partials(state_dir)
+        )
         self.control: ControlServer | None = None
         if settings.control is not None:
             line_of = partial(_line_id, settings)

@@ -18,6 +18,7 @@ from contract.event import (
     MAX_HEADER_BYTES,
     MAX_PARTS,
     Attachment,
+    Chunk,
     Envelope,
     Gap,
     Header,
@@ -26,6 +27,7 @@ from contract.event import (
     State,
     Trigger,
     Verdict,
+    chunk_of,
     encode_header,
     from_frames,
     identity_of,
@@ -60,14 +62,25 @@ HEADERS: list[Header] = [
     result(),
     Missed(**PART, reason="overrun"),
     Attachment(**BASE, part_id="top-run-000001", result_seq=7),
+    Chunk(**BASE, sha256="0" * 64, offset=4, length=2, size=6),
     Gap(**BASE, reason="down", from_wall_ns=1, to_wall_ns=2, duration_ns=1),
     State(**BASE, state="running"),
 ]
 
 
+BODY = b"123456"
+WHOLE = Attachment(**BASE, part_id="p", result_seq=7, parts=(part_ref("image", BODY, codec="png", shape=(1, 1)),))
+
+
+def piece(offset: int = 4, size: int = len(BODY)) -> tuple[Chunk, tuple[bytes, ...]]:
+    header, parts = chunk_of(encode_header(WHOLE), size, offset, BODY[offset:])
+    return Chunk.model_validate_json(header), parts
+
+
 @pytest.mark.parametrize("header", HEADERS, ids=lambda header: header.kind)
 def test_every_kind_survives_the_wire(header: Header) -> None:
-    message = from_frames(to_frames(encode_header(header), (), ENVELOPE))
+    header, parts = piece() if isinstance(header, Chunk) else (header, ())
+    message = from_frames(to_frames(encode_header(header), parts, ENVELOPE))
     assert message.header == header
     assert message.envelope == ENVELOPE
 
@@ -136,6 +149,29 @@ def test_what_does_not_follow_the_contract_is_refused(frames: list[bytes], code:
     assert caught.value.code == code
 
 
+@pytest.mark.parametrize(
+    ("changes", "frames", "code"),
+    [
+        ({}, (), "parts"),
+        ({}, (encode_header(WHOLE),), "parts"),
+        ({"sha256": "0" * 64}, None, "parts"),
+        ({}, (b"{}", BODY[4:]), "parts"),
+        ({"length": 1}, None, "size"),
+        ({"offset": 5}, None, "size"),
+        ({"size": 7}, None, "size"),
+        ({"seq": 8}, None, "identity"),
+        ({"edge_id": "another"}, None, "identity"),
+    ],
+)
+def test_a_chunk_that_does_not_belong_to_its_attachment_is_refused(
+    changes: dict[str, object], frames: tuple[bytes, ...] | None, code: str
+) -> None:
+    chunk, parts = piece()
+    with pytest.raises(EventError) as caught:
+        from_frames(frames_of(chunk.model_copy(update=changes), *(parts if frames is None else frames)))
+    assert caught.value.code == code
+
+
 def test_a_claim_of_two_gigabytes_is_refused_before_memory_is_taken() -> None:
     data = json.loads(encode_header(result(parts=(REFERENCE,))))
     data["parts"][0] |= {"size": 2 << 30, "shape": [1 << 30]}
@@ -185,5 +221,12 @@ def test_golden_messages_of_every_version_stay_decodable() -> None:
     files = sorted(GOLDEN.glob("*.json"))
     assert {path.stem.partition("-")[2] for path in files} == {header.kind for header in HEADERS}
     for path in files:
-        header = from_frames([MAGIC, ENVELOPE.model_dump_json().encode(), path.read_bytes()]).header
+        beside = sorted(path.parent.glob(f"{path.stem}.frame-*"))
+        frames = [
+            MAGIC,
+            ENVELOPE.model_dump_json().encode(),
+            path.read_bytes(),
+            *(each.read_bytes() for each in beside),
+        ]
+        header = from_frames(frames).header
         assert header.kind == path.stem.partition("-")[2]

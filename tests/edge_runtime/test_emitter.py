@@ -9,7 +9,20 @@ from pathlib import Path
 import pytest
 import zmq
 
-from contract.event import MAGIC, Ack, Attachment, Message, Missed, Nack, State, from_frames, part_ref
+from contract.event import (
+    CHUNK_BYTES,
+    MAGIC,
+    Ack,
+    Attachment,
+    Chunk,
+    Held,
+    Message,
+    Missed,
+    Nack,
+    State,
+    from_frames,
+    part_ref,
+)
 from edge_runtime.emitter import ATTACHMENT_WINDOW, Emitter
 from edge_runtime.settings import HostLink
 from edge_runtime.spool import Draft, Spool
@@ -31,7 +44,7 @@ class Host:
         self.peer, *frames = self.socket.recv_multipart()
         return from_frames(frames)
 
-    def answer(self, reply: Ack | Nack | bytes) -> None:
+    def answer(self, reply: Ack | Nack | Held | bytes) -> None:
         data = reply if isinstance(reply, bytes) else reply.model_dump_json().encode()
         self.socket.send_multipart([self.peer, MAGIC, data])
 
@@ -183,3 +196,101 @@ def test_a_heartbeat_is_sent_and_never_spooled(spool: Spool, emitter: Emitter, h
     emitter.send_state(State(edge_id="e", spool_id="state-r", seq=1, run_id="r", t_wall_ns=1, state="running"))
     assert router.receive().header.kind == "state"
     assert spool.size[0] == 0
+
+
+def large(chunks: int = 3) -> tuple[Draft, bytes]:
+    draft = picture((chunks - 1) * CHUNK_BYTES + 10)
+    return draft, draft.parts[0]
+
+
+def held(spool: Spool, chunk: Chunk, offset: int) -> Held:
+    return Held(spool_id=spool.spool_id, seq=chunk.seq, sha256=chunk.sha256, offset=offset)
+
+
+def next_chunk(router: Host, offset: int = 0) -> tuple[Chunk, bytes]:
+    """The next chunk from ``offset`` on; what is sent again meanwhile is passed over."""
+    message = router.receive()
+    while not isinstance(message.header, Chunk) or message.header.offset != offset:
+        message = router.receive()
+    return message.header, message.parts[1]
+
+
+def test_a_large_picture_goes_in_chunks_from_where_the_host_says_and_verdicts_overtake(
+    spool: Spool, emitter: Emitter, host: Callable[[], Host]
+) -> None:
+    router = host()
+    draft, data = large()
+    spool.append([draft])
+    emitter.wake()
+    chunk, piece = next_chunk(router)
+    assert (chunk.offset, chunk.size, piece) == (0, len(data), data[:CHUNK_BYTES])
+    spool.append([missed(1)])
+    router.answer(held(spool, chunk, CHUNK_BYTES))
+    between = router.receive().header
+    while isinstance(between, Chunk) and between.offset == 0:
+        between = router.receive().header
+    assert between.kind == "missed", "before the second chunk"
+    router.answer(Ack(spool_id=spool.spool_id, seqs=(2,)))
+    _, piece = next_chunk(router, CHUNK_BYTES)
+    assert piece == data[CHUNK_BYTES : 2 * CHUNK_BYTES]
+    router.answer(held(spool, chunk, 0))  # a host that lost what it had
+    next_chunk(router, 0)
+    router.answer(held(spool, chunk, 2 * CHUNK_BYTES))  # and one that had it after all
+    _, piece = next_chunk(router, 2 * CHUNK_BYTES)
+    assert piece == data[2 * CHUNK_BYTES :]
+    router.answer(Ack(spool_id=spool.spool_id, seqs=(1,)))
+    assert emitter.wait_until_empty(10)
+
+
+def test_a_host_of_before_chunks_gets_the_picture_in_one_piece(
+    spool: Spool, emitter: Emitter, host: Callable[[], Host]
+) -> None:
+    router = host()
+    draft, data = large()
+    spool.append([draft])
+    emitter.wake()
+    next_chunk(router)
+    router.answer(Nack(spool_id=spool.spool_id, seq=1, code="schema", message="kind 'chunk' is not known"))
+    message = router.receive()
+    while isinstance(message.header, Chunk):
+        message = router.receive()
+    assert message.header.kind == "attachment" and message.parts == (data,)
+    router.answer(Ack(spool_id=spool.spool_id, seqs=(1,)))
+    assert emitter.wait_until_empty(10)
+    assert spool.dead == (0, 0)
+
+
+def test_a_large_picture_that_the_spool_gives_up_on_the_way_says_so(
+    endpoint: str, context: zmq.Context[zmq.Socket[bytes]], host: Callable[[], Host], tmp_path: Path
+) -> None:
+    spool = Spool(tmp_path / "small.sqlite", max_bytes=4 * CHUNK_BYTES)
+    emitter = Emitter(spool, HostLink(endpoint=endpoint, window=8, resend_ms=200), context)
+    emitter.start()
+    router = host()
+    spool.append([large()[0]])
+    emitter.wake()
+    chunk, _ = next_chunk(router)
+    spool.append([large()[0]])
+    router.answer(held(spool, chunk, CHUNK_BYTES))
+    message = router.receive()
+    while message.header.seq != 1 or isinstance(message.header, Chunk):
+        message = router.receive()
+    assert isinstance(message.header, Attachment) and message.header.dropped
+    emitter.stop()
+    spool.close()
+
+
+def test_what_the_host_committed_while_the_disk_took_nothing_is_noted_later(
+    spool: Spool, emitter: Emitter, host: Callable[[], Host]
+) -> None:
+    router = host()
+    spool.append([missed(1)])
+    emitter.wake()
+    router.receive()
+    spool._writer.execute("PRAGMA query_only=1")  # SQLite refuses every write, as on a read-only disk
+    router.answer(Ack(spool_id=spool.spool_id, seqs=(1,)))
+    assert router.receive().envelope.attempt > 1
+    assert spool.size[0] == 1
+    spool._writer.execute("PRAGMA query_only=0")
+    router.answer(Ack(spool_id=spool.spool_id, seqs=(1,)))
+    assert emitter.wait_until_empty(10)

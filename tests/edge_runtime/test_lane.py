@@ -74,6 +74,9 @@ class Camera(NamedTuple):
             raise FlawlineError("no such picture")
         return GOOD[trigger.trigger_id].copy(), PixelFormat.MONO8
 
+    def origin(self, trigger: CapturedTrigger) -> tuple[int, int]:
+        return 0, 0
+
     def release(self, trigger: CapturedTrigger) -> None:
         self.released.append(trigger.trigger_id)
 

@@ -67,8 +67,8 @@ def test_a_stop_that_takes_too_long_drops_and_counts_what_is_left_while_the_hear
 ) -> None:
     monkeypatch.setattr(pictures, "STOP_S", 0.3)
     held, begun = threading.Event(), threading.Event()
-    real = pictures._attachment
-    monkeypatch.setattr(pictures, "_attachment", lambda one: (begun.set(), held.wait(30), real(one))[2])
+    real = pictures._attachments
+    monkeypatch.setattr(pictures, "_attachments", lambda one: (begun.set(), held.wait(30), real(one))[2])
     kept, beats = Kept(), []
     encoder = make(kept)
     encoder.start()

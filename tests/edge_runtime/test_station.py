@@ -26,6 +26,7 @@ from edge_runtime.engines.worker import Outputs, WorkerEngine
 from edge_runtime.errors import CardLostError, SpoolError
 from edge_runtime.settings import CameraSettings, EdgeSettings, HostLink, PresenceSettings
 from edge_runtime.spool import Spool
+from edge_runtime.spool_tables import PRIORITIES
 from edge_runtime.station import Station, is_drawn
 from edge_runtime.synthetic import PART_LENGTH_PX, SyntheticLine
 from tests.edge_runtime.test_mjpeg import Server
@@ -73,7 +74,7 @@ class Run:
         return self.spooled()
 
     def spooled(self) -> list[Header]:
-        rows = sorted(self.spool.pending(0, 0, 10_000) + self.spool.pending(1, 0, 10_000))
+        rows = sorted(row for priority in PRIORITIES for row in self.spool.pending(priority, 0, 10_000))
         return [HEADER.validate_json(row.header) for row in rows]
 
     def close(self) -> None:
@@ -102,8 +103,10 @@ def kinds(headers: list[Header]) -> Counter[str]:
 
 def test_every_trigger_is_announced_then_ended_and_its_map_follows(start: Callable[..., Run]) -> None:
     headers = start().run()
-    assert kinds(headers) == {"trigger": 6, "result": 6, "attachment": 6}
+    assert kinds(headers) == {"trigger": 6, "result": 6, "attachment": 12}
     place = {(header.kind, header.part_id): n for n, header in enumerate(headers) if not isinstance(header, Gap)}  # type: ignore[union-attr]
+    pictures = {header.part_id: header for header in headers if isinstance(header, Attachment)}
+    maps = {header.part_id: header for header in reversed(headers) if isinstance(header, Attachment)}
     for result in (header for header in headers if isinstance(header, Result)):
         assert place["trigger", result.part_id] < place["result", result.part_id] < place["attachment", result.part_id]
         assert result.verdict is not Verdict.NOT_INSPECTED
@@ -112,10 +115,9 @@ def test_every_trigger_is_announced_then_ended_and_its_map_follows(start: Callab
         stages = (t.t_capture_ns, t.t_trigger_ns, t.t_taken_ns, t.t_prepared_ns, t.t_inferred_ns, t.t_decided_ns)
         assert list(stages) == sorted(stages)
         assert stages[0] > 0
-        attachment = headers[place["attachment", result.part_id]]
-        assert isinstance(attachment, Attachment)
-        assert attachment.result_seq == result.seq
-        assert {"map", "image"} <= {part.role for part in attachment.parts}
+        assert {part.role for part in maps[result.part_id].parts} == {"map"}, "maps go in a message of their own"
+        assert {part.role for part in pictures[result.part_id].parts} >= {"image"}
+        assert {maps[result.part_id].result_seq, pictures[result.part_id].result_seq} == {result.seq}
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
@@ -126,9 +128,10 @@ def test_a_passed_part_that_is_drawn_comes_with_its_picture(start: Callable[...,
     passed = [result for result in results if result.verdict is Verdict.PASS]
     assert passed and all(result.audited == (share == 1) for result in passed)
     assert not any(result.audited for result in results if result.verdict is not Verdict.PASS)
-    roles = {
-        header.part_id: {part.role for part in header.parts} for header in headers if isinstance(header, Attachment)
-    }
+    roles: dict[str, set[str]] = {}
+    for header in headers:
+        if isinstance(header, Attachment):
+            roles.setdefault(header.part_id, set()).update(part.role for part in header.parts)
     like_flagged = {"map", "image", "reconstruction"}
     assert all(roles[result.part_id] == (like_flagged if share else {"map"}) for result in passed)
 

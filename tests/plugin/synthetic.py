@@ -30,6 +30,7 @@ from contract.event import (
     Envelope,
     Gap,
     Header,
+    Held,
     Missed,
     Nack,
     PartRef,
@@ -160,6 +161,7 @@ class Dealer:
         self.acked: set[tuple[str, int]] = set()
         self.ack_count = 0
         self.nacks: dict[tuple[str, int], Nack] = {}
+        self.held: dict[tuple[str, int], int] = {}
 
     def send(self, message: list[bytes]) -> None:
         self.socket.send_multipart(message)
@@ -173,6 +175,8 @@ class Dealer:
             if isinstance(reply, Ack):
                 self.acked |= {(reply.spool_id, seq) for seq in reply.seqs}
                 self.ack_count += len(reply.seqs)
+            elif isinstance(reply, Held):
+                self.held[reply.spool_id, reply.seq] = reply.offset
             else:
                 self.nacks[reply.spool_id, reply.seq] = reply
             timeout_ms = 0
