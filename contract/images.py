@@ -238,7 +238,7 @@ def _png_ends(data: bytes) -> bool:
     at = len(PNG)
     while at + 12 <= len(data):
         (length,), kind = struct.unpack_from(">I", data, at), data[at + 4 : at + 8]
-        at += 12 + length
+        at += 12 + int(length)
         if kind == b"IEND":
             return at <= len(data)
     return False
