@@ -189,8 +189,9 @@ def test_turned_parts_pass_a_blemish_is_rejected_where_it_is_and_a_bare_belt_is_
         assert np.hypot(a * u + b * v + c - blemishes[number][0], d * u + e * v + f - blemishes[number][1]) < 10
     bare = results[-1]
     assert bare.verdict is Verdict.NOT_INSPECTED and bare.reason is not None and bare.reason.startswith("fixture: ")
-    shown = {header.result_seq: header for header in headers if isinstance(header, Attachment)}
-    shapes = [next(part.shape for part in shown[result.seq].parts if part.role == "image") for result in results]
+    sent = [(header.result_seq, part) for header in headers if isinstance(header, Attachment) for part in header.parts]
+    images = {seq: part.shape for seq, part in sent if part.role == "image"}
+    shapes = [images[result.seq] for result in results]
     assert shapes == [(140, 180)] * HELD + [FRAME_HW]  # what was judged; of the last what was searched
 
 

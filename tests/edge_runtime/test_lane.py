@@ -198,7 +198,7 @@ def test_a_part_s_pictures_are_its_own(bundle: Bundle, tmp_path: Path) -> None:
         box.take(*range(8))
         box.until_results(8)
         box.station._pictures.stop()
-        rows = {HEADER.validate_json(row.header).part_id: row for row in box.spool.pending(1, 0, 100)}  # type: ignore[union-attr]
+        rows = {HEADER.validate_json(row.header).part_id: row for row in box.spool.pending(2, 0, 100)}  # type: ignore[union-attr]
         assert len(rows) == 8
         for number in range(8):
             row = rows[f"every-{number}"]
