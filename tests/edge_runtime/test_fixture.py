@@ -167,7 +167,7 @@ def test_turned_parts_pass_a_blemish_is_rejected_where_it_is_and_a_bare_belt_is_
         write(tmp_path / "in", f"{number:03d}", frame)
     write(tmp_path / "in", "999", np.clip(belt(FRAME_HW, random), 0, 255).astype(np.uint8))
     bundle = open_bundle(taught)
-    camera = {"trigger": "every-frame", "fixture": "template"}
+    camera = {"trigger": "every-frame", "fixture": "template", "slots": HELD + 4}  # none waits for a slot
     url = f"file://{tmp_path}/in?fps=20&channels=1"
     runs.append(Run(tmp_path, bundle, open_engine("onnxruntime", bundle), url, camera=camera))
     headers = runs[0].run()
@@ -189,8 +189,9 @@ def test_turned_parts_pass_a_blemish_is_rejected_where_it_is_and_a_bare_belt_is_
         assert np.hypot(a * u + b * v + c - blemishes[number][0], d * u + e * v + f - blemishes[number][1]) < 10
     bare = results[-1]
     assert bare.verdict is Verdict.NOT_INSPECTED and bare.reason is not None and bare.reason.startswith("fixture: ")
-    shown = {header.result_seq: header for header in headers if isinstance(header, Attachment)}
-    shapes = [next(part.shape for part in shown[result.seq].parts if part.role == "image") for result in results]
+    sent = [(header.result_seq, part) for header in headers if isinstance(header, Attachment) for part in header.parts]
+    images = {seq: part.shape for seq, part in sent if part.role == "image"}
+    shapes = [images[result.seq] for result in results]
     assert shapes == [(140, 180)] * HELD + [FRAME_HW]  # what was judged; of the last what was searched
 
 
@@ -199,8 +200,10 @@ def test_parts_that_presence_finds_on_the_belt_are_cut_upright_as_well(
 ) -> None:
     """The line's own plates, turned by up to 1.8 degrees, some of them touching."""
     bundle = open_bundle(taught)
-    url = "synthetic://line?seed=3&parts=5&fps=50&defects=0"
-    runs.append(Run(tmp_path, bundle, open_engine("onnxruntime", bundle), url, camera={"fixture": "template"}))
+    url = "synthetic://line?seed=3&parts=5&fps=25&defects=0"
+    runs.append(
+        Run(tmp_path, bundle, open_engine("onnxruntime", bundle), url, camera={"fixture": "template", "slots": 40})
+    )
     results = results_of(runs[0].run())
     assert len(results) == 5
     for result in results:

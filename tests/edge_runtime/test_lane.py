@@ -74,6 +74,9 @@ class Camera(NamedTuple):
             raise FlawlineError("no such picture")
         return GOOD[trigger.trigger_id].copy(), PixelFormat.MONO8
 
+    def origin(self, trigger: CapturedTrigger) -> tuple[int, int]:
+        return 0, 0
+
     def release(self, trigger: CapturedTrigger) -> None:
         self.released.append(trigger.trigger_id)
 
@@ -195,7 +198,7 @@ def test_a_part_s_pictures_are_its_own(bundle: Bundle, tmp_path: Path) -> None:
         box.take(*range(8))
         box.until_results(8)
         box.station._pictures.stop()
-        rows = {HEADER.validate_json(row.header).part_id: row for row in box.spool.pending(1, 0, 100)}  # type: ignore[union-attr]
+        rows = {HEADER.validate_json(row.header).part_id: row for row in box.spool.pending(2, 0, 100)}  # type: ignore[union-attr]
         assert len(rows) == 8
         for number in range(8):
             row = rows[f"every-{number}"]
