@@ -58,7 +58,8 @@ def run(
     Ends by itself when every camera has ended (a video file); else Ctrl-C or SIGTERM stops it cleanly.
 
     Exit code 0: the host has everything; 2: it could not start; 3: events wait in the spool for the next start; 75: the
-    graphics card is lost to this process, and it has to be started again (systemd: Restart=on-failure).
+    graphics card is lost to this process, or the spool cannot be written (disk full, read-only): it has to be started
+    again (systemd: Restart=on-failure).
 
     \b
     Example:
