@@ -64,8 +64,8 @@ def run(
     Ends by itself when every camera has ended (a video file); else Ctrl-C or SIGTERM stops it cleanly.
 
     Exit code 0: the host has everything; 2: it could not start; 3: events wait in the spool for the next start; 70: one
-    of its loops hung; 75: the graphics card is lost to this process. After 70 and 75 it has to be started again, which
-    deploy/flawline-edge.service does.
+    of its loops hung; 75: the graphics card is lost to this process, or the spool cannot be written (disk full,
+    read-only). After 70 and 75 it has to be started again, which deploy/flawline-edge.service does.
 
     \b
     Example:

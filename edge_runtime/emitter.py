@@ -71,7 +71,7 @@ class Emitter:
         self._state: bytes | None = None
         self._in_flight: list[dict[tuple[str, int], _Sent]] = [{} for _ in PRIORITIES]
         self._cursor = [0 for _ in PRIORITIES]
-        self._in_chunks = True
+        self._in_chunks = self._noted = True
         self._thread = threading.Thread(target=self._run, name="emitter", daemon=True)
 
     def start(self) -> None:
@@ -172,8 +172,11 @@ class Emitter:
                 log.error("the host refuses event %s/%d: %s", reply.spool_id, reply.seq, reply.message)
                 self._spool.bury(reply.spool_id, reply.seq, reply.code, reply.message)
                 self._land(reply.spool_id, (reply.seq,))
+            self._noted = True
         except SpoolBlockedError as error:  # it stays under way, is sent again and answered again
-            log.error("what the host answered could not be noted: %s", error)
+            if self._noted:  # once, not with every answer
+                log.error("what the host answered could not be noted: %s", error)
+            self._noted = False
 
     def _land(self, spool_id: str, seqs: tuple[int, ...]) -> None:
         for flights in self._in_flight:

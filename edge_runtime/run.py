@@ -68,13 +68,13 @@ def run_edge(config: Path, quiet: bool = False) -> int:
         if settings.mode == "production":
             for fault in faults_of_others(settings, choice.number):
                 log.warning("%s", fault)
+        preview = _open_preview(settings)
         spool = _open_spool(settings)
         emitter = Emitter(spool, settings.host, context, keys, observer)
         control = None
         if settings.host.control is not None:
             load = partial(load_judge, settings)
             control = Control(context, settings.host.control, keys, settings.edge_id, spool.run_id, load)
-        preview = _open_preview(settings)
         glimpses = None if preview is None else preview.glimpses
 
         def hear(result: Result) -> None:

@@ -93,6 +93,9 @@ class Partials:
         self._sweep_now_and_then()
         header, data = parts
         partial = self._partial_of(chunk)
+        if partial.size and not partial.path.exists():  # somebody tidied up
+            self._remove(partial)
+            partial = self._partial_of(chunk)
         if chunk.offset <= partial.size < chunk.offset + chunk.length:
             self._write(partial, data[partial.size - chunk.offset :])
         if partial.size < chunk.size:
@@ -146,7 +149,7 @@ class Partials:
     def _write(self, partial: _Partial, data: bytes) -> None:
         partial.path.parent.mkdir(parents=True, exist_ok=True)
         with partial.path.open("ab") as file:
-            if file.tell() != partial.size:  # a write that failed halfway
+            if file.tell() > partial.size:  # a write that failed halfway
                 file.truncate(partial.size)
             file.write(data)
         partial.size += len(data)

@@ -140,3 +140,12 @@ def test_another_header_under_the_same_identity_continues_nothing(tmp_path: Path
     offset(partials, 0)
     other = os.urandom(len(BODY))
     assert offset(partials, 1, whole(body=other), other) == 0
+
+
+def test_a_file_that_somebody_removed_is_begun_anew(tmp_path: Path) -> None:
+    partials = Partials(tmp_path)
+    offset(partials, 0)
+    (path,) = files(tmp_path)
+    path.unlink()
+    assert offset(partials, 1) == 0
+    assert offset(partials, 0) == CHUNK_BYTES
