@@ -149,14 +149,14 @@ class Spool:
         self._set_meta(clean="no")
         return spool_id, int(self._meta("seq") or 0)
 
-    def mark_alive(self) -> None:
-        """Note that the edge sees its line now; whatever follows the last mark is a gap at the next start."""
+    def mark_alive(self, age_ns: int = 0) -> None:
+        """Note that all that passed until ``age_ns`` ago stands here; what follows is a gap at the next start."""
         with self._lock:
-            self._set_meta(alive=self._mark())
+            self._set_meta(alive=self._mark(age_ns))
 
-    def _mark(self) -> str:
-        boot_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-        return json.dumps({"wall_ns": time.time_ns(), "boot_ns": boot_ns, "boot_id": self._boot_id})
+    def _mark(self, age_ns: int = 0) -> str:
+        boot_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - age_ns
+        return json.dumps({"wall_ns": time.time_ns() - age_ns, "boot_ns": boot_ns, "boot_id": self._boot_id})
 
     def append(self, drafts: Iterable[Draft]) -> list[int]:
         """Number and write events in one transaction; they are safe from a killed process when this returns."""
