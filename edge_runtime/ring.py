@@ -452,7 +452,8 @@ class Ring:
             at = _AT_STATE + half * STATE_BYTES
             sequence, length, checksum = _STATE.unpack_from(self._memory, at)
             raw = bytes(self._memory[at + _STATE.size : at + _STATE.size + min(length, STATE_BYTES)])
-            if sequence and zlib.crc32(raw) == checksum:
+            # While its header is being packed it holds zeros, and no bytes have the checksum 0.
+            if sequence and length and zlib.crc32(raw) == checksum:
                 value = json.loads(raw)
                 return value if isinstance(value, dict) else None
         return None

@@ -158,10 +158,10 @@ class Spool:
         self._set_meta(clean="no")
         return spool_id, int(self._meta("seq") or 0)
 
-    def mark_alive(self) -> None:
-        """Note that the edge sees its line now; whatever follows the last mark is a gap at the next start."""
+    def mark_alive(self, age_ns: int = 0) -> None:
+        """Note that all that passed until ``age_ns`` ago stands here; what follows is a gap at the next start."""
         with self._lock, self._transaction():
-            self._set_meta(alive=self._mark())
+            self._set_meta(alive=self._mark(age_ns))
 
     def begin_outage(self, since_ns: int, reason: str) -> None:
         """Nothing is on record from the last mark on, or from ``since_ns`` (CLOCK_MONOTONIC) where that is earlier.
@@ -181,9 +181,9 @@ class Spool:
                 first = first._replace(since_boot_ns=boot_ns, since_wall_ns=wall_ns)
             self.outage = first._replace(clean=False, reason=first.reason or reason)
 
-    def _mark(self) -> str:
-        boot_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-        return json.dumps({"wall_ns": time.time_ns(), "boot_ns": boot_ns, "boot_id": self._boot_id})
+    def _mark(self, age_ns: int = 0) -> str:
+        boot_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - age_ns
+        return json.dumps({"wall_ns": time.time_ns() - age_ns, "boot_ns": boot_ns, "boot_id": self._boot_id})
 
     def append(self, drafts: Iterable[Draft]) -> list[int]:
         """Number and write events in one transaction; they are safe from a killed process when this returns.

@@ -496,7 +496,10 @@ class Station:
         """Only while every camera sees: what a blind one missed must lie behind the mark until it is declared."""
         seeing = all(w.blind_since_ns is None and w.skip_from_ns is None for w in self._watch.values())
         if seeing and self._spool.outage is None and self._state in ("running", "stopping"):
-            self._spool.mark_alive()
+            seen_ns = min((w.last_frame_ns for w in self._watch.values() if w.last_frame_ns), default=None)
+            for camera in self._cameras:  # what they announced up to that frame; a camera that is behind shows it later
+                self._announce(camera)
+            self._spool.mark_alive(0 if seen_ns is None else time.monotonic_ns() - seen_ns)
 
     def _watch_camera(self, camera: CameraProcess) -> None:
         status, watch = camera.status(), self._watch[camera.settings.id]

@@ -67,6 +67,10 @@ class Disk(Gear):
         script = 'mount --bind "$0" /proc/sys/kernel/random/boot_id && exec "$@"'
         return ["unshare", "--mount", "sh", "-c", script, str(self._boot_file)]
 
+    def size(self, name: str) -> int:
+        """Bytes of a file of the side's."""
+        return (self.at / name).stat().st_size
+
     def fill(self) -> None:
         """Not a byte more fits."""
         with (self.at / FILLER).open("wb", buffering=0) as file:

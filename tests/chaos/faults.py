@@ -29,8 +29,6 @@ SECONDS_A_FAULT = 90
 """Of the line, so that it does not end before the faults do on a machine that is busy."""
 
 PARTS_A_SECOND = 3
-NEVER_BEFORE = 1 << 16
-"""Bytes of the spool's log that are on the disk for long when a power cut tears what is behind them."""
 
 
 class Bend(Gear):
@@ -191,8 +189,9 @@ def host_power_cut(stage: Stage) -> None:
 
 
 def _power_cut(stage: Stage, side: str, log: str | None) -> None:
-    stage.scene.pass_time(stage.rng.uniform(0.0, 1.0))
-    stage.disk(side).cut_power(stage.scene, log, NEVER_BEFORE, stage.rng)
+    synced = 0 if log is None else stage.disk(side).size(log)  # by the time of the cut, whose disk keeps its promises
+    stage.scene.pass_time(stage.rng.uniform(0.5, 1.5))
+    stage.disk(side).cut_power(stage.scene, log, synced, stage.rng)
     stage.scene.pass_time(2.0)  # a box takes longer: the belt's view is empty of what was in it
     stage.scene.release(side)
 

@@ -28,6 +28,9 @@ HOOK = Path(__file__).parent / "crash"
 PASS = 1
 POLL_S = 0.02
 FPS = 50
+VIEW_NS = 700_000_000
+"""For so long a part of the drawn line is still in view after it came wholly into it."""
+
 DEADLINE_NS = LineSettings(id="line-1").deadline_ms * 1_000_000
 LATE_NS = DEADLINE_NS + 10**9
 """Since its capture: a PASS that first shows up in the registers so late could move the gate for another part."""
@@ -331,8 +334,11 @@ def told_twice(taken: list[Judged], outputs: list[dict[str, Any]]) -> int:
 def false_ok(
     taken: list[Judged], not_before_ns: list[int], rows: list[dict[str, Any]], outputs: list[dict[str, Any]]
 ) -> int:
-    """PASS that the controller read, and was none of this part or came too late."""
-    committed = {row["number"]: row for row in outputs}
+    """PASS that the controller read, and was none of this part or came too late.
+
+    Held against what the ledger has as sent under the number; where its disk lost that, against the edge's verdict.
+    """
+    committed = {row["number"]: row for row in outputs if row["outcome"] != "late"}
     false = 0
     for each, before_ns in zip(taken, not_before_ns, strict=True):
         if each.code != PASS:
@@ -351,9 +357,11 @@ def _may_be(row: dict[str, Any], not_before_ns: int) -> bool:
 
 
 def _in_gap(row: dict[str, Any], gaps: list[dict[str, Any]]) -> bool:
-    """Whether a trigger without an end stands in a gap of the whole edge: it was lost with what had noted it."""
+    """Whether a part without an end was in view within a gap of the whole edge: it was lost with what had noted it."""
+    at_ns = row["t_wall_ns"]
     return any(
-        gap["camera_id"] is None and gap["from_wall_ns"] <= row["t_wall_ns"] <= gap["to_wall_ns"] for gap in gaps
+        gap["camera_id"] is None and gap["from_wall_ns"] <= at_ns + VIEW_NS and at_ns <= gap["to_wall_ns"]
+        for gap in gaps
     )
 
 

@@ -37,8 +37,9 @@ def row(trigger_id: int, verdict: str = "PASS") -> dict[str, Any]:
     }
 
 
-def output(number: int, trigger_id: int, code: int = 1) -> dict[str, Any]:
-    return {"number": number, "trigger_id": trigger_id, "part_id": f"p{trigger_id}", "code": code}
+def output(number: int, trigger_id: int, code: int = 1, outcome: str = "published") -> dict[str, Any]:
+    named = {"trigger_id": trigger_id, "part_id": f"p{trigger_id}"}
+    return named | {"number": number, "code": code, "outcome": outcome}
 
 
 @pytest.mark.parametrize(
@@ -47,6 +48,8 @@ def output(number: int, trigger_id: int, code: int = 1) -> dict[str, Any]:
         ([row(1)], [output(1, 1)], 0, 0),
         ([row(1)], [], 0, 0),  # the ledger lost it with its disk: the part did pass
         ([row(1)], [output(1, 2)], 0, 0),  # and gave its number to another
+        ([row(1)], [output(1, 1, 4, "late")], 0, 0),  # or wrote it anew, too late to be sent
+        ([row(1, "REJECT")], [], 0, 1),
         ([row(1, "REJECT")], [output(1, 1)], 0, 1),
         ([row(1)], [output(1, 1, code=4)], 0, 1),
         ([row(2)], [output(1, 1)], 0, 1),

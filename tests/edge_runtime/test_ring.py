@@ -16,7 +16,7 @@ import pytest
 
 from contract.images import PixelFormat
 from edge_runtime.errors import RingError
-from edge_runtime.ring import RECORDS, ChildState, Live, Record, Ring, SlotState
+from edge_runtime.ring import _AT_STATE, _STATE, RECORDS, STATE_BYTES, ChildState, Live, Record, Ring, SlotState
 
 SHAPE = (48, 64)
 MONO = PixelFormat.MONO8
@@ -362,3 +362,13 @@ def test_memory_that_the_system_does_not_give_is_said_by_name(monkeypatch: pytes
     monkeypatch.setattr(os, "ftruncate", refuse)
     with pytest.raises(RingError, match=r"no 32 MB of shared memory for frames \(File too large\): lower slots"):
         Ring.create(4, 8_000_000)
+
+
+def test_a_state_whose_header_is_being_written_is_not_taken_for_an_empty_one() -> None:
+    ring = Ring.create(3, 4096)
+    ring.save_state({"number": 1})
+    at = _AT_STATE + STATE_BYTES
+    half = _STATE.pack(2, 0, 0)  # the sequence stands, length and checksum do not yet
+    ring._memory[at : at + len(half)] = half
+    assert ring.load_state() == {"number": 1}
+    ring.close()

@@ -324,3 +324,17 @@ def test_what_another_process_changes_is_counted(spool: Spool) -> None:
         connection.execute("DELETE FROM rows WHERE seq > 3")
     spool.mark_alive()
     assert spool.size[0] == 3
+
+
+def test_a_mark_of_life_is_of_the_time_until_which_everything_was_seen(tmp_path: Path) -> None:
+    first = Spool(tmp_path / "spool.sqlite")
+    before = time.clock_gettime_ns(time.CLOCK_BOOTTIME), time.time_ns()
+    first.mark_alive(5 * 10**9)
+    after = time.clock_gettime_ns(time.CLOCK_BOOTTIME), time.time_ns()
+    first.close(clean=False)
+    second = Spool(tmp_path / "spool.sqlite")
+    outage = second.outage
+    assert outage is not None
+    assert before[0] <= outage.since_boot_ns + 5 * 10**9 <= after[0]
+    assert before[1] <= outage.since_wall_ns + 5 * 10**9 <= after[1]
+    second.close()
