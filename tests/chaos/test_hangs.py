@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from contract.overseer import HUNG
+from contract.overseer import HUNG, Pulse
 from edge_runtime.account import account, read_truth
 from edge_runtime.draw import write_truth
+from edge_runtime.station import Station
 from tests.processes import TOUCHING, Line, Process, until
 
 HOOK = Path(__file__).with_name("hang")
@@ -115,6 +118,16 @@ def test_a_host_of_which_one_loop_hangs_is_ended_and_nothing_is_lost(line: Line,
     assert (found.lost, found.duplicates, found.unmatched) == (0, 0, 0)
     numbers = [output["number"] for output in line.published()]
     assert len(numbers) == len(set(numbers)), "a number was published twice"
+
+
+@pytest.mark.parametrize(("under_way_s", "turns"), [(None, 1), (1.0, 1), (3.0, 0)])
+def test_a_station_that_goes_round_a_part_which_never_ends_does_not_turn(under_way_s: float | None, turns: int) -> None:
+    """The engine's own thread hangs, and the station's loop does not."""
+    lane = [] if under_way_s is None else [SimpleNamespace(t_taken_ns=time.monotonic_ns() - int(under_way_s * 1e9))]
+    pulse = Pulse("station")
+    station = SimpleNamespace(_lane=lane, _settings=SimpleNamespace(hang_s=2.0), pulse=pulse)
+    Station._turn(station)  # type: ignore[arg-type]
+    assert pulse.mark[0] == turns
 
 
 def test_an_edge_that_hangs_before_its_first_part_has_the_start_s_limit(line: Line) -> None:

@@ -14,7 +14,6 @@ import pytest
 from tests.needs import lacking
 from tests.processes import TOUCHING, free_port
 
-PARTS = 20
 ROOT = Path(__file__).parents[2]
 
 ON_THE_BOX = """
@@ -74,7 +73,7 @@ def test_a_box_without_a_network_installs_is_green_and_inspects(
     (tmp_path / "wheelhouse").symlink_to(wheelhouse)
     shutil.copy(next((synthetic_data / "test" / "good").glob("*.png")), tmp_path / "part.png")
     (tmp_path / "edge.toml").write_text(
-        'edge_id = "edge-1"\nbundle = "slots/active"\nstate_dir = "edge"\n[spool]\nmax_mb = 64\n'
+        'edge_id = "edge-1"\nbundle = "slots/active"\nstate_dir = "edge"\ndeadline_ms = 60000\n[spool]\nmax_mb = 64\n'
         '[[cameras]]\nid = "top"\nurl = "synthetic://line?seed=5&parts=20&fps=20"\n' + TOUCHING
     )
     (tmp_path / "host.toml").write_text(f'state_dir = "host"\n[http]\nport = {port}\n')
@@ -88,8 +87,8 @@ def test_a_box_without_a_network_installs_is_green_and_inspects(
     assert "no route" in done.stdout and "nobody to reach" in done.stdout
     said = next(line for line in done.stdout.splitlines() if line.startswith("summary"))
     summary = json.loads(said.removeprefix("summary"))
-    assert summary["states_of_parts"] == {"result": PARTS}, summary
-    assert summary["verdicts"]["PASS"] >= 10 and not summary["gaps"]
+    assert summary["verdicts"]["PASS"] >= 5, summary
+    assert (summary["duplicates"], summary["holes"], summary["waiting"]) == (0, 0, 0), summary
     box = tmp_path / "box"
     for side in ("edge", "host"):
         assert (box / "etc" / "systemd" / "system" / f"flawline-{side}.service").is_file()
