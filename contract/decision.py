@@ -28,8 +28,8 @@ class PartScore(NamedTuple):
     """A part's fused score (the worst view's, that its worst tile's), which view it was, and every view's map.
 
     Where zones make verdicts, ``score`` is at least the level of the highest region that counts in a zone whose verdict
-    is REJECT, and ``review`` at least that of one whose verdict is REVIEW; ``review`` is None where none is, and
-    ``zone`` names the zone where one is above all else.
+    is REJECT, and ``review`` at least that of one whose verdict is REVIEW; ``review`` is None where none is. ``zone``
+    names the zone that ``score`` is of, and ``review_zone`` the one that ``review`` is of where it is above ``score``.
     """
 
     score: float
@@ -37,6 +37,7 @@ class PartScore(NamedTuple):
     maps: list[ViewMap]
     review: float | None = None
     zone: str | None = None
+    review_zone: str | None = None
 
     @property
     def highest(self) -> float:
@@ -81,7 +82,9 @@ def _with_rules(part: PartScore, places: Located) -> PartScore:
     """The part's score raised to that of the highest region that counts in a zone that makes verdicts."""
     if not np.isfinite(part.score):
         return part
-    score, review, worst, zone = part.score, part.score, part.worst_view, None
+    score, review, worst = part.score, part.score, part.worst_view
+    zone: str | None = None
+    review_zone: str | None = None
     for view_map in part.maps:
         view = next(view for view in places.recipe.views if view.name == view_map.view)
         scale = region_scale(view_map.box, view_map.values.shape)
@@ -91,13 +94,14 @@ def _with_rules(part: PartScore, places: Located) -> PartScore:
             over = score if zone_of.verdict == "REJECT" else max(score, review)
             found = highest_region(values, inside, over, zone_of, scale, view.mm_per_px)
             if found > max(score, review):
-                worst, zone = view.name, zone_of.name
+                worst = view.name
             if zone_of.verdict == "REJECT":
-                score = found
-            else:
-                review = max(review, found)
+                zone, score = zone_of.name if found > score else zone, found
+            elif found > over:
+                review, review_zone = found, zone_of.name
     has_review = any(rule.verdict == "REVIEW" for rule in places.rules)
-    return PartScore(score, worst, part.maps, max(score, review) if has_review else None, zone)
+    review_zone = review_zone if review > score else None
+    return PartScore(score, worst, part.maps, max(score, review) if has_review else None, zone, review_zone)
 
 
 def _stitch(maps: NDArray[np.float32], view: View, recipe: Recipe) -> NDArray[np.float32]:
@@ -114,23 +118,31 @@ def _stitch(maps: NDArray[np.float32], view: View, recipe: Recipe) -> NDArray[np
 
 
 def decide(
-    score: float, thresholds: Thresholds | None, highest: float | None = None, zone: str | None = None
+    score: float,
+    thresholds: Thresholds | None,
+    highest: float | None = None,
+    zone: str | None = None,
+    review_zone: str | None = None,
 ) -> tuple[Verdict, str | None]:
     """Verdict and, where it is not PASS, the reason. Only a finite score at or under the limits is PASS.
 
-    ``highest``: what is held against the review limit, the score where it is None. ``zone`` stands in the reason.
+    ``highest``: what is held against the review limit, the score where it is None. ``zone`` and ``review_zone``, as in
+    ``PartScore``, stand in the reason of the verdict that they made.
     """
     highest = score if highest is None else highest
-    where = "" if zone is None else f", a region in zone {zone!r}"
     if thresholds is None:
         return Verdict.NOT_INSPECTED, "the bundle is not calibrated: run `flawline calibrate thresholds`"
     if not (np.isfinite(score) and np.isfinite(highest)):
         return Verdict.NOT_INSPECTED, f"the score is not a finite number ({score})"
     if score > thresholds.reject:
-        return Verdict.REJECT, f"score {score:.4g} above {thresholds.reject:.4g}{where}"
+        return Verdict.REJECT, f"score {score:.4g} above {thresholds.reject:.4g}{_in_zone(zone)}"
     if thresholds.review is not None and highest > thresholds.review:
-        return Verdict.REVIEW, f"score {highest:.4g} above {thresholds.review:.4g}{where}"
+        return Verdict.REVIEW, f"score {highest:.4g} above {thresholds.review:.4g}{_in_zone(review_zone or zone)}"
     return Verdict.PASS, None
+
+
+def _in_zone(name: str | None) -> str:
+    return "" if name is None else f", a region in zone {name!r}"
 
 
 def find_regions(
@@ -182,7 +194,7 @@ def _cut(
     if region_level is not None and (levels := places.levelled(view, values)) is not None:
         cut = _Cut(levels, True, levels > region_level)
     for zone, place, inside in places.rules_of(view):
-        if limit is not None and zone.name == part.zone:
+        if limit is not None and zone.name in (part.zone, part.review_zone):
             cut.mask[place] |= (weighted[place] > limit) & inside
     kept = places.kept(view)
     return cut if kept is None else cut._replace(mask=cut.mask & kept)

@@ -18,6 +18,7 @@ Channels = Literal[1, 3]
 
 MAX_FILE_BYTES = 256 << 20
 MAX_PIXELS = 120_000_000
+PNG = b"\x89PNG\r\n\x1a\n"
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 
 
@@ -127,6 +128,10 @@ def decode_image(data: bytes, channels: Channels, name: str) -> Pixels:
         raise ImageError(f"{name}: not a readable image: no PNG, JPEG, BMP, TIFF or WebP header in {len(data)} bytes")
     if size[0] * size[1] > MAX_PIXELS:
         raise ImageError(f"{name}: declares {size[0]} x {size[1]} pixels, at most {MAX_PIXELS} are read")
+    if data[:8] == PNG and not _png_ends(data):  # OpenCV takes as much memory as a chunk says that it has
+        raise ImageError(
+            f"{name}: not a readable image (a PNG with pieces beyond its {len(data)} bytes); is it truncated?"
+        )
     if data[:2] == b"\xff\xd8" and not _jpeg_ends(data):  # older decoders fill in what is missing, and say nothing
         raise ImageError(f"{name}: not a readable image ({len(data)} bytes without the end of one); is it truncated?")
     # Never IMREAD_GRAYSCALE: of a colour PNG the decoder's own grey is half a level darker than a camera's.
@@ -168,7 +173,7 @@ def declared_size(data: bytes) -> tuple[int, int] | None:
     What is None is not decoded: a decoder would take memory by a size that nobody has checked.
     """
     try:
-        if data[:8] == b"\x89PNG\r\n\x1a\n":
+        if data[:8] == PNG:
             return _pair(">II", data, 16)
         if data[:2] == b"BM":
             core_header = _pair("<II", data, 14)[0] == 12
@@ -217,7 +222,7 @@ def is_whole(data: bytes) -> bool | None:
     A file that is still being written or was cut off has none, even where its size was reserved beforehand. Some
     programs write a wrong size into a BMP: what is not whole by this may yet be decoded.
     """
-    if data[:8] == b"\x89PNG\r\n\x1a\n":
+    if data[:8] == PNG:
         return b"IEND\xaeB`\x82" in data[-64:]
     if data[:2] == b"BM":
         return len(data) >= 26 and len(data) >= int.from_bytes(data[2:6], "little")
@@ -226,6 +231,17 @@ def is_whole(data: bytes) -> bool | None:
     if data[:4] == b"RIFF":
         return len(data) >= 8 + int.from_bytes(data[4:8], "little")
     return None if data[:4] in (b"II*\x00", b"MM\x00*") else False
+
+
+def _png_ends(data: bytes) -> bool:
+    """Whether every chunk up to the last one, IEND, lies within the file."""
+    at = len(PNG)
+    while at + 12 <= len(data):
+        kind = data[at + 4 : at + 8]
+        at += 12 + int.from_bytes(data[at : at + 4], "big")
+        if kind == b"IEND":
+            return at <= len(data)
+    return False
 
 
 def _jpeg_ends(data: bytes) -> bool:

@@ -75,9 +75,13 @@ def with_cut(
     than the trigger: one of the two is of another part.
     """
     outcome = outcome._replace(quality=outcome.quality | cut.measures)
-    if codes is None or cut.reading is None:
+    if codes is None:
         return outcome, None
-    serial, fault = codes.result(cut.reading)
+    if cut.reading is None:
+        unseen = "code: no view of the recipe is of the camera that reads it"
+        serial, fault = None, unseen if codes.settings.required else None
+    else:
+        serial, fault = codes.result(cut.reading)
     if serial is not None and told is not None and told != serial:
         fault = f"code: reads {serial!r}, and the part was triggered as {told!r}: one of them is another part's"
         serial = None

@@ -148,7 +148,7 @@ def _shape(width: int, height: int, pixel_format: PixelFormat) -> tuple[int, ...
 
 def _small(pixels: Pixels, side: int) -> Pixels:
     """The longer side at most ``side``: by a whole factor first, without smoothing, so that large frames stay cheap."""
-    step = max(1, max(pixels.shape[:2]) // (2 * side))
+    step = max(1, 2 * max(pixels.shape[:2]) // (3 * side))
     coarse = np.ascontiguousarray(pixels[::step, ::step])
     scale = side / max(coarse.shape[:2])
     if scale >= 1:

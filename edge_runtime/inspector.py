@@ -145,7 +145,7 @@ class Inspector:
         return False
 
     def _decide(self, scored: PartScore) -> tuple[Verdict, str | None, list[Region]]:
-        verdict, reason = decide(scored.score, self._thresholds, scored.review, scored.zone)
+        verdict, reason = decide(scored.score, self._thresholds, scored.review, scored.zone, scored.review_zone)
         if self._thresholds is None:
             return verdict, reason, []
         if self._gate is None:

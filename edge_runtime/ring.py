@@ -135,6 +135,7 @@ class Ring:
         """A new ring; memory is taken as frames come. Raises RingError where the system does not give it."""
         slot_bytes = -(-slot_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
         size = _frames_at(slots) + slots * slot_bytes
+        fd = -1
         try:
             fd = os.memfd_create("flawline-ring", os.MFD_CLOEXEC)
             os.ftruncate(fd, size)
@@ -142,6 +143,8 @@ class Ring:
             os.pwrite(fd, _LIVE.pack(*Live()), _AT_LIVE)
             return cls(fd)
         except OSError as error:
+            if fd >= 0:
+                os.close(fd)
             raise RingError(
                 f"the system gives no {size / 1e6:.0f} MB of shared memory for frames ({error.strerror}): lower slots "
                 "or max_frame_mb of the camera, or raise the limits of the process (ulimit -f, -v, memory of the unit)"

@@ -87,6 +87,11 @@ class CameraSettings(Strict):
             )
         if self.exposure_offset_ms is not None and self.trigger != "software":
             raise ValueError(f"camera {self.id!r}: exposure_offset_ms belongs to trigger = 'software'")
+        if self.code is not None and self.trigger == "follow":
+            raise ValueError(
+                f"camera {self.id!r}: follows another one; a code is read by the camera that makes the part: move "
+                "[cameras.code] there"
+            )
         if self.triggered and not self.url.startswith("gentl://"):
             raise ValueError(
                 f"camera {self.id!r}: trigger = 'hardware' (or line_triggered) needs a GenICam camera (gentl://), "

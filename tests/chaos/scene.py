@@ -6,6 +6,7 @@ the sides, a clock that can be set) is put under them as gear; the product knows
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import time
@@ -226,7 +227,8 @@ class Scene:
             self.close()
 
     def end(self) -> Count:
-        """Stop the edge in order, let every deadline pass, and count."""
+        """Let the host have everything, stop the edge in order, let every deadline pass, and count."""
+        self.wait(lambda: self.waiting() == 0, "the host has committed everything", 300.0)
         self.held.update(SIDES)
         code = self.running["edge"].stop()
         assert code == 0, self.told(f"the edge ended with {code}")
@@ -260,6 +262,13 @@ class Scene:
             with (self.folder / f"{side}.log").open("a") as file:
                 file.write(f"=== {fault}\n")
 
+    def waiting(self) -> int:
+        """Events that the edge keeps for the host, as its heartbeat says; -1 where it says nothing."""
+        try:
+            return int(json.loads((self.folder / "edge" / "state.json").read_text())["spool_rows"])
+        except (OSError, ValueError, KeyError):
+            return -1
+
     def _results(self) -> int:
         try:
             return self.line.results()
@@ -286,8 +295,8 @@ class Scene:
             missed=found.missed,
             gap=found.gap_parts,
             unaccounted=found.lost + (found.unmatched or 0),
-            duplicates=found.duplicates + self._told_twice(outputs),
-            false_ok=self._false_ok(rows, outputs),
+            duplicates=found.duplicates + told_twice(self.plc.taken, outputs),
+            false_ok=false_ok(self.plc.taken, self.plc.not_before_ns, rows, outputs),
             passes=sum(each.code == PASS for each in self.plc.taken),
         )
 
@@ -310,26 +319,30 @@ class Scene:
                 return outputs
             outputs += batch
 
-    def _told_twice(self, outputs: list[dict[str, Any]]) -> int:
-        """Parts that moved the gate twice, and numbers that were read twice."""
-        part_of = {row["number"]: row["part_id"] for row in outputs}
-        told = Counter(part_of.get(each.seq) for each in self.plc.taken)
-        numbers = Counter(each.seq for each in self.plc.taken)
-        return sum(count - 1 for count in told.values()) + sum(count - 1 for count in numbers.values())
 
-    def _false_ok(self, rows: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> int:
-        """PASS that the controller read, and was none of this part or came too late."""
-        committed = {row["number"]: row for row in outputs}
-        false = 0
-        for each, not_before_ns in zip(self.plc.taken, self.plc.not_before_ns, strict=True):
-            if each.code != PASS:
-                continue
-            output = committed.get(each.seq, {})
-            own = [row for row in rows if row["trigger_id"] == each.trigger_id and _may_be(row, not_before_ns)]
-            if output.get("trigger_id") == each.trigger_id:
-                own = [row for row in own if row["part_id"] == output["part_id"] and output["code"] == PASS]
-            false += not any(row["state"] == "result" and row["verdict"] == "PASS" for row in own)
-        return false
+def told_twice(taken: list[Judged], outputs: list[dict[str, Any]]) -> int:
+    """Parts that moved the gate twice, and numbers that were read twice."""
+    part_of = {row["number"]: row["part_id"] for row in outputs}
+    told = Counter(part_of.get(each.seq) for each in taken)
+    numbers = Counter(each.seq for each in taken)
+    return sum(count - 1 for count in told.values()) + sum(count - 1 for count in numbers.values())
+
+
+def false_ok(
+    taken: list[Judged], not_before_ns: list[int], rows: list[dict[str, Any]], outputs: list[dict[str, Any]]
+) -> int:
+    """PASS that the controller read, and was none of this part or came too late."""
+    committed = {row["number"]: row for row in outputs}
+    false = 0
+    for each, before_ns in zip(taken, not_before_ns, strict=True):
+        if each.code != PASS:
+            continue
+        output = committed.get(each.seq, {})
+        own = [row for row in rows if row["trigger_id"] == each.trigger_id and _may_be(row, before_ns)]
+        if output.get("trigger_id") == each.trigger_id:
+            own = [row for row in own if row["part_id"] == output["part_id"] and output["code"] == PASS]
+        false += not any(row["state"] == "result" and row["verdict"] == "PASS" for row in own)
+    return false
 
 
 def _may_be(row: dict[str, Any], not_before_ns: int) -> bool:

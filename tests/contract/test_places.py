@@ -85,13 +85,29 @@ def test_a_region_in_a_zone_raises_the_verdict_and_is_named(verdict: str) -> Non
     quiet = one(np.zeros((TILE, TILE)), places, 0.0)
     assert (quiet.score, quiet.highest, quiet.zone) == (0.0, 0.0, None)
     small = one(spot(3, slice(4, 6), slice(4, 10)), places, 0.1)  # 12 map pixels of 4 part pixels each
-    assert decide(small.score, LIMITS, small.review, small.zone)[0] is Verdict.PASS
+    assert decide(small.score, LIMITS, small.review, small.zone, small.review_zone)[0] is Verdict.PASS
     large = one(spot(3, slice(4, 6), slice(4, 12)), places, 0.1)
-    found, reason = decide(large.score, LIMITS, large.review, large.zone)
+    found, reason = decide(large.score, LIMITS, large.review, large.zone, large.review_zone)
     assert found.value == verdict and "score 3 above" in str(reason) and "zone 'thread'" in str(reason)
     elsewhere = one(spot(3, slice(4, 6), slice(20, 28)), places, 0.1)
-    assert decide(elsewhere.score, LIMITS, elsewhere.review, elsewhere.zone)[0] is Verdict.PASS
+    assert decide(elsewhere.score, LIMITS, elsewhere.review, elsewhere.zone, elsewhere.review_zone)[0] is Verdict.PASS
     assert large.score == (3 if verdict == "REJECT" else np.float32(0.1))
+
+
+@pytest.mark.parametrize("first", ["seal", "rim"])
+def test_the_reason_names_the_zone_that_made_the_verdict(first: str) -> None:
+    """A region in the zone for review is higher than the one that rejects: it is not why the part is rejected."""
+    rim = Zone(name="rim", view="main", box=(0, 0, 0.5, 1), smallest_px=4, verdict="REVIEW")
+    seal = Zone(name="seal", view="main", box=(0.5, 0, 0.5, 1), smallest_px=4, verdict="REJECT")
+    places = located(*((seal, rim) if first == "seal" else (rim, seal)), top_k=200)
+    both = spot(9, slice(4, 8), slice(4, 8)) + spot(3, slice(4, 8), slice(24, 28))
+    part = one(both, places, 0.1)
+    assert (part.score, part.review, part.zone, part.review_zone) == (3, 9, "seal", "rim")
+    found, reason = decide(part.score, LIMITS, part.review, part.zone, part.review_zone)
+    assert found is Verdict.REJECT and str(reason).endswith("zone 'seal'")
+    alone = one(spot(9, slice(4, 8), slice(4, 8)), places, 0.1)
+    found, reason = decide(alone.score, LIMITS, alone.review, alone.zone, alone.review_zone)
+    assert found is Verdict.REVIEW and str(reason).endswith("zone 'rim'")
 
 
 def test_a_rule_never_lowers_a_score() -> None:

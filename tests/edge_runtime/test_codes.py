@@ -242,3 +242,33 @@ def test_a_code_that_says_another_part_than_its_trigger_is_not_inspected(monkeyp
         outcome, serial = with_cut(passed, cut, reader, told)
         assert (outcome.verdict, serial) == (verdict, None if told == "A-1" else "B-2"), told
     assert outcome.reason is not None and "'B-2'" in outcome.reason and "'A-1'" in outcome.reason
+
+
+def judged(required: bool = True) -> tuple[CodeReader, Outcome]:
+    reader = CodeReader(CodeSettings(required=required, budget_ms=10_000))
+    return reader, Outcome(Verdict.PASS, None, 0.5, None, [], {"main.mean": 90.0}, 1, 2, 3)
+
+
+def test_another_serial_than_the_trigger_s_is_another_part_s() -> None:
+    reader, passed = judged()
+    cut = CutPart(scene(code()), None, {"fixture.score": 0.9}, reading=reader.begin(scene(code())))
+    same, serial = with_cut(passed, cut, reader, SERIAL)
+    assert (same.verdict, serial) == (Verdict.PASS, SERIAL)
+    assert same.quality == {"main.mean": 90.0, "fixture.score": 0.9}
+    other, serial = with_cut(passed, cut, reader, "FL-7-000124")
+    assert (other.verdict, serial) == (Verdict.NOT_INSPECTED, None)
+    assert other.reason is not None and "FL-7-000124" in other.reason and SERIAL in other.reason
+
+
+@pytest.mark.parametrize("required", [True, False])
+def test_a_part_whose_code_nobody_looked_for_is_not_inspected_where_it_is_required(required: bool) -> None:
+    reader, passed = judged(required)
+    outcome, serial = with_cut(passed, CutPart({}, None, {}), reader)
+    assert serial is None
+    assert outcome.verdict is (Verdict.NOT_INSPECTED if required else Verdict.PASS)
+    assert (outcome.reason or "").startswith("code: no view of the recipe") == required
+
+
+def test_a_camera_that_follows_reads_no_code() -> None:
+    with pytest.raises(ValueError, match="a code is read by the camera that makes the part"):
+        CameraSettings(id="side", url="usb://1", trigger="follow", code=CodeSettings())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -352,3 +353,12 @@ def test_a_stopped_holder_of_the_lock_does_not_hang_the_other_side(ring: Ring) -
     holder.wait()
     holder.stdout.close()
     assert ring.drain() == []
+
+
+def test_memory_that_the_system_does_not_give_is_said_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_fd: int, _size: int) -> None:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+
+    monkeypatch.setattr(os, "ftruncate", refuse)
+    with pytest.raises(RingError, match=r"no 32 MB of shared memory for frames \(File too large\): lower slots"):
+        Ring.create(4, 8_000_000)

@@ -13,7 +13,7 @@ EXAMPLES = "FLAWLINE_FUZZ_EXAMPLES"
 QUICK = int(os.environ.get(EXAMPLES, "12"))
 """Examples of each test in every run; the long campaigns ask for more."""
 
-LONG = 20_000
+LONG = 2_000
 _WORDS = (0, 1, 2, 0x7F, 0x80, 0xFF, 0x100, 0x7FFF, 0xFFFF, 0x10000, 0x00FFFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 
 

@@ -170,6 +170,35 @@ def test_bombs_of_other_formats_take_no_memory(name: str, tmp_path: Path) -> Non
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB
 
 
+def chunks(png: bytes) -> list[tuple[int, bytes]]:
+    """Where each chunk of a PNG begins, and its kind."""
+    at, found = 8, []
+    while at < len(png):
+        found.append((at, png[at + 4 : at + 8]))
+        at += 12 + struct.unpack_from(">I", png, at)[0]
+    return found
+
+
+@pytest.mark.parametrize("length", [200_000, 0x40000000, 0x7FFFFFFF, 0xFFFFFFFF])
+def test_a_png_whose_chunk_claims_more_than_the_file_takes_no_memory(
+    length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The decoder would take, and clear, as much as a chunk says: 4 GB and a minute for a file of 137 bytes."""
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("a decoder was asked"))
+    whole = encoded(*READ["png"])
+    for at, _ in chunks(whole):
+        data = bytearray(whole)
+        struct.pack_into(">I", data, at, length)
+        with pytest.raises(ImageError, match="is it truncated"):
+            decode_image(bytes(data), 1, "a picture")
+
+
+def test_what_follows_the_end_of_a_png_is_no_fault() -> None:
+    whole = encoded(*READ["png"])
+    assert [kind for _, kind in chunks(whole)][-1] == b"IEND"
+    assert decode_image(whole + b"\0" * 100, 3, "a picture").shape == (40, 60, 3)
+
+
 Entry = tuple[int, int, int, int]
 
 
@@ -254,6 +283,6 @@ def test_a_long_campaign_in_a_process_of_its_own(name: str, tmp_path: Path) -> N
         [sys.executable, "-c", CHILD, name, str(LONG), str(last)],
         capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2],
     )  # fmt: skip
-    assert done.returncode == 0, f"{last.read_bytes()[:400]!r}\n{done.stderr[-3000:]}"
+    assert done.returncode == 0, f"{last.read_bytes()!r:.2000}\n{done.stderr[-3000:]}"
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["count"] >= LONG // 2 and found["peak_kib"] < 2_000_000
