@@ -38,9 +38,10 @@ from contract.dataset import Sample, load_dataset
 from contract.decision import ViewMap
 from contract.errors import ConfigError
 from contract.fixture import fixture_of_data
-from contract.images import Pixels, read_image
+from contract.images import Pixels
+from contract.part_pictures import read_part
 from contract.places import Floats, Located
-from contract.preprocess import prepare
+from contract.preprocess import Picture, prepare, size_of
 from contract.recipe import Fixture, QualityBounds, Thresholds
 from edge_runtime.engines import open_engine
 from edge_runtime.engines.golden import check_golden
@@ -167,6 +168,8 @@ def measure_good(
     where: Where = Where(levels="never"),  # noqa: B008 - a tuple of constants
 ) -> Measured:
     """Score the unseen images and look at all; an image that cannot be read stops the calibration by its name."""
+    if where.levels == "auto" and len({view.camera for view in bundle.manifest.recipe.views}) > 1:
+        where = where._replace(levels="never")  # whether they serve is tried with defects drawn into one picture
     engine = open_engine(engine_name, bundle, threads(), precision)
     check_golden(engine, without_limits(bundle))
     places = locate_asked(bundle, where, held.seen, engine)
@@ -184,11 +187,11 @@ def measure_good(
         reviews.append(scored.highest)
         grids.append(grids_of(scored))
         means.add(prepared.canvases)
-        pictures.append(see(prepared, part.shape[:2]))
+        pictures.append(see(prepared, size_of(part)))
     for sample in steps(held.seen, "looking at the other good images"):
         part = _read(bundle, sample)
         copies.refuse(sample, part)
-        pictures.append(see(prepare(part, bundle.manifest.recipe, neutralise), part.shape[:2]))
+        pictures.append(see(prepare(part, bundle.manifest.recipe, neutralise), size_of(part)))
     levels = None
     if where.levels != "never":
         levels = find_levels(grids, [sample.group for sample in held.unseen], places)
@@ -234,8 +237,8 @@ def without_limits(bundle: Bundle) -> Bundle:
     return Bundle(bundle.root, manifest, bundle.content, bundle.exact)
 
 
-def _read(bundle: Bundle, sample: Sample) -> Pixels:
-    return read_image(sample.path, bundle.manifest.recipe.channels)
+def _read(bundle: Bundle, sample: Sample) -> Picture:
+    return read_part(sample.path, bundle.manifest.recipe)
 
 
 def thresholds_from(

@@ -119,6 +119,10 @@ def measure(
     if bundle.manifest.thresholds is None:
         raise CalibrationError(f"{folder}: has no thresholds; run `flawline calibrate thresholds {folder}` first")
     refuse_other_fixture(bundle, data)
+    if implants is not None and len({view.camera for view in bundle.manifest.recipe.views}) > 1:
+        raise CalibrationError(
+            f"{folder}: is of several cameras, and defects are implanted in one picture: give test images instead"
+        )
     dataset = load_dataset(data, pattern_of(bundle, pattern))
     if not dataset.test and implants is None and repeats is None:
         raise CalibrationError(

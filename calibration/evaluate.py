@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +31,7 @@ from contract.dataset import Dataset, Sample, load_dataset
 from contract.errors import FlawlineError, ImageError
 from contract.event import Verdict
 from contract.images import Pixels, extent_px, read_image
+from contract.part_pictures import read_part
 from contract.recipe import Thresholds
 from contract.stats import Rate, rate_fields
 from edge_runtime.engines import open_engine
@@ -98,7 +100,7 @@ def evaluated(inspector: Inspector, dataset: Dataset, seen: list[Seen]) -> Evalu
 def look(inspector: Inspector, sample: Sample) -> Seen:
     """Inspect one test image; what cannot be read is NOT_INSPECTED without a score."""
     try:
-        part = read_image(sample.path, inspector.bundle.manifest.recipe.channels)
+        part = read_part(sample.path, inspector.bundle.manifest.recipe)
     except ImageError:
         return Seen(sample, Verdict.NOT_INSPECTED)
     start = time.perf_counter()
@@ -108,6 +110,8 @@ def look(inspector: Inspector, sample: Sample) -> Seen:
         scored = outcome.part or inspector.score(part)[0]
     except FlawlineError:
         return Seen(sample, outcome.verdict, took_ms=took_ms)
+    if isinstance(part, Mapping):  # a mask would be of one camera's picture
+        return Seen(sample, outcome.verdict, scored.score, took_ms=took_ms)
     part_hw = (part.shape[0], part.shape[1])
     truth = _truth(sample, part_hw)
     if truth is None:

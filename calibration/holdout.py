@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ from contract.bundle import ROLE_DATA, Bundle
 from contract.dataset import Dataset, Sample, sha256_of_image
 from contract.errors import BundleError
 from contract.fixture import fixture_of_data, placer_of, same_fixture
-from contract.images import Pixels
+from contract.preprocess import Picture
 
 SEEN_SPLITS = ("fit", "validation")
 
@@ -88,10 +89,10 @@ class Copies:
     def __init__(self) -> None:
         self._unseen: dict[bytes, Sample] = {}
 
-    def add_unseen(self, sample: Sample, part: Pixels) -> None:
+    def add_unseen(self, sample: Sample, part: Picture) -> None:
         self._unseen[_pixels(part)] = sample
 
-    def refuse(self, seen: Sample, part: Pixels) -> None:
+    def refuse(self, seen: Sample, part: Picture) -> None:
         """Raise CalibrationError where ``seen``, of a part that training saw, is among the unseen ones as well."""
         twin = self._unseen.get(_pixels(part))
         if twin is not None:
@@ -101,5 +102,7 @@ class Copies:
             )
 
 
-def _pixels(part: Pixels) -> bytes:
+def _pixels(part: Picture) -> bytes:
+    if isinstance(part, Mapping):
+        return hashlib.sha256(b"".join(_pixels(part[view]) for view in sorted(part))).digest()
     return hashlib.sha256(f"{part.shape}".encode() + part.tobytes()).digest()

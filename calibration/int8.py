@@ -25,7 +25,8 @@ from calibration.progress import steps
 from calibration.qdq import Ranges, layers_of, measure_ranges, quantize
 from contract.bundle import ROLE_GRAPH_INT8, Bundle, GoldenInt8, open_bundle, put_files
 from contract.dataset import Dataset, Sample, load_dataset
-from contract.images import Pixels, read_image
+from contract.images import Pixels
+from contract.part_pictures import read_part
 from contract.places import locate
 from contract.preprocess import prepare
 from contract.recipe import Thresholds
@@ -194,7 +195,7 @@ def read_parts(bundle: Bundle, samples: Sequence[Sample]) -> list[Pixels]:
     """Tiles of each picture, uint8 [N, H, W, C], as the line cuts them."""
     recipe, places = bundle.manifest.recipe, locate(bundle)
     neutralise = None if places is None else places.neutralise
-    return [prepare(read_image(sample.path, recipe.channels), recipe, neutralise).tiles for sample in samples]
+    return [prepare(read_part(sample.path, recipe), recipe, neutralise).tiles for sample in samples]
 
 
 def choose(bundle: Bundle, parts: list[Pixels]) -> Choice:
@@ -239,10 +240,9 @@ def admit(bundle: Bundle, choice: Choice, parts: Parts, rate: float, engine_name
     check_golden(reference, without_limits(bundle))
     engine = compile_graph(engine_name, choice.graph, graph_spec(bundle, "int8"), threads())
     inspectors = Inspector(bundle, engine), Inspector(bundle, reference)
-    channels = bundle.manifest.recipe.channels
     scores: list[list[float]] = []
     for sample in steps([*parts.good, *parts.defective], "comparing INT8 with FP32"):
-        part = read_image(sample.path, channels)
+        part = read_part(sample.path, bundle.manifest.recipe)
         scores.append([inspector.score(part)[0].score for inspector in inspectors])
     groups = [sample.group for sample in parts.good[: parts.limiting]]
     found, expected = (_scored(column, parts, groups, rate) for column in np.array(scores, np.float64).T)

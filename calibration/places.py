@@ -28,8 +28,9 @@ from contract.config import Strict, load_toml
 from contract.dataset import Sample
 from contract.errors import ConfigError
 from contract.images import Pixels, read_image
+from contract.part_pictures import read_part
 from contract.places import Blank, Bools, Level, Located, fill_outline, view_of, whole_only
-from contract.preprocess import prepare, view_box
+from contract.preprocess import prepare, size_in, size_of, view_box
 from contract.recipe import Mask, Places, Recipe, View, Zone
 from edge_runtime.engines.base import Engine
 from edge_runtime.engines.golden import golden_tiles
@@ -189,10 +190,10 @@ def _mean_canvases(bundle: Bundle, seen: Sequence[Sample]) -> tuple[dict[str, Pi
     mean = MeanPictures()
     boxes: dict[str, list[tuple[int, int]]] = {view.name: [] for view in recipe.views}
     for sample in steps(seen, "mean of good pictures"):
-        part = read_image(sample.path, recipe.channels)
+        part = read_part(sample.path, recipe)
         mean.add(prepare(part, recipe).canvases)
         for view in recipe.views:
-            boxes[view.name].append(view_box(view, (part.shape[0], part.shape[1]))[2:])
+            boxes[view.name].append(view_box(view, size_in(size_of(part), view.name))[2:])
     sizes = {name: np.median(found, axis=0).astype(int).tolist() for name, found in boxes.items()}
     return mean.pictures(), {name: (size[0], size[1]) for name, size in sizes.items()}
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from contract.bundle import PictureSizes
-from contract.preprocess import MEASURES, SHARPNESS, Prepared, likeness, measure, thumbnail
+from contract.preprocess import MEASURES, SHARPNESS, PartSize, Prepared, likeness, measure, size_in, thumbnail
 from contract.recipe import Bounds, QualityBounds
 
 Values = NDArray[np.float64]
@@ -20,22 +20,25 @@ class Seen(NamedTuple):
 
     measures: dict[str, dict[str, float]]
     thumbs: dict[str, NDArray[np.float32]]
-    hw: tuple[int, int]
+    hw: PartSize
 
 
-def see(prepared: Prepared, part_hw: tuple[int, int]) -> Seen:
+def see(prepared: Prepared, part_hw: PartSize) -> Seen:
     """Measure a good picture; its likeness follows once the mean thumbnail is known."""
     views = prepared.canvases.items()
     return Seen(
-        {view: measure(canvas, part_hw, None) for view, canvas in views},
+        {view: measure(canvas, size_in(part_hw, view), None) for view, canvas in views},
         {view: thumbnail(canvas) for view, canvas in views},
         part_hw,
     )
 
 
 def sizes_of(pictures: Sequence[Seen]) -> PictureSizes:
-    """Of at least one good picture."""
-    heights, widths = zip(*(picture.hw for picture in pictures), strict=True)
+    """Of at least one good picture; where cameras are several, over all of them."""
+    every: list[tuple[int, int]] = []
+    for picture in pictures:
+        every += picture.hw.values() if isinstance(picture.hw, Mapping) else [picture.hw]
+    heights, widths = zip(*every, strict=True)
     return PictureSizes(width=(min(widths), max(widths)), height=(min(heights), max(heights)))
 
 

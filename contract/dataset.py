@@ -17,7 +17,10 @@ GROUPS_FILE = "groups.csv"
 
 
 class Sample(NamedTuple):
-    """One image: its file, class (``good`` or a defect's name), mask or None, and the part it shows."""
+    """One image: its file, class (``good`` or a defect's name), mask or None, and the part it shows.
+
+    Where several cameras see a part, ``path`` is the part's folder (``pictures_of``).
+    """
 
     path: Path
     label: str
@@ -37,6 +40,8 @@ class Dataset(NamedTuple):
 def load_dataset(root: Path, group_pattern: str | None = None) -> Dataset:
     """List the images below ``root``. A folder that only holds images counts as ``train/good``.
 
+    Where ``train/good`` and ``test/*`` hold folders and no images, each folder is a part with one image of each camera.
+
     Parts are told apart by ``groups.csv`` (columns file, group; paths relative to root), else by the first group of
     ``group_pattern`` in the file name, else by runs of numbers that several exposures share, else one image one part.
     Raises DatasetError where there is nothing to train on.
@@ -44,13 +49,14 @@ def load_dataset(root: Path, group_pattern: str | None = None) -> Dataset:
     if not root.is_dir():
         raise DatasetError(f"{root}: no such folder; expected images in {root}/train/good (MVTec AD layout)")
     good = root / "train" / "good"
-    train_files = images_in(good) if good.is_dir() else images_in(root)
+    train_files = parts_in(good) if good.is_dir() else images_in(root)
     if not train_files:
         raise DatasetError(
             f"{root}: no images found; expected {', '.join(sorted(SUFFIXES))} files in {root}/train/good "
             "(and test/good, test/<defect>, ground_truth/<defect> for an evaluation)"
         )
-    test_files = [(path, folder.name) for folder in _folders(root / "test") for path in images_in(folder)]
+    test_files = [(path, folder.name) for folder in _folders(root / "test") for path in parts_in(folder)]
+    _refuse_other_cameras([*train_files, *(path for path, _ in test_files)])
     groups, grouping = group_files(root, [*train_files, *(path for path, _ in test_files)], group_pattern)
     train = [Sample(path, "good", None, groups[path]) for path in train_files]
     test = [Sample(path, label, _mask_of(root, path, label), groups[path]) for path, label in test_files]
@@ -60,6 +66,46 @@ def load_dataset(root: Path, group_pattern: str | None = None) -> Dataset:
 def images_in(folder: Path) -> list[Path]:
     """Image files directly in ``folder``, sorted by name."""
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+
+
+def parts_in(folder: Path) -> list[Path]:
+    """What shows one part each: the images in ``folder``, or its folders of images where it holds no image itself."""
+    return images_in(folder) or [inside for inside in _folders(folder) if images_in(inside)]
+
+
+def pictures_of(part: Path) -> dict[str, Path]:
+    """The images of a part by the cameras that they are named by. Raises DatasetError where two share a camera."""
+    found: dict[str, Path] = {}
+    for path in images_in(part):
+        if path.stem in found:
+            raise DatasetError(f"{part}: {found[path.stem].name} and {path.name} are both of camera {path.stem!r}")
+        found[path.stem] = path
+    return found
+
+
+def per_picture(dataset: Dataset) -> Dataset:
+    """The same with a sample for each camera's image of a part, for whoever looks at single images."""
+
+    def apart(samples: list[Sample]) -> list[Sample]:
+        return [
+            sample._replace(path=path)
+            for sample in samples
+            for path in (images_in(sample.path) if sample.path.is_dir() else [sample.path])
+        ]
+
+    return dataset._replace(train=apart(dataset.train), test=apart(dataset.test))
+
+
+def _refuse_other_cameras(parts: list[Path]) -> None:
+    """Raise DatasetError where a part was not seen by the same cameras as the first one."""
+    seen = {part: set(pictures_of(part)) for part in parts if part.is_dir()}
+    if not seen:
+        return
+    for part in parts:
+        if seen.get(part) != seen.get(parts[0]):
+            found = ", ".join(sorted(seen.get(part, set()))) or "a single image"
+            expected = ", ".join(sorted(seen.get(parts[0], set()))) or "single images"
+            raise DatasetError(f"{part}: {found}; expected {expected}, as {parts[0].name} has: one of each camera")
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -79,7 +125,7 @@ def group_files(root: Path, files: list[Path], pattern: str | None = None) -> tu
         return _from_csv(root, listed, files), f"by {GROUPS_FILE}"
     if pattern is not None:
         return _from_pattern(files, pattern), f"by the pattern {pattern!r}"
-    runs = _exposure_runs(files)
+    runs = None if any(path.is_dir() for path in files) else _exposure_runs(files)
     if runs is not None:
         return runs, f"detected: exposures of one part carry numbers at most {EXPOSURE_GAP} apart"
     return {path: path.relative_to(root).as_posix() for path in files}, "one image, one part"
@@ -135,5 +181,8 @@ def _exposure_runs(files: list[Path]) -> dict[Path, str] | None:
 
 
 def sha256_of_image(path: Path) -> str:
-    """sha256 of an image file: how the training images are known again at calibration."""
+    """sha256 of an image file, or over those of a part's folder: how training images are known again at calibration."""
+    if path.is_dir():
+        held = [f"{camera} {sha256_of_image(file)}" for camera, file in sorted(pictures_of(path).items())]
+        return hashlib.sha256("\n".join(held).encode()).hexdigest()
     return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -68,6 +68,10 @@ def prepare(part: Picture, recipe: Recipe, neutralise: Neutralise | None = None)
     areas, enlarging is linear. Raises ImageError where the channels differ, the part is under 2 px, or a view has no
     picture.
     """
+    if not isinstance(part, Mapping) and len(cameras := {view.camera for view in recipe.views}) > 1:
+        raise ImageError(
+            f"one picture of a part that cameras {', '.join(sorted(map(str, cameras)))} see: expected one of each view"
+        )
     for picture in part.values() if isinstance(part, Mapping) else (part,):
         _check(picture, recipe)
     canvases = {view.name: _canvas(picture_of(part, view.name), view, recipe) for view in recipe.views}

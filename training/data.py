@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from contract.dataset import Dataset, Sample, sha256_of_image
+from contract.dataset import Dataset, Sample, pictures_of, sha256_of_image
 from contract.errors import DatasetError, ImageError
 from contract.images import Pixels, read_image
+from contract.part_pictures import read_part
 from contract.preprocess import prepare
 from contract.recipe import Recipe, Tiling, View
 from training.augment import SHIFT_SHARE, Augmentation
@@ -84,25 +85,30 @@ def split_by_group(dataset: Dataset, holdout: float, validation: float, seed: in
 def channels_of(samples: Sequence[Sample]) -> Literal[1, 3]:
     """1 where every probed image is grey (three equal channels), else 3."""
     step = max(1, len(samples) // PROBES)
-    for sample in samples[::step]:
-        pixels = read_image(sample.path, 3).astype(np.int16)
+    probed = [sample.path for sample in samples[::step]]
+    for path in [file for part in probed for file in (pictures_of(part).values() if part.is_dir() else [part])]:
+        pixels = read_image(path, 3).astype(np.int16)
         if int(np.abs(pixels - pixels.mean(axis=2, keepdims=True)).max()) > GREY_TOLERANCE:
             return 3
     return 1
 
 
 def make_recipe(settings: TrainSettings, samples: Sequence[Sample]) -> Recipe:
-    """The recipe that the bundle will carry: one view, cut into tiles. Raises ImageError naming the file."""
+    """The recipe that the bundle will carry: one view, or one of each camera, cut into tiles.
+
+    Raises ImageError naming the file.
+    """
     fixed: dict[str, Literal[1, 3]] = {"grey": 1, "rgb": 3}
+    cameras = list(pictures_of(samples[0].path)) if samples[0].path.is_dir() else []
     if settings.tiles == "auto":
-        tiling = choose_tiling(samples, settings.size)
+        tiling = Tiling() if cameras else choose_tiling(samples, settings.size)
     else:
         tiling = Tiling(rows=settings.tiles[0], columns=settings.tiles[1], overlap_px=settings.overlap)
     return Recipe(
         name=(settings.name or settings.data.resolve().name or "part")[:MAX_NAME],
         channels=fixed.get(settings.channels) or channels_of(samples),
         tile_hw=(settings.size, settings.size),
-        views=[View(tiling=tiling)],
+        views=[View(name=name, camera=name, tiling=tiling) for name in cameras] or [View(tiling=tiling)],
     )
 
 
@@ -117,7 +123,7 @@ def load_tiles(samples: Sequence[Sample], recipe: Recipe) -> Tensor:
 
     def tiles_of(sample: Sample) -> Pixels:
         try:
-            return prepare(read_image(sample.path, recipe.channels), recipe).tiles
+            return prepare(read_part(sample.path, recipe), recipe).tiles
         except ImageError as error:
             raise _named(error, sample.path) from error
 

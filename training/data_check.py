@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from contract.dataset import Dataset, Sample, load_dataset
+from contract.dataset import Dataset, Sample, load_dataset, per_picture
 from contract.errors import DatasetError
 from training.data_amounts import about_amounts, about_light
 from training.data_baselines import CONFOUND, SHAPE, Baseline, Confound, baselines, confounds
@@ -89,7 +89,7 @@ def check(root: Path, group_pattern: str | None = None, progress: Progress | Non
     """
     tell = progress or (lambda stage, done, of: None)
     try:
-        dataset = load_dataset(root, group_pattern)
+        dataset = per_picture(load_dataset(root, group_pattern))
     except OSError as error:
         raise DatasetError(f"{root}: cannot be listed ({error.strerror or error})") from error
     samples = [*dataset.train, *dataset.test]
@@ -285,6 +285,7 @@ def summary(dataset: Dataset) -> list[str]:
     At most 300 images spread over the set are looked at, and no more after three seconds.
     """
     began = time.perf_counter()
+    dataset = per_picture(dataset)
     step = max(1, -(-len(dataset.train) // SUMMARY_IMAGES))
     records: list[Record] = []
     for sample in _spread(dataset.train[::step]):
