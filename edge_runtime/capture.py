@@ -207,8 +207,8 @@ class CameraProcess:
         """With the largest part of the frame; without one it is lost."""
         try:
             box = max(find_in(self._ring.read(found.slot)[0], self.settings), key=lambda box: box.area, default=None)
-        except FlawlineError as error:
-            return taken._replace(lost=str(error))
+        except Exception as error:  # noqa: BLE001 - one picture must not end the station
+            return taken._replace(lost=str(error) or type(error).__name__)
         if box is None:
             return taken._replace(lost="no part found in the frame")
         return taken._replace(box=(box.x, box.y, box.w, box.h))
@@ -309,13 +309,17 @@ class CameraProcess:
             "OPENCV_FFMPEG_LOGLEVEL": os.environ.get("OPENCV_FFMPEG_LOGLEVEL", "-8"),  # it logs whole addresses
             "OPENCV_LOG_LEVEL": os.environ.get("OPENCV_LOG_LEVEL", "SILENT"),
         }
-        self._child = subprocess.Popen(
-            [sys.executable, "-c", code],
-            stdin=subprocess.PIPE,
-            pass_fds=[fd for fd in (ring_fd, wake_fd, glimpse_fd) if fd >= 0],
-            env=environment,
-        )
         self._started_at, self._next_start = time.monotonic(), None
+        try:
+            self._child = subprocess.Popen(
+                [sys.executable, "-c", code],
+                stdin=subprocess.PIPE,
+                pass_fds=[fd for fd in (ring_fd, wake_fd, glimpse_fd) if fd >= 0],
+                env=environment,
+            )
+        except OSError as error:  # no process, memory or descriptor is to be had: the other cameras go on
+            self._bury(f"the capture process cannot be started ({error.strerror})")
+            return
         order = ChildOrder(
             settings=self.settings,
             state_dir=self._state_dir.absolute(),

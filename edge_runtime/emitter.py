@@ -151,6 +151,7 @@ class Emitter:
                 frames = connection.receive()
             except zmq.Again:
                 return
+            self.pulse.turn()  # each may wait for the disk
             try:
                 if len(frames) != 2 or frames[0] != MAGIC:
                     raise ValueError(f"{len(frames)} frame(s)")

@@ -46,7 +46,7 @@ def hold_out(
                 log.warning("parts are taken again; %d were seen meanwhile and lie in the gap", unseen)
                 return
         beat(error)
-        stop.wait(LOOK_S)
+        time.sleep(LOOK_S)  # not `stop.wait`: a signal sets it on this very thread, whose lock it might be
     raise error
 
 

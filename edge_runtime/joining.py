@@ -21,6 +21,7 @@ from edge_runtime.capture import CameraProcess, CapturedTrigger
 from edge_runtime.codes import CodeReader
 from edge_runtime.control import Order
 from edge_runtime.cutting import CutPart, cut_part, joined
+from edge_runtime.errors import RingError
 from edge_runtime.settings import EdgeSettings
 from edge_runtime.wanted import Wanted
 
@@ -42,6 +43,8 @@ class Pending(NamedTuple):
         Raises RingError, naming the view, where a picture is missing.
         """
         lead = self.camera.settings.id
+        if self.trigger.lost is not None:
+            raise RingError(f"camera {lead}: trigger {self.trigger.trigger_id} has no picture: {self.trigger.lost}")
         views = cameras_of(recipe, lead)
         if set(views.values()) <= {lead}:
             return cut_part(self.camera, self.trigger, recipe.channels, placer, codes)

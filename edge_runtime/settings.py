@@ -293,6 +293,12 @@ class EdgeSettings(Strict):
                 f"host.key is {self.host.key.name!r} and edge_id {self.edge_id!r}: the host knows an edge by its key's "
                 f"name, so the file must be {self.edge_id}{SECRET}"
             )
+        for camera in self.cameras:
+            if camera.code is not None and camera.code.budget_ms > self.deadline_ms:
+                raise ValueError(
+                    f"camera {camera.id!r}: code.budget_ms = {camera.code.budget_ms} is over deadline_ms = "
+                    f"{self.deadline_ms}: every part whose code takes so long would be late"
+                )
         if self.audit_share > 0 and self.images == "none":
             raise ValueError(
                 f"audit_share = {self.audit_share:g} and images = 'none': an inspector cannot judge a part without its "

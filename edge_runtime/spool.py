@@ -367,7 +367,11 @@ class Spool:
 
     def open_triggers(self) -> list[Trigger]:
         """Triggers without a result or a missed: after a restart, what the last run never finished."""
-        rows = self._writer.execute("SELECT header FROM open_triggers ORDER BY rowid").fetchall()
+        try:
+            with self._lock:
+                rows = self._writer.execute("SELECT header FROM open_triggers ORDER BY rowid").fetchall()
+        except sqlite3.Error as error:
+            raise unwritable(self.path, error) from error
         return [Trigger.model_validate_json(row[0]) for row in rows]
 
     @property
@@ -394,11 +398,10 @@ class Spool:
         """Sync and close. ``clean``: every event of this run stands here, so that its numbering may go on."""
         self._syncer.stop()
         with self._lock:
-            if clean:
-                self._set_meta(clean="yes")
-            with suppress(
-                sqlite3.OperationalError
-            ):  # a disk that is full: the log stays, and is read at the next start
+            # On a disk that is full the log stays, and is read at the next start, which declares a gap too many.
+            with suppress(sqlite3.OperationalError):
+                if clean:
+                    self._set_meta(clean="yes")
                 self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             self._writer.close()
             self._reader.close()

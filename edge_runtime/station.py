@@ -57,6 +57,9 @@ SUPERSEDED = "superseded by a fresher part"
 STOP_S = 60.0
 """Longest time for the last pictures and the cameras' ends, once every part has its verdict."""
 
+CAMERA_STOP_S = 10.0
+"""Longest time for one camera's process to end; one that hangs is killed before."""
+
 STOPPED = "inspection is stopped by request"
 STATE_FILE = "state.json"
 
@@ -172,6 +175,7 @@ class Station:
 
     def _step(self, awake: list[CameraProcess]) -> None:
         """What the cameras have, every LOOK_S what must be looked after, then the parts."""
+        self._require_room()
         looks = (now := time.monotonic()) >= self._next_look
         if looks:
             self._next_look = now + LOOK_S
@@ -219,6 +223,14 @@ class Station:
         for item in [item for item in self._pending if isinstance(item, Pending)]:
             item.release()
             self._pending.remove(item)
+
+    def _require_room(self) -> None:
+        """Raise SpoolBlockedError where no further part may be taken; those that were have their verdicts first."""
+        try:
+            self._spool.require_room()
+        except SpoolBlockedError:
+            self._end_taken()
+            raise
 
     def _turn(self) -> None:
         """A sign of life; none where the loop goes round a part that the engine has not ended for `hang_s`."""
@@ -334,7 +346,6 @@ class Station:
         taken = camera.drain()
         if not taken:
             return False
-        self._spool.require_room()
         drafts = []
         for trigger in taken:
             header = self._trigger_header(camera, trigger)
@@ -496,7 +507,8 @@ class Station:
         """Only while every camera sees: what a blind one missed must lie behind the mark until it is declared."""
         seeing = all(w.blind_since_ns is None and w.skip_from_ns is None for w in self._watch.values())
         if seeing and self._spool.outage is None and self._state in ("running", "stopping"):
-            seen_ns = min((w.last_frame_ns for w in self._watch.values() if w.last_frame_ns), default=None)
+            showing = [self._watch[c.settings.id] for c in self._cameras if c.status().state != "ended"]
+            seen_ns = min((watch.last_frame_ns for watch in showing if watch.last_frame_ns), default=None)
             for camera in self._cameras:  # what they announced up to that frame; a camera that is behind shows it later
                 self._announce(camera)
             self._spool.mark_alive(0 if seen_ns is None else time.monotonic_ns() - seen_ns)
@@ -510,7 +522,8 @@ class Station:
         if self._state == "starting" and all(watch.first_frame_ns for watch in self._watch.values()):
             self._state = "running"
             log.info("running: every camera delivers")
-        if status.state in ("stalled", "failed") and watch.blind_since_ns is None:
+        restarts = status.state == "starting" and watch.first_frame_ns > 0
+        if (restarts or status.state in ("stalled", "failed")) and watch.blind_since_ns is None:
             watch.blind_since_ns = time.monotonic_ns() - int(max(0.0, status.frame_age_ms) * 1e6)
             watch.detail = status.detail or status.state
             log.warning("camera %s: %s", camera.settings.id, watch.detail)
@@ -519,8 +532,8 @@ class Station:
 
     def _declare_blind(self, camera_id: str, watch: _CameraWatch) -> None:
         duration_ns = time.monotonic_ns() - (watch.blind_since_ns or 0)
-        watch.blind_since_ns = watch.skip_from_ns = None  # one gap, not two, for what was skipped meanwhile
         self._record([Draft(self._gap(duration_ns, f"camera {camera_id}: {watch.detail}", camera_id))])
+        watch.blind_since_ns = watch.skip_from_ns = None  # one gap, not two, for what was skipped meanwhile
 
     def _declare_all_skipped(self) -> None:
         for camera_id, watch in self._watch.items():
@@ -532,8 +545,8 @@ class Station:
             return
         reason = f"camera {camera_id}: {watch.skips} frame(s) not looked at: it was behind, or they were torn"
         gap = self._gap(watch.last_frame_ns - watch.skip_from_ns, reason, camera_id, watch.last_frame_ns)
-        watch.skip_from_ns, watch.skips = None, 0
         self._record([Draft(gap)])
+        watch.skip_from_ns, watch.skips = None, 0
 
     def _declare_outage(self, outage: Outage) -> None:
         if outage.same_boot:
@@ -637,11 +650,18 @@ class Station:
     def _finish_parts(self) -> None:
         """Stop the cameras first, then give every trigger that was taken its verdict."""
         for camera in self._cameras:
-            self.pulse.turn()
+            self.pulse.turn(CAMERA_STOP_S)
+            self._beat()
             camera.stop_capture()
             self._announce(camera)
         self._triggers.close()
         self._pending.extend(self._joining.ready(last=True))
+        self._end_taken()
+        self.pulse.turn(STOP_S)
+        self._pictures.stop(self._beat)
+
+    def _end_taken(self) -> None:
+        """Verdicts for all parts that wait or are under way, and what was asked for between them."""
         while self._pending or self._lane:
             self.pulse.turn()
             self._beat()
@@ -651,8 +671,6 @@ class Station:
                 self._end_oldest()
             else:
                 self._obey_next()
-        self.pulse.turn(STOP_S)
-        self._pictures.stop(self._beat)
 
     def _fail(self, reason: str) -> NoReturn:
         """End as after a kill (the next start declares the gap), but with a verdict for every part that was taken."""

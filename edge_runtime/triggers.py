@@ -45,6 +45,7 @@ class Triggers:
             headers = [self._header(camera, part, arrived_ns) for camera in self._asked(part)]
             if len(self._joining.headers()) + len(headers) > MAX_WAITING:
                 raise EdgeError(f"{MAX_WAITING} parts wait for their frame already")
+            self._spool.require_room()
             self._spool.append([Draft(header, t_ref_ns=arrived_ns) for header in headers])
             for header in headers:
                 self._counts[header.camera_id] = header.trigger_id
