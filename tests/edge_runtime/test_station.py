@@ -19,6 +19,7 @@ import zmq
 
 from contract.bundle import Bundle, open_bundle
 from contract.event import HEADER, Attachment, Gap, Header, Missed, Result, State, Trigger, Verdict
+from edge_runtime.capture import CameraStatus
 from edge_runtime.emitter import Emitter
 from edge_runtime.engines import open_engine
 from edge_runtime.engines.base import Engine
@@ -44,7 +45,7 @@ class Run:
     """One station in this process; nobody listens, so that everything stays in its spool."""
 
     def __init__(self, folder: Path, bundle: Bundle, engine: Engine, url: str = URL, **settings: Any) -> None:
-        camera = settings.pop("camera", {})
+        camera, max_rows = settings.pop("camera", {}), settings.pop("max_rows", 1_000_000)
         settings = {"deadline_ms": 20_000, "images": "all"} | settings
         self.settings = EdgeSettings(
             edge_id="edge",
@@ -58,7 +59,7 @@ class Run:
         )
         self.results: list[Result] = []
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self.spool = Spool(folder / "spool.sqlite")
+        self.spool = Spool(folder / "spool.sqlite", max_rows=max_rows)
         self._emitter = Emitter(self.spool, self.settings.host, self._context)
         self.station = Station(self.settings, bundle, engine, self.spool, self._emitter, self.results.append)
 
@@ -304,6 +305,56 @@ def test_a_watched_folder_is_ready_before_its_first_picture_and_a_broken_one_has
     (missed,) = [header for header in headers if isinstance(header, Missed)]
     assert missed.reason.startswith("torn.jpg: its content: not a readable image")
     assert kinds(headers)["result"] == 2 and not kinds(headers)["gap"]
+
+
+def test_a_camera_that_is_opened_anew_is_blind_until_it_sees_again(start: Callable[..., Run]) -> None:
+    """A camera that waits for parts counts nothing as skipped: what it did not see has to be declared by its state."""
+    run = start()
+    run._emitter.start()
+    camera = run.station._cameras[0]
+    states = iter(["starting", "running", "starting", "starting", "running", "running"])
+    run.station._watch["top"].blind_since_ns = None
+    camera.status = lambda: CameraStatus(  # type: ignore[method-assign]
+        state := next(states), 0, 0, 20.0, 1, "other settings", ready=state == "running"
+    )
+    blind = []
+    for _ in range(6):
+        run.station._watch_camera(camera)
+        blind.append(run.station._watch["top"].blind_since_ns is not None)
+    assert blind == [False, False, True, True, False, False], "before its first frame it is the edge's own outage"
+    (gap,) = (header for header in run.spooled() if isinstance(header, Gap))
+    assert (gap.camera_id, gap.reason) == ("top", "camera top: other settings")
+    assert gap.duration_ns >= 20_000_000, "from its last sign of life on"
+
+
+def test_a_spool_that_fills_again_and_again_ends_every_part_and_keeps_no_frame(start: Callable[..., Run]) -> None:
+    run = start(url="synthetic://line?seed=2&parts=40&fps=50", images="none", max_rows=12)
+    taken: list[Header] = []
+    over = threading.Event()
+
+    def host() -> None:
+        """Away until the spool is full, then it takes everything, as often as that comes."""
+        while not over.is_set():
+            if run.station._blocked is not None:
+                rows = run.spool.pending(0, 0, 1000)
+                taken.extend(HEADER.validate_json(row.header) for row in rows)
+                run.spool.forget(run.spool.spool_id, [row.seq for row in rows])
+            over.wait(0.02)
+
+    helper = threading.Thread(target=host)
+    helper.start()
+    try:
+        headers = run.run()
+    finally:
+        over.set()
+        helper.join()
+    headers += taken
+    ends = Counter(header.part_id for header in headers if isinstance(header, Result | Missed))
+    assert set(ends.values()) == {1}
+    assert {header.part_id for header in headers if isinstance(header, Trigger)} <= set(ends)
+    full = [header for header in headers if isinstance(header, Gap) and "the spool is full" in header.reason]
+    assert len(full) >= 2, "it has to fill more than once to be worth the test"
+    assert run.station._cameras[0]._slots == {}, "slots of the ring that nobody gives back"
 
 
 def test_a_frozen_camera_is_told_while_it_is_frozen_and_a_gap_when_it_sees_again(start: Callable[..., Run]) -> None:
