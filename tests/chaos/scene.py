@@ -181,7 +181,7 @@ class Scene:
             if side not in self.held and not process.running():
                 self.start(side)
 
-    def wait(self, condition: Callable[[], Any], what: str, limit_s: float = 90.0) -> Any:
+    def wait(self, condition: Callable[[], Any], what: str, limit_s: float = 240.0) -> Any:
         """Until the condition holds, while whatever dies is started again; AssertionError after ``limit_s``."""
 
         def tended() -> Any:
@@ -210,7 +210,7 @@ class Scene:
             self.tend()
             time.sleep(0.02)
 
-    def flow(self, parts: int = 3, limit_s: float = 90.0) -> None:
+    def flow(self, parts: int = 3, limit_s: float = 240.0) -> None:
         """Until so many more parts have been inspected and the controller has heard of one."""
         self.wait(self.healthy, "the host answers", limit_s)
         enough, heard = self.line.results() + parts, len(self.plc.taken)
