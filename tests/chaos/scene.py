@@ -380,8 +380,9 @@ def truth_of(url: str, last_frame: int) -> Truth:
 
 def passed(truth: Truth, rows: list[dict[str, Any]]) -> Truth:
     """The parts up to the last one that was taken: those behind it were still to come when the edge was stopped."""
-    last = max(row["frame_no"] for row in rows if row["box_px"])
-    newest = [row for row in rows if row["frame_no"] == last]
+    boxed = [row for row in rows if row["box_px"]]
+    last = max(row["frame_no"] for row in boxed)
+    newest = [row for row in boxed if row["frame_no"] > last - 2 * FPS]  # parts are not always taken in their order
     taken = [part.number for part in truth.parts for row in newest if overlaps(part, row)]
     return truth._replace(parts=[part for part in truth.parts if part.number <= max(taken)])
 
