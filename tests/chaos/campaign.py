@@ -17,7 +17,7 @@ from typing import NamedTuple
 from tests.chaos.scene import SIDES, Count, Scene
 from tests.processes import until
 
-PARTS_A_KILL = 60
+PARTS_A_KILL = 150
 MORE = 5
 
 

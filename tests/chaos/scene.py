@@ -181,7 +181,7 @@ class Scene:
             if side not in self.held and not process.running():
                 self.start(side)
 
-    def wait(self, condition: Callable[[], Any], what: str, limit_s: float = 90.0) -> Any:
+    def wait(self, condition: Callable[[], Any], what: str, limit_s: float = 240.0) -> Any:
         """Until the condition holds, while whatever dies is started again; AssertionError after ``limit_s``."""
 
         def tended() -> Any:
@@ -210,7 +210,7 @@ class Scene:
             self.tend()
             time.sleep(0.02)
 
-    def flow(self, parts: int = 3, limit_s: float = 90.0) -> None:
+    def flow(self, parts: int = 3, limit_s: float = 240.0) -> None:
         """Until so many more parts have been inspected and the controller has heard of one."""
         self.wait(self.healthy, "the host answers", limit_s)
         enough, heard = self.line.results() + parts, len(self.plc.taken)
@@ -380,8 +380,9 @@ def truth_of(url: str, last_frame: int) -> Truth:
 
 def passed(truth: Truth, rows: list[dict[str, Any]]) -> Truth:
     """The parts up to the last one that was taken: those behind it were still to come when the edge was stopped."""
-    last = max(row["frame_no"] for row in rows if row["box_px"])
-    newest = [row for row in rows if row["frame_no"] == last]
+    boxed = [row for row in rows if row["box_px"]]
+    last = max(row["frame_no"] for row in boxed)
+    newest = [row for row in boxed if row["frame_no"] > last - 2 * FPS]  # parts are not always taken in their order
     taken = [part.number for part in truth.parts for row in newest if overlaps(part, row)]
     return truth._replace(parts=[part for part in truth.parts if part.number <= max(taken)])
 
