@@ -22,7 +22,9 @@ PIXELS = {
     "contract.preprocess",
     "contract.decision",
     "contract.locate",
+    "contract.part_pictures",
     "contract.places",
+    "contract.shrink",
     "contract.template",
 }
 CONNECTORS = {"plugin.connectors.modbus", "plugin.connectors.modbus_io"}  # each needs an extra of its own
