@@ -41,7 +41,7 @@ def put(folder: Path, seen: dict[str, Pixels]) -> Path:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("cameras")
-    for number in range(48):
+    for number in range(90):
         put(root / "train" / "good" / f"part_{number:03d}", draw_seen(number))
     for number in range(6):
         put(root / "test" / "good" / f"part_{number:03d}", draw_seen(1000 + number))
@@ -58,8 +58,8 @@ def opened(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 def test_a_folder_is_a_part_and_its_files_are_cameras(data: Path) -> None:
     dataset = load_dataset(data)
-    assert (len(dataset.train), len(dataset.test)) == (48, 12)
-    assert len({sample.group for sample in dataset.train}) == 48
+    assert (len(dataset.train), len(dataset.test)) == (90, 12)
+    assert len({sample.group for sample in dataset.train}) == 90
     assert {sample.path.stem for sample in per_picture(dataset).train} == {"top", "side"}
     read = read_part(dataset.train[0].path, RECIPE)
     assert isinstance(read, dict)
