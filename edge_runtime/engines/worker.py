@@ -37,9 +37,13 @@ class WorkerEngine(Engine):
         """Infer, on the engine's thread; arrays that no later call changes."""
 
     def _start(self, slot: int, tiles: Pixels) -> None:
-        bell = self._bell
-        self._futures[slot] = self._thread.submit(self._run, tiles)
-        self._futures[slot].add_done_callback(lambda _: bell.ring())
+        self._futures[slot] = self._thread.submit(self._run_and_ring, tiles)
+
+    def _run_and_ring(self, tiles: Pixels) -> Outputs:
+        try:
+            return self._run(tiles)
+        finally:
+            self._bell.ring()  # before the result can be had: a later ring would never be taken back
 
     def _ready(self, slot: int) -> bool:
         return self._futures[slot].done()

@@ -17,6 +17,7 @@ from edge_runtime.emitter import Emitter
 from edge_runtime.recipes import load_judge, read_choice
 from edge_runtime.settings import CameraSettings, EdgeSettings, HostLink
 from edge_runtime.spool import Spool
+from edge_runtime.spool_tables import PRIORITIES
 from edge_runtime.station import Station
 from plugin.control import ControlServer
 from tests.processes import until
@@ -76,7 +77,7 @@ class Asked:
         self.station.stop_event.set()
         self._threads[0].join(LONG_S)
         assert not self._threads[0].is_alive()
-        rows = self.spool.pending(0, 0, 10_000) + self.spool.pending(1, 0, 10_000)
+        rows = [row for priority in PRIORITIES for row in self.spool.pending(priority, 0, 10_000)]
         return [HEADER.validate_json(row.header) for row in rows]
 
     def close(self) -> None:

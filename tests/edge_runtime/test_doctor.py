@@ -261,11 +261,11 @@ def test_a_camera_that_hangs_is_killed_in_time_and_its_password_unsaid(station: 
 
 
 def test_cameras_of_a_running_edge_are_left_alone(station: Path) -> None:
-    from edge_runtime.run import _only_one
+    from edge_runtime.run import only_one
 
     (station / "state").mkdir()
     subject = Subject(None, station / "edge.toml")
-    with _only_one(station / "state"):
+    with only_one(station / "state"):
         (found,) = check_cameras(subject)
         assert found.status is Status.OK and "the edge runs and holds it" in found.found
     (found,) = check_cameras(subject._replace(open_cameras=False))

@@ -73,8 +73,8 @@ def test_a_store_of_before_is_brought_forward(tmp_path: Path) -> None:
     store.close()
     connection = sqlite3.connect(tmp_path / "store.sqlite")
     for statement in (
-        "DROP INDEX parts_queue",
-        "DROP INDEX parts_audited",
+        *(f"DROP INDEX {index}" for index in ("parts_queue", "parts_audited", "parts_serial", "parts_lot")),
+        *(f"ALTER TABLE parts DROP COLUMN {column}" for column in ("serial", "lot", "encoder")),
         "ALTER TABLE parts DROP COLUMN audited",
         "ALTER TABLE parts DROP COLUMN audit_share",
         "CREATE INDEX parts_queue ON parts (severity DESC, id) "

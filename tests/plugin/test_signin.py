@@ -555,6 +555,8 @@ def test_every_form_that_writes_carries_the_sessions_token() -> None:
     before_signing_in, forms = ('action="/sign-in"', 'action="/name"'), 0
     for file in (ROOT / "plugin" / "review" / "templates").glob("*.html"):
         for form in re.findall(r"<form\b.*?</form>", file.read_text(), re.S):
+            if 'method="get"' in form and 'role="search"' in form:
+                continue  # it writes nothing
             assert 'method="post"' in form, (file.name, form)
             assert "{{ token(viewer) }}" in form or any(each in form for each in before_signing_in), (file.name, form)
             forms += 1
