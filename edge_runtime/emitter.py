@@ -39,6 +39,9 @@ ATTACHMENT_WINDOW = 4
 """Attachments under way at once, of a large one a chunk: small, so that a verdict never waits behind pictures."""
 
 TROUBLE_S = 1.0
+FORGET_MS, FORGET_ROWS = 20, 256
+"""Acknowledged rows are deleted together, so late and so many at most."""
+
 NOW = float("-inf")
 """When what is to be sent again at once was sent."""
 
@@ -72,6 +75,8 @@ class Emitter:
         self._in_flight: list[dict[tuple[str, int], _Sent]] = [{} for _ in PRIORITIES]
         self._cursor = [0 for _ in PRIORITIES]
         self._in_chunks = self._noted = True
+        self._committed: dict[str, list[int]] = {}
+        self._forget_at = 0.0
         self._thread = threading.Thread(target=self._run, name="emitter", daemon=True)
 
     def start(self) -> None:
@@ -127,6 +132,7 @@ class Emitter:
                     log.exception("the emitter goes on after")
                     self._stopping.wait(TROUBLE_S)
         finally:
+            self._forget()
             connection.close(linger_ms=200)
 
     def _turn(self, connection: Link, poller: zmq.Poller) -> None:
@@ -138,12 +144,14 @@ class Emitter:
             self._receive(connection)
         if connection.tend():
             self._in_chunks = True  # the host there may be another one by now
+        if self._committed and time.monotonic() >= self._forget_at:
+            self._forget()
         blocked = not self._send_due(connection.socket)
         poller.modify(connection.socket, zmq.POLLIN | zmq.POLLOUT if blocked else zmq.POLLIN)
 
     def _timeout_ms(self) -> int:
-        """Until the next message would be sent again, or the connection is looked at."""
-        return min(self._link.resend_ms, LOOK_MS)
+        """Until the next message would be sent again, the connection is looked at, or rows can be forgotten."""
+        return min(self._link.resend_ms, LOOK_MS, FORGET_MS if self._committed else LOOK_MS)
 
     def _receive(self, connection: Link) -> None:
         while True:
@@ -164,9 +172,9 @@ class Emitter:
     def _apply(self, reply: Ack | Nack | Held) -> None:
         try:
             if isinstance(reply, Ack):
-                self._spool.forget(reply.spool_id, reply.seqs)
                 self._observer.acknowledged()
                 self._land(reply.spool_id, reply.seqs)
+                self._forget_later(reply)
             elif isinstance(reply, Held):
                 self._go_on(reply)
             elif not self._whole_from_now_on(reply):
@@ -179,12 +187,33 @@ class Emitter:
                 log.error("what the host answered could not be noted: %s", error)
             self._noted = False
 
+    def _forget_later(self, reply: Ack) -> None:
+        """What a host acknowledges within FORGET_MS leaves the spool at once; killed before, it is sent again."""
+        if not self._committed:
+            self._forget_at = time.monotonic() + FORGET_MS / 1000
+        self._committed.setdefault(reply.spool_id, []).extend(reply.seqs)
+        if sum(map(len, self._committed.values())) >= FORGET_ROWS:
+            self._forget()
+
+    def _forget(self) -> None:
+        """Delete what the host has committed; where the disk does not take that now, it is tried again."""
+        try:
+            for spool_id in list(self._committed):
+                self._spool.forget(spool_id, self._committed[spool_id])
+                del self._committed[spool_id]
+            self._noted = True
+        except SpoolBlockedError as error:
+            self._forget_at = time.monotonic() + TROUBLE_S
+            if self._noted:  # once, not with every answer
+                log.error("what the host answered could not be noted: %s", error)
+            self._noted = False
+        if self._spool.size[0] == 0:
+            self._drained.set()
+
     def _land(self, spool_id: str, seqs: tuple[int, ...]) -> None:
         for flights in self._in_flight:
             for seq in seqs:
                 flights.pop((spool_id, seq), None)
-        if self._spool.size[0] == 0:
-            self._drained.set()
 
     def _go_on(self, held: Held) -> None:
         """Send a large attachment on from where the host has it; what is under way from there already goes on."""
@@ -238,7 +267,7 @@ class Emitter:
     def _send_new(self, socket: zmq.Socket[bytes], priority: int, window: int) -> bool:
         flights = self._in_flight[priority]
         free = window - len(flights)
-        if free <= 0:
+        if free <= 0 or not self._spool.has_behind(priority, self._cursor[priority]):
             return True
         for row in self._spool.pending(priority, self._cursor[priority], free):
             sent = _Sent(row.n)

@@ -26,6 +26,7 @@ from edge_runtime.spool_tables import (
     CHECKPOINT_BYTES,
     Totals,
     connect,
+    newest,
     open_tables,
     priority_of,
     totals,
@@ -130,6 +131,7 @@ class Spool:
     def _count(self) -> None:
         """Count anew: at the start, and when a command beside this process changed the file."""
         self._totals, self._dead = totals(self._writer), totals(self._writer, "dead_letters")
+        self._newest = newest(self._writer)
         self._version = self._data_version()
 
     def _data_version(self) -> int:
@@ -246,7 +248,7 @@ class Spool:
         data = encode_header(header)
         body = b"".join(draft.parts)
         priority = priority_of(header)
-        self._writer.execute(
+        added = self._writer.execute(
             "INSERT INTO rows (spool_id, seq, priority, header, sizes, bytes, boot_id, t_ref_ns, t_wall_ns, body) "
             "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
@@ -262,6 +264,7 @@ class Spool:
                 body,
             ),
         )
+        self._newest[priority] = added.lastrowid or self._newest[priority]
         if isinstance(header, Trigger):
             self._writer.execute("INSERT INTO open_triggers VALUES (?, ?)", (header.part_id, data))
         elif isinstance(header, Result | Missed):
@@ -281,6 +284,10 @@ class Spool:
         if not self.full and not self._limits.holds(left, FREED):
             self.full = True
             log.error("the spool is full of events that the host has not taken: no further part is taken")
+
+    def has_behind(self, priority: int, after_n: int) -> bool:
+        """Whether ``pending`` may find something: known without a look at the file."""
+        return self._newest[priority] > after_n
 
     def pending(self, priority: int, after_n: int, limit: int) -> list[Row]:
         """Rows of one priority behind ``after_n``, oldest first."""

@@ -119,6 +119,12 @@ def totals(connection: sqlite3.Connection, table: str = "rows") -> Totals:
     return found
 
 
+def newest(connection: sqlite3.Connection) -> list[int]:
+    """The last row's number of each priority, 0 where there is none."""
+    found = connection.execute("SELECT priority, max(n) FROM rows GROUP BY priority").fetchall()
+    return [dict(found).get(priority, 0) for priority in PRIORITIES]
+
+
 def unusable(path: Path, error: sqlite3.Error) -> SpoolError:
     """The error for a spool that cannot be opened: for now, or for good."""
     if isinstance(error, sqlite3.OperationalError):

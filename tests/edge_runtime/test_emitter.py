@@ -26,6 +26,7 @@ from contract.event import (
 from edge_runtime.emitter import ATTACHMENT_WINDOW, Emitter
 from edge_runtime.settings import HostLink
 from edge_runtime.spool import Draft, Spool
+from tests.processes import until
 
 WAIT_MS = 10_000
 
@@ -281,7 +282,7 @@ def test_a_large_picture_that_the_spool_gives_up_on_the_way_says_so(
 
 
 def test_what_the_host_committed_while_the_disk_took_nothing_is_noted_later(
-    spool: Spool, emitter: Emitter, host: Callable[[], Host]
+    spool: Spool, emitter: Emitter, host: Callable[[], Host], caplog: pytest.LogCaptureFixture
 ) -> None:
     router = host()
     spool.append([missed(1)])
@@ -289,8 +290,30 @@ def test_what_the_host_committed_while_the_disk_took_nothing_is_noted_later(
     router.receive()
     spool._writer.execute("PRAGMA query_only=1")  # SQLite refuses every write, as on a read-only disk
     router.answer(Ack(spool_id=spool.spool_id, seqs=(1,)))
-    assert router.receive().envelope.attempt > 1
-    assert spool.size[0] == 1
+    until(lambda: "could not be noted" in caplog.text, "it is said")
+    assert spool.size[0] == 1 and not emitter.wait_until_empty(0.05)
     spool._writer.execute("PRAGMA query_only=0")
-    router.answer(Ack(spool_id=spool.spool_id, seqs=(1,)))
+    assert emitter.wait_until_empty(10), "without another word of the host"
+    assert caplog.text.count("could not be noted") == 1
+
+
+def test_acknowledgements_of_a_moment_are_noted_together(
+    spool: Spool, emitter: Emitter, host: Callable[[], Host], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noted: list[list[int]] = []
+    forget = spool.forget
+    monkeypatch.setattr(spool, "forget", lambda spool_id, seqs: (noted.append(list(seqs)), forget(spool_id, seqs))[1])
+    monkeypatch.setattr("edge_runtime.emitter.FORGET_MS", 3_600_000)
+    router = host()
+    spool.append([missed(1), missed(2), missed(3)])
+    emitter.wake()
+    for _ in range(3):
+        router.receive()
+    for seq in (1, 2, 3):
+        router.answer(Ack(spool_id=spool.spool_id, seqs=(seq,)))
+    until(lambda: sum(map(len, emitter._committed.values())) == 3, "all are heard")
+    assert noted == [] and spool.size[0] == 3
+    emitter._forget_at = 0.0
+    emitter.wake()
     assert emitter.wait_until_empty(10)
+    assert noted == [[1, 2, 3]]
