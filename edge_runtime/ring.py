@@ -182,11 +182,15 @@ class Ring:
 
     # Slots ------------------------------------------------------------------------------------------------------------
 
+    def _write(self, at: int, data: bytes) -> None:
+        """Copy ``data`` over what is there. `pack_into` fills with zeros first, which others would read meanwhile."""
+        self._memory[at : at + len(data)] = data
+
     def slot(self, index: int) -> Slot:
         return Slot(*_SLOT.unpack_from(self._memory, _AT_SLOTS + index * _SLOT_STEP))
 
     def _set_slot(self, index: int, slot: Slot) -> None:
-        _SLOT.pack_into(self._memory, _AT_SLOTS + index * _SLOT_STEP, *slot)
+        self._write(_AT_SLOTS + index * _SLOT_STEP, _SLOT.pack(*slot))
 
     def _pixels(self, index: int, shape: tuple[int, ...]) -> Pixels:
         """A view of a slot's memory; must not outlive the call it is made for."""
@@ -264,7 +268,7 @@ class Ring:
     def note_gone(self, t_capture_ns: int) -> None:
         """A frame of this time can be taken by nobody any more."""
         (gone_ns,) = struct.unpack_from("<q", self._memory, _AT_GONE)
-        struct.pack_into("<q", self._memory, _AT_GONE, max(gone_ns, t_capture_ns))
+        self._write(_AT_GONE, struct.pack("<q", max(gone_ns, t_capture_ns)))
 
     def hold(self, wanted: Wanted) -> KeptFrame | str | None:
         """Take a frame by its time, as ``choose`` says; a frame is the station's until ``release``."""
@@ -282,7 +286,7 @@ class Ring:
 
     def await_frames(self, awaited: bool) -> None:
         """Whether the station wants to be woken by each frame that is kept."""
-        struct.pack_into("<Q", self._memory, _AT_AWAITED, int(awaited))
+        self._write(_AT_AWAITED, struct.pack("<Q", int(awaited)))
 
     @property
     def awaited(self) -> bool:
@@ -331,7 +335,7 @@ class Ring:
         at = _AT_RECORDS + (place % RECORDS) * _RECORD_STEP
         flags = 0 if record.box is None else _HAS_BOX
         lost = (record.lost or "").encode()[:LOST_BYTES]
-        _RECORD.pack_into(self._memory, at, *record[:4], *(record.box or (0, 0, 0, 0)), record.slot, flags, lost)
+        self._write(at, _RECORD.pack(*record[:4], *(record.box or (0, 0, 0, 0)), record.slot, flags, lost))
 
     def announce(self, record: Record) -> int:
         """Record a trigger; it exists from now on, whatever becomes of this process. Returns its place, from 0.
@@ -353,9 +357,9 @@ class Ring:
     def _set_counts(self, recorded: int | None = None, drained: int | None = None) -> None:
         # Eight aligned bytes: a process killed here leaves the old count or the new one.
         if recorded is not None:
-            struct.pack_into("<Q", self._memory, _AT_COUNTS, recorded)
+            self._write(_AT_COUNTS, struct.pack("<Q", recorded))
         if drained is not None:
-            struct.pack_into("<Q", self._memory, _AT_COUNTS + 8, drained)
+            self._write(_AT_COUNTS + 8, struct.pack("<Q", drained))
 
     def drain(self) -> list[Record]:
         """Triggers not fetched before, in order, each exactly once, with ``trigger_id`` counting from 0.
@@ -419,7 +423,7 @@ class Ring:
         return Live(*_LIVE.unpack_from(self._memory, _AT_LIVE))
 
     def set_live(self, live: Live) -> None:
-        _LIVE.pack_into(self._memory, _AT_LIVE, *live)
+        self._write(_AT_LIVE, _LIVE.pack(*live))
 
     def detail(self) -> str:
         raw = bytes(self._memory[_AT_DETAIL : _AT_DETAIL + DETAIL_BYTES])
@@ -440,7 +444,7 @@ class Ring:
         half = 0 if sequences[0] <= sequences[1] else 1
         at = _AT_STATE + half * STATE_BYTES
         self._memory[at + _STATE.size : at + _STATE.size + len(raw)] = raw
-        _STATE.pack_into(self._memory, at, max(sequences) + 1, len(raw), zlib.crc32(raw))
+        self._write(at, _STATE.pack(max(sequences) + 1, len(raw), zlib.crc32(raw)))
 
     def _state_sequence(self, half: int) -> int:
         sequence, _, _ = _STATE.unpack_from(self._memory, _AT_STATE + half * STATE_BYTES)

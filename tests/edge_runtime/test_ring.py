@@ -372,3 +372,33 @@ def test_a_state_whose_header_is_being_written_is_not_taken_for_an_empty_one() -
     ring._memory[at : at + len(half)] = half
     assert ring.load_state() == {"number": 1}
     ring.close()
+
+
+HEADERS = """
+import sys
+from edge_runtime.ring import Live, Ring
+ring = Ring.attach(int(sys.argv[1]))
+live, slot = ring.live(), ring.slot(0)
+print("ready", flush=True)
+while True:
+    ring.set_live(live)
+    ring._set_slot(0, slot)
+"""
+
+
+def test_whoever_reads_beside_a_writer_never_sees_an_empty_header(ring: Ring) -> None:
+    """What is read without the lock: a picture of 0 x 0 pixels, or a camera that is starting, would be believed."""
+    slot = ring.put(picture(3), MONO, 3, 3000)
+    assert slot == 0
+    ring.set_live(Live(1, 2, 3, 4, 5, ChildState.RUNNING, 1, 8))
+    expected = ring.live(), ring.slot(0)
+    words = [sys.executable, "-c", HEADERS, str(ring.fd)]
+    writer = subprocess.Popen(words, pass_fds=(ring.fd,), stdout=subprocess.PIPE)
+    try:
+        assert writer.stdout is not None and writer.stdout.readline() == b"ready\n"
+        wrong = sum((ring.live(), ring.slot(0)) != expected for _ in range(100_000))
+    finally:
+        writer.kill()
+        writer.wait()
+        writer.stdout.close()
+    assert wrong == 0
