@@ -65,14 +65,14 @@ def arm(module: ModuleType, name: str, when: str, seconds: float, mark: str) -> 
     setattr(owner, last, kind(made) if kind else made)
 
 
-def hanging(infer: Callable[..., Any], folder: Path) -> Callable[..., Any]:
-    """The engine's ``infer``, which does not come back once ``hang`` stands in the folder."""
+def hanging(finish: Callable[..., Any], folder: Path) -> Callable[..., Any]:
+    """The engine's ``finish``, which does not come back once ``hang`` stands in the folder."""
 
-    @functools.wraps(infer)
+    @functools.wraps(finish)
     def wrapped(*words: Any, **named: Any) -> Any:
         if (folder / "hang").exists():
             time.sleep(3600)
-        return infer(*words, **named)
+        return finish(*words, **named)
 
     return wrapped
 
@@ -98,7 +98,7 @@ def lying(read: Callable[..., Any], folder: Path) -> Callable[..., Any]:
 
 def bend_engine(module: ModuleType, folder: Path) -> None:
     """Engines hang when they are told to."""
-    module.Engine.infer = hanging(module.Engine.infer, folder)  # type: ignore[attr-defined]
+    module.Engine.finish = hanging(module.Engine.finish, folder)  # type: ignore[attr-defined]
 
 
 def bend_capture(module: ModuleType, folder: Path) -> None:
