@@ -157,6 +157,8 @@ class Joining:
             for lead in self._cameras
         }
         self._items: list[_Part | Order] = []
+        self.has_news = False
+        """Whether a camera's part has come since ``ready`` was called last."""
         self._lock = threading.Lock()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
@@ -178,6 +180,7 @@ class Joining:
         wants = [each.want(begin_ns) for each in self._followers[part.camera.settings.id]]
         with self._lock:
             self._items.append(_Part(part.header, part.camera, part.trigger, wants))
+            self.has_news = True
 
     def requested(self, headers: list[Trigger]) -> None:
         """Parts were triggered by request; each waits for a frame of its camera."""
@@ -205,6 +208,7 @@ class Joining:
                 if isinstance(item, _Part):
                     item.release()
             self._items = [item for item in self._items if not isinstance(item, _Part)]
+            self.has_news = False
             self._await_frames()
 
     def ready(self, last: bool = False) -> list[Pending | Order]:
@@ -233,6 +237,7 @@ class Joining:
                 else:
                     found.append(item)
             self._items = left
+            self.has_news = False
             self._await_frames()
         return found
 

@@ -23,6 +23,9 @@ from edge_runtime.spool import Draft, Spool
 MOST = 32
 """Parts whose pictures may wait; each holds its pixels."""
 
+GATHER_S = 0.02
+"""Nobody waits for pictures: those of so long are spooled together."""
+
 STOP_S = 5.0
 STEP_S = 0.05
 
@@ -78,18 +81,41 @@ class Pictures:
             self.dropped += count
 
     def _run(self) -> None:
-        while (picture := self._queue.get()) is not None and not self._given_up.is_set():
-            try:
-                drafts = _attachments(picture)
-                if self._given_up.is_set():
-                    return  # counted already, and the spool may be closed
-                self._spool.append(drafts)
-                self._emitter.wake()
-            except Exception:  # whatever one picture does, the next one is tried
-                self._drop(1)
-                log.exception("pictures of part %s", picture.result.part_id)
+        more = True
+        while more:
+            pictures, more = self._gathered()
+            encoded = [drafts for picture in pictures if (drafts := self._encoded(picture))]
+            if self._given_up.is_set():
+                return  # counted already, and the spool may be closed
+            if encoded:
+                self._spool_them(encoded)
             with self._lock:
-                self._left -= 1
+                self._left -= len(pictures)
+
+    def _spool_them(self, encoded: list[list[Draft]]) -> None:
+        try:
+            self._spool.append([draft for drafts in encoded for draft in drafts])
+            self._emitter.wake()
+        except Exception:  # whatever these do, the next ones are tried
+            self._drop(len(encoded))
+            log.exception("pictures of %d part(s)", len(encoded))
+
+    def _gathered(self) -> tuple[list[_Picture], bool]:
+        """What waits, and whether more will come; sleeps until there is something."""
+        found = [self._queue.get()]
+        if found[0] is not None:
+            time.sleep(GATHER_S)
+        while found[-1] is not None and not self._queue.empty():
+            found.append(self._queue.get())
+        return [picture for picture in found if picture is not None], found[-1] is not None
+
+    def _encoded(self, picture: _Picture) -> list[Draft]:
+        try:
+            return [] if self._given_up.is_set() else _attachments(picture)
+        except Exception:
+            self._drop(1)
+            log.exception("pictures of part %s", picture.result.part_id)
+            return []
 
     def stop(self, between: Callable[[], None] = lambda: None) -> None:
         """Finish what waits, within STOP_S; what is left then is dropped and counted.

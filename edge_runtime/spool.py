@@ -37,6 +37,9 @@ from edge_runtime.spool_tables import (
 ANOTHER_BOOT_MS = 3_600_000.0
 """Least age of what was written before the machine started anew: its clocks may be wrong, its parts are gone."""
 
+GATHER_SHARE = 0.8
+"""Of ``sync_ms``, how long events are gathered until they are synced, past what is recorded a moment later."""
+
 DEAD_LIMITS = Limits(10_000, 256 << 20)
 
 log = logging.getLogger(__name__)
@@ -450,6 +453,8 @@ class _Syncer:
     def _run(self) -> None:
         while not self._stopping:
             self._wanted.wait()
+            if self._window_s and not self._stopping:
+                time.sleep(GATHER_SHARE * self._window_s)  # what is written meanwhile is synced with it
             self._wanted.clear()
             try:
                 _sync(self._wal)
@@ -458,8 +463,6 @@ class _Syncer:
                 self.trouble = None
             except (OSError, sqlite3.Error) as error:
                 self._say(f"{self._path}: what is recorded may not survive a power cut ({error})")
-            if self._window_s and not self._stopping:
-                time.sleep(self._window_s / 2)  # gather what is written meanwhile into one sync
 
     def _checkpoint(self) -> None:
         with closing(sqlite3.connect(self._path, isolation_level=None, timeout=10)) as connection:

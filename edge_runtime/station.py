@@ -8,7 +8,7 @@ import select
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import NoReturn
 
@@ -46,6 +46,9 @@ LOOK_S = 0.01
 """How often camera processes, orders and clocks are looked after while parts keep the station busy."""
 
 ALIVE_S = 0.2
+KEEP_S = 0.5
+"""How often the heartbeat is also written to a file; at once where it says something else than before."""
+
 PROOF_S = 1.0
 BUSY_PROOF_S = 60.0
 """While parts wait, a proof waits so much longer."""
@@ -117,7 +120,8 @@ class Station:
         self._state = "starting"
         self._blocked: str | None = None
         self._state_seq = 0
-        self._next_look = self._next_state = self._next_alive = self._next_proof = 0.0
+        self._next_look = self._next_state = self._next_alive = self._next_proof = self._next_keep = 0.0
+        self._kept: tuple[object, ...] = ()
         self.stop_event = threading.Event()
 
     def run(self) -> None:
@@ -161,9 +165,10 @@ class Station:
 
     def _wait(self) -> list[CameraProcess]:
         """Sleep until a camera has something new or a part is inferred, at most IDLE_S; returns those cameras."""
-        to_do = self._lane.ready() or self._startable() is not None or (self._pending and not self._lane)
+        startable = self._startable() is not None or self._joining.has_news
+        to_do = self._lane.ready() or startable or (self._pending and not self._lane)
         watched: list[CameraProcess | Joining | Engine] = [
-            *self._cameras,
+            *([] if self._lane.full else self._cameras),  # what comes then is told together with the next verdict
             self._joining,
             *([self._judge.engine] if self._lane else []),
         ]
@@ -174,7 +179,7 @@ class Station:
         return [camera for camera in self._cameras if camera in awake]
 
     def _step(self, awake: list[CameraProcess]) -> None:
-        """What the cameras have, every LOOK_S what must be looked after, then the parts."""
+        """What the cameras have, then the parts; every LOOK_S what must be looked after, no part waits for that."""
         self._require_room()
         looks = (now := time.monotonic()) >= self._next_look
         if looks:
@@ -183,16 +188,13 @@ class Station:
                 camera.supervise()
                 self._turn()
             awake = self._cameras  # one that was killed has rung no bell
-        for camera in awake:
-            self._announce(camera)
+        drafts = self._taken(awake)
+        if looks and self._control is not None:
+            self._joining.ordered(self._control.orders())  # behind the parts that were taken before
+        drafts += self._line_up()
+        self._advance(drafts)
         if looks:
-            if self._control is not None:
-                self._joining.ordered(self._control.orders())  # behind the parts that were taken before
             self._keep_watch()
-        if taken := self._joining.ready():
-            self._pending.extend(taken)
-            self._pass_over_superseded()
-        self._advance()
 
     def _hold_out(self, error: SpoolBlockedError) -> None:
         """Until parts can be recorded again: none is taken; those that were announced become missed."""
@@ -239,20 +241,26 @@ class Station:
         if oldest is None or time.monotonic_ns() - oldest.t_taken_ns < limit_ns:
             self.pulse.turn()
 
-    def _advance(self) -> None:
-        """Begin the next part and end those that are inferred; between parts, with none under way, all else."""
-        now = time.monotonic()
-        overdue = now >= self._next_proof + BUSY_PROOF_S
-        if not overdue:
+    def _advance(self, drafts: list[Draft] | None = None) -> None:
+        """Begin the next part and end those that are inferred; between parts, with none under way, all else.
+
+        ``drafts`` are recorded while the engine computes, before any end.
+        """
+        if not self._proof_is_overdue():
             self._begin_next()
+        if drafts:
+            self._record(drafts)
         while self._lane.ready():
-            self._end_oldest()
+            self._end_oldest(self._taken(self._cameras) + self._line_up())
         if self._lane:
             return
-        if now >= self._next_proof and (overdue or not self._pending):
+        if time.monotonic() >= self._next_proof and (self._proof_is_overdue() or not self._pending):
             self._prove_engine()
         else:
             self._obey_next()
+
+    def _proof_is_overdue(self) -> bool:
+        return time.monotonic() >= self._next_proof + BUSY_PROOF_S
 
     def _startable(self) -> Pending | None:
         """The part to begin next: the engine has room, and no order stands before it.
@@ -282,16 +290,23 @@ class Station:
             self._pending.popleft()
             self._obey(order)
 
-    def _pass_over_superseded(self) -> None:
-        """Of a camera that wants the freshest part the newest waits; those before it end as missed."""
+    def _line_up(self) -> list[Draft]:
+        """What may be begun waits for the engine from here on; returns the ends of what never will be."""
+        ready = self._joining.ready()
+        self._pending.extend(ready)
+        return self._pass_over_superseded() if ready else []
+
+    def _pass_over_superseded(self) -> list[Draft]:
+        """Of a camera that wants the freshest part the newest waits; returns the ends of those before it, as missed."""
         waiting = [item for item in self._pending if isinstance(item, Pending)]
         newest = {item.header.camera_id: item for item in waiting if item.camera.settings.policy == "freshest"}
+        drafts = []
         for item in waiting:
             if newest.get(item.header.camera_id, item) is not item:
                 self._pending.remove(item)
                 item.release()
-                missed = _missed(item.header, SUPERSEDED)
-                self._record([Draft(missed, t_ref_ns=item.header.timing.t_begin_ns)])
+                drafts.append(Draft(_missed(item.header, SUPERSEDED), t_ref_ns=item.header.timing.t_begin_ns))
+        return drafts
 
     def _obey(self, order: Order) -> None:
         """Do what the host asked, unless its deadline has passed meanwhile; a choice is on the disk before it holds."""
@@ -342,20 +357,27 @@ class Station:
         self._next_proof = start + max(PROOF_S, took / PROOF_SHARE)
 
     def _announce(self, camera: CameraProcess) -> bool:
-        """Spool a Trigger for everything new, so that the host knows of each part before it is inspected."""
-        taken = camera.drain()
-        if not taken:
-            return False
+        """Spool a Trigger for everything new of a camera; False where there is nothing."""
+        drafts = self._taken([camera])
+        if drafts:
+            self._record(drafts)
+        return bool(drafts)
+
+    def _taken(self, cameras: Iterable[CameraProcess]) -> list[Draft]:
+        """What is new joins the parts; its Triggers, to be recorded before anything else is said of these parts.
+
+        Until then a part may be begun already: what dies with this process lies in the gap that the next one declares.
+        """
         drafts = []
-        for trigger in taken:
-            header = self._trigger_header(camera, trigger)
-            if trigger.lost is None:
-                self._joining.taken(Pending(camera, trigger, header))
-                drafts.append(Draft(header, t_ref_ns=trigger.t_capture_ns))
-            else:  # its end is known already, so that one message says all
-                drafts.append(Draft(_missed(header, trigger.lost), t_ref_ns=trigger.t_capture_ns))
-        self._record(drafts)
-        return True
+        for camera in cameras:
+            for trigger in camera.drain():
+                header = self._trigger_header(camera, trigger)
+                if trigger.lost is None:
+                    self._joining.taken(Pending(camera, trigger, header))
+                    drafts.append(Draft(header, t_ref_ns=trigger.t_capture_ns))
+                else:  # its end is known already, so that one message says all
+                    drafts.append(Draft(_missed(header, trigger.lost), t_ref_ns=trigger.t_capture_ns))
+        return drafts
 
     def _trigger_header(self, camera: CameraProcess, trigger: CapturedTrigger) -> Trigger:
         camera_id = camera.settings.id
@@ -394,8 +416,8 @@ class Station:
             item.release()
         self._lane.put(Taken(header, inspector, cut, t_taken_ns, step))
 
-    def _end_oldest(self) -> None:
-        """The verdict on the part that was begun first, on record."""
+    def _end_oldest(self, drafts: Iterable[Draft] = ()) -> None:
+        """The verdict on the part that was begun first, on record together with and behind ``drafts``."""
         taken, outcome = self._lane.end()
         header, serial = taken.header, None
         if taken.cut is not None:
@@ -405,8 +427,8 @@ class Station:
         self._parts += 1
         self._not_inspected += outcome.verdict is Verdict.NOT_INSPECTED
         result = self._result(header, outcome, taken.t_taken_ns, taken.cut, serial)
-        numbers = self._record([Draft(result, t_ref_ns=header.timing.t_begin_ns)])
-        self._pictures.offer(result.model_copy(update={"seq": numbers[0]}), outcome, taken.part, taken.inspector)
+        numbers = self._record([*drafts, Draft(result, t_ref_ns=header.timing.t_begin_ns)])
+        self._pictures.offer(result.model_copy(update={"seq": numbers[-1]}), outcome, taken.part, taken.inspector)
         with suppress(OSError, ValueError):  # nobody reads the terminal any more
             self._on_result(result)
 
@@ -614,7 +636,10 @@ class Station:
         )
         self._observer.heartbeat(state)
         self._emitter.send_state(state)
-        self._keep_state(state)
+        said = (state.state, state.detail, state.inference, state.inspecting, state.recipe_number)
+        if said != self._kept or time.monotonic() >= self._next_keep:
+            self._kept, self._next_keep = said, time.monotonic() + KEEP_S
+            self._keep_state(state)
         if self._control is not None:
             self._control.show(self._status(rows))
 

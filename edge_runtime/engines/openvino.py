@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+from contextlib import suppress
 from functools import cache
-from typing import ClassVar
+from queue import SimpleQueue
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import openvino
@@ -31,6 +34,11 @@ def _core() -> openvino.Core:
     return openvino.Core()
 
 
+class _Started(NamedTuple):
+    request: openvino.InferRequest
+    done: threading.Event
+
+
 class OpenVinoEngine(Engine):
     """The graph compiled for one fixed batch, one stream, in float32 and where the graph says so in int8."""
 
@@ -46,24 +54,26 @@ class OpenVinoEngine(Engine):
         options = {"INFERENCE_PRECISION_HINT": self.floats, "INFERENCE_NUM_THREADS": str(self.threads), **OPTIONS}
         compiled = core.compile_model(model, "CPU", options)
         self._requests = [compiled.create_infer_request() for _ in range(SLOTS)]
-        for request in self._requests:
-            request.set_callback(Bell.ring, self._bell)
         self._held: dict[int, Pixels] = {}
+        self._done = [threading.Event() for _ in range(SLOTS)]
+        self._started: SimpleQueue[_Started | None] = SimpleQueue()
+        threading.Thread(target=_ring_when_done, args=(self._started, self._bell), daemon=True, name=self.name).start()
         return {name for output in compiled.outputs for name in output.get_names()}
 
     def _start(self, slot: int, tiles: Pixels) -> None:
-        # A request under way has the next one wait inside OpenVINO, which begins it without asking Python.
+        # A request under way has the next one wait inside OpenVINO, which begins it without asking Python. (A callback
+        # of ours would have OpenVINO's thread wait for Python's lock between the two.)
         self._requests[slot].set_tensor(INPUT, openvino.Tensor(tiles, shared_memory=True))
-        self._requests[slot].start_async(userdata=self._bell)
+        self._requests[slot].start_async()
         self._held[slot] = tiles
+        self._done[slot].clear()
+        self._started.put(_Started(self._requests[slot], self._done[slot]))
 
     def _ready(self, slot: int) -> bool:
-        try:
-            return bool(self._requests[slot].wait_for(0))
-        except RuntimeError:  # it failed; finish says how
-            return True
+        return self._done[slot].is_set()
 
     def _finish(self, slot: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        self._done[slot].wait()
         self._requests[slot].wait()
         return self._output(slot, SCORE), self._output(slot, MAP)
 
@@ -73,6 +83,19 @@ class OpenVinoEngine(Engine):
     def _output(self, slot: int, name: str) -> NDArray[np.float32]:
         return np.asarray(self._requests[slot].get_tensor(name).data)
 
+    def close(self) -> None:
+        """As in the base class."""
+        super().close()
+        self._started.put(None)
+
     def describe(self) -> str:
         """As in the base class."""
         return f"openvino-{'.'.join(openvino.__version__.split('.')[:2])} {self.spec.precision} cpu"
+
+
+def _ring_when_done(started: SimpleQueue[_Started | None], bell: Bell) -> None:
+    while (each := started.get()) is not None:
+        with suppress(RuntimeError):  # it failed; finish says how
+            each.request.wait()
+        bell.ring()  # before it is known to be done: a later ring would never be taken back
+        each.done.set()

@@ -238,7 +238,7 @@ def test_of_a_camera_that_wants_the_freshest_one_part_is_under_way_and_the_newes
     box.take(3)
     assert box.advance() == 2 and box.cameras["fresh"].released == [0], "the other camera's part goes past it"
     box.take(4, camera="fresh")
-    box.station._pass_over_superseded()
+    box.station._advance(box.station._pass_over_superseded())
     assert box.cameras["fresh"].released == [0, 1, 2], "they give their frames back at once"
     box.engine.let_go()
     box.until_results(3)
