@@ -47,6 +47,7 @@ from edge_runtime.emitter import Emitter
 from edge_runtime.engines import open_engine
 from edge_runtime.engines.base import Engine
 from edge_runtime.ring import Record, Ring
+from edge_runtime.run import settle
 from edge_runtime.settings import CameraSettings, EdgeSettings, HostLink
 from edge_runtime.spool import Spool
 from edge_runtime.station import Station
@@ -241,6 +242,7 @@ def run_station(
         spool = Spool(state / "spool.sqlite")
         emitter = Emitter(spool, settings.host, context)
         station = Station(settings, bundle, engine, spool, emitter, results.append)
+        settle()
         emitter.start()
         timer = threading.Thread(target=stop_after, args=(station, results, seconds), daemon=True)
         timer.start()

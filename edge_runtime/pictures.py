@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import queue
 import threading
 import time
@@ -25,6 +26,9 @@ MOST = 32
 
 GATHER_S = 0.02
 """Nobody waits for pictures: those of so long are spooled together."""
+
+NICER = 5
+"""How much less urgent than verdicts, in steps of the scheduler's niceness."""
 
 STOP_S = 5.0
 STEP_S = 0.05
@@ -81,6 +85,7 @@ class Pictures:
             self.dropped += count
 
     def _run(self) -> None:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + NICER)
         more = True
         while more:
             pictures, more = self._gathered()

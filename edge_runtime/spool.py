@@ -259,7 +259,7 @@ class Spool:
                 seq,
                 priority,
                 data,
-                json.dumps([len(part) for part in draft.parts]),
+                json.dumps([len(part) for part in draft.parts]) if draft.parts else "[]",
                 len(data) + len(body),
                 self._boot_id,
                 draft.t_ref_ns or time.monotonic_ns(),
@@ -349,11 +349,13 @@ class Spool:
 
     def forget(self, spool_id: str, seqs: Iterable[int]) -> None:
         """Delete rows that the host has committed."""
-        statement = "DELETE FROM rows WHERE spool_id = ? AND seq = ? RETURNING priority, bytes"
+        statement = "DELETE FROM rows WHERE spool_id = ? AND seq BETWEEN ? AND ? RETURNING priority, bytes"
         with self._lock:
+            gone: list[tuple[int, int]] = []
             with self._transaction():
-                found = [self._writer.execute(statement, (spool_id, seq)).fetchone() for seq in seqs]
-            self._take_off([row for row in found if row is not None])
+                for first, last in runs(seqs):
+                    gone += self._writer.execute(statement, (spool_id, first, last)).fetchall()
+            self._take_off(gone)
 
     def _take_off(self, gone: list[tuple[int, int]]) -> None:
         for priority, size in gone:
@@ -415,6 +417,17 @@ class Spool:
                 self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             self._writer.close()
             self._reader.close()
+
+
+def runs(numbers: Iterable[int]) -> list[tuple[int, int]]:
+    """First and last of each run without a hole, each number once: [4, 2, 3, 9] is [(2, 4), (9, 9)]."""
+    found: list[tuple[int, int]] = []
+    for number in sorted(set(numbers)):
+        if found and number == found[-1][1] + 1:
+            found[-1] = (found[-1][0], number)
+        else:
+            found.append((number, number))
+    return found
 
 
 def cut_up(body: bytes, sizes: list[int]) -> tuple[bytes, ...]:

@@ -58,6 +58,13 @@ def test_numbers_run_on_and_rows_stay_until_forgotten(spool: Spool) -> None:
     assert spool.size[0] == 1
 
 
+def test_what_is_forgotten_together_takes_nothing_along_that_lies_between(spool: Spool) -> None:
+    spool.append([Draft(trigger(number)) for number in range(1, 10)])
+    spool.forget(spool.spool_id, [7, 2, 3, 9, 3, 50])
+    assert [row.seq for row in spool.pending(0, 0, 10)] == [1, 4, 5, 6, 8]
+    assert spool.size[0] == 5
+
+
 def test_verdicts_maps_and_pictures_are_read_apart(spool: Spool) -> None:
     spool.append([attachment(b"x" * 10), attachment(b"y" * 10, "map"), Draft(trigger(1))])
     assert [row.seq for row in spool.pending(EVENTS, 0, 10)] == [3]
