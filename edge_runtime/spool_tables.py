@@ -12,6 +12,9 @@ from edge_runtime.errors import SpoolBlockedError, SpoolError
 SPOOL_FILE = "spool.sqlite"
 SCHEMA_VERSION = 2
 CHECKPOINT_BYTES = 8 << 20
+BUSY_S = 5.0
+"""How long another program may hold the file; well under `hang_s`, so that the station says so and is not killed."""
+
 EVENTS, MAPS, IMAGES = PRIORITIES = (0, 1, 2)
 """What is sent first, and given up last where there is no room: an event row never is."""
 
@@ -85,7 +88,7 @@ def priority_of(header: Header) -> int:
 def connect(path: Path, uri: str | None = None) -> sqlite3.Connection:
     """A connection in autocommit; a commit never waits for the disk (the syncer thread does)."""
     connection = sqlite3.connect(
-        uri or path, uri=uri is not None, check_same_thread=False, isolation_level=None, timeout=10
+        uri or path, uri=uri is not None, check_same_thread=False, isolation_level=None, timeout=BUSY_S
     )
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=NORMAL")

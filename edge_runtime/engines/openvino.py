@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from contextlib import suppress
 from functools import cache
 from queue import SimpleQueue
@@ -58,6 +59,7 @@ class OpenVinoEngine(Engine):
         self._done = [threading.Event() for _ in range(SLOTS)]
         self._started: SimpleQueue[_Started | None] = SimpleQueue()
         threading.Thread(target=_ring_when_done, args=(self._started, self._bell), daemon=True, name=self.name).start()
+        self._end_thread = weakref.finalize(self, self._started.put, None)  # also where nobody calls close
         return {name for output in compiled.outputs for name in output.get_names()}
 
     def _start(self, slot: int, tiles: Pixels) -> None:
@@ -86,7 +88,7 @@ class OpenVinoEngine(Engine):
     def close(self) -> None:
         """As in the base class."""
         super().close()
-        self._started.put(None)
+        self._end_thread()
 
     def describe(self) -> str:
         """As in the base class."""

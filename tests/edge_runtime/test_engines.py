@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import select
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import get_args
 
@@ -37,6 +39,7 @@ from edge_runtime.errors import EngineError, ParityError
 from edge_runtime.settings import EdgeSettings
 from tests.bundles import draw_part
 from tests.graphs import make_graph, reference, write_bundle
+from tests.processes import until
 
 GOOD = [draw_part(number) for number in range(12)]
 RECIPES = {
@@ -500,3 +503,15 @@ def test_limits_of_one_precision_judge_no_other(bundle: Bundle) -> None:
     thresholds = bundle.manifest.thresholds
     if thresholds is not None:
         assert "the line would run in fp16" in (precision_fault(bundle, "fp16") or "")
+
+
+@pytest.mark.parametrize("closed", [True, False], ids=["closed", "forgotten"])
+def test_no_thread_stays_behind_an_engine(name: str, closed: bool, bundle: Bundle) -> None:
+    before = set(threading.enumerate())
+    engine = open_engine(name, bundle)
+    engine.infer(np.full(engine.spec.input_shape, 128, np.uint8))
+    if closed:
+        engine.close()
+    del engine
+    gc.collect()
+    until(lambda: not {thread for thread in threading.enumerate() if thread not in before}, "its threads have ended")
