@@ -13,7 +13,11 @@ Its pictures are brought to the graph's size by one cv2.resize, since that infer
 no gate and no verdict. Ratios are ours over theirs, of images per second, in the same round; cpu_ms
 is processor time for a picture, which other programs do not lengthen by much.
 
-The peer lives in an environment of its own: see benchmarks.training. Part of benchmarks.pipeline (--anomalib PYTHON).
+The peer lives in an environment of its own: see benchmarks.training. Part of benchmarks.pipeline (--anomalib PYTHON);
+alone, with a calibrated bundle and pictures as uint8 [N, H, W] that pass its gate:
+
+    python -m benchmarks.inference_peer --anomalib PYTHON --bundle DIR --pictures FILE.npy \\
+        --json benchmarks/results/inference_peer.json
 """
 
 from __future__ import annotations
@@ -29,9 +33,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from benchmarks.common import Peer
+from benchmarks.common import Peer, machine, parser, write
 from benchmarks.peer_inferencer import turn
-from contract.bundle import Bundle
+from contract.bundle import Bundle, open_bundle
 from contract.images import Pixels
 from edge_runtime.engines import open_engine
 from edge_runtime.engines.base import SLOTS, read_graph
@@ -42,6 +46,19 @@ MAX_OFF = 1e-3
 """Of a score, relative: ours and theirs come from the same network, but for how a picture is shrunk."""
 
 
+def main() -> None:
+    made = parser(__doc__)
+    made.add_argument("--anomalib", type=Path, metavar="PYTHON", required=True)
+    made.add_argument("--bundle", type=Path, required=True)
+    made.add_argument("--pictures", type=Path, required=True)
+    made.add_argument("--rounds", type=int, default=7)
+    made.add_argument("--seconds", type=float, default=2.0, help="length of each turn")
+    options = made.parse_args()
+    before = machine()
+    bundle = open_bundle(options.bundle)
+    write(options.json, compare(options.anomalib, bundle, options.pictures, options.rounds, options.seconds), before)
+
+
 def compare(python: Path | None, bundle: Bundle, pictures: Path, rounds: int, seconds: float) -> dict[str, Any]:
     """Medians over ``rounds`` in which all ways take turns; ``not_run`` says why there are none."""
     if python is None:
@@ -50,13 +67,17 @@ def compare(python: Path | None, bundle: Bundle, pictures: Path, rounds: int, se
     with tempfile.TemporaryDirectory() as folder:
         graph = Path(folder) / "same.onnx"
         graph.write_bytes(float_graph(read_graph(bundle), recipe.tile_hw, recipe.channels))
-        words = ["--graph", graph, "--pictures", pictures, "--size", recipe.tile_hw[0], "--seconds", seconds]
+        words = ["--graph", graph, "--pictures", pictures.absolute(), "--size", recipe.tile_hw[0], "--seconds", seconds]
         try:
             with Peer(python, "benchmarks.peer_inferencer", [str(word) for word in words], Path(folder)) as peer:
                 names = peer.ask()
                 return measure(peer, names, bundle, np.load(pictures), rounds, seconds)
-        except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
-            return {"not_run": f"{python}: {error}"}
+        except OSError as error:
+            return {"not_run": f"the Python that was named cannot be started: {error.strerror}"}
+        except subprocess.CalledProcessError:
+            return {"not_run": "the Python that was named has no anomalib"}
+        except RuntimeError as error:
+            return {"not_run": str(error)}
 
 
 def measure(peer: Peer, names: list[str], bundle: Bundle, pictures: Any, rounds: int, seconds: float) -> dict[str, Any]:
@@ -79,6 +100,8 @@ def measure(peer: Peer, names: list[str], bundle: Bundle, pictures: Any, rounds:
         for theirs in (SAME, f"{SAME}_by_itself")
     }
     return {
+        "question": (__doc__ or "").splitlines()[0],
+        "graph": {"model": bundle.manifest.model.name, "size_px": bundle.manifest.recipe.tile_hw[0], "threads": 1},
         "peer": peer.version,
         "rounds": rounds,
         "ways": {
@@ -131,3 +154,7 @@ def float_graph(graph: bytes, tile_hw: tuple[int, int], channels: int) -> bytes:
         model.graph.ClearField(field)  # type: ignore[arg-type]
         getattr(model.graph, field).extend(values)
     return model.SerializeToString()
+
+
+if __name__ == "__main__":
+    main()

@@ -51,4 +51,5 @@ def test_a_peer_that_is_not_there_is_said_so(bundle: Bundle, tmp_path: Path) -> 
     pictures = tmp_path / "pictures.npy"
     np.save(pictures, PICTURES)
     assert "--anomalib" in inference_peer.compare(None, bundle, pictures, 1, 0.01)["not_run"]
-    assert "nowhere" in inference_peer.compare(tmp_path / "nowhere", bundle, pictures, 1, 0.01)["not_run"]
+    found = inference_peer.compare(tmp_path / "nowhere", bundle, pictures, 1, 0.01)
+    assert "cannot be started" in found["not_run"]
