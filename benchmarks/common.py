@@ -1,4 +1,4 @@
-"""What every benchmark writes beside its figures: the machine, the date, the versions."""
+"""What every benchmark writes beside its figures (machine, date, versions), and peers in a Python of their own."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ import platform
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
+ROOT = Path(__file__).parents[1]
 PACKAGES = ("numpy", "torch", "openvino", "onnxruntime", "opencv-python-headless", "pyzmq")
 
 
@@ -70,3 +73,46 @@ def write(path: Path, figures: dict[str, Any], machine_before: dict[str, Any]) -
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text + "\n")
     sys.stdout.write(text + "\n")
+
+
+class Peer:
+    """A module of ours run by another Python, that answers each line with a line of JSON and idles between."""
+
+    def __init__(self, python: Path, module: str, words: list[str], folder: Path | None = None) -> None:
+        """``folder``: where it stands and may leave files. Raises OSError or CalledProcessError without anomalib."""
+        # The path as it was given: resolved, a virtual environment's Python is the system's.
+        interpreter = str(python.absolute())
+        asked = "import importlib.metadata as m; print(*(f'{n} {m.version(n)}' for n in ('anomalib', 'torch')))"
+        self.version = subprocess.check_output([interpreter, "-c", asked], text=True).strip()
+        self._process = subprocess.Popen(
+            [interpreter, "-m", module, *words],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=folder,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )
+
+    def ask(self, line: str = "") -> Any:
+        """The answer to a line; raises RuntimeError where the peer has ended."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.write(line + "\n")
+            self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"the peer ended with code {self._process.wait()}; what it said stands above")
+        return json.loads(answer)
+
+    def __enter__(self) -> Peer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                with suppress(BrokenPipeError):
+                    stream.close()

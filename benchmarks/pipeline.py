@@ -8,6 +8,8 @@ added_latency_ms      per stage at a steady rate well under the limit, from the 
                       wire; "added" is all of it but preprocessing and inference
 preprocess_ms_5mp     one core's time to bring 5 megapixels to preprocess_size_px
 frame_handover_ms_5mp one core's time to put 5 megapixels, grey, into shared memory and to get an own copy out of it
+anomalib              its inferencers from a picture in memory to score and map, see benchmarks.inference_peer; where
+                      `--anomalib PYTHON` names none, why it did not run
 restart_to_ready_s    from starting an edge that was killed until its heartbeat says that it runs
 
     python -m benchmarks.pipeline --json benchmarks/results/pipeline.json
@@ -34,6 +36,7 @@ import cv2
 import numpy as np
 import zmq
 
+from benchmarks import inference_peer
 from benchmarks.common import machine, parser, write
 from benchmarks.replay import SCHEME, register
 from contract.bundle import Bundle, open_bundle
@@ -94,12 +97,17 @@ def main() -> None:
     made.add_argument("--seconds", type=float, default=4.0, help="length of each measurement")
     made.add_argument("--rate", type=float, default=20.0, help="frames per second for the latencies")
     made.add_argument("--bundle", type=Path, help="one that is there already, instead of training one")
+    made.add_argument("--anomalib", type=Path, metavar="PYTHON", help="a Python that has anomalib, to be measured too")
     options = made.parse_args()
     before = machine()
     register()
     with tempfile.TemporaryDirectory() as folder:
         bundle = make_bundle(Path(folder), options.size) if options.bundle is None else open_bundle(options.bundle)
         figures = measure(Path(folder), bundle, options.rounds, options.seconds, options.rate)
+        pictures = Path(folder) / "small.npy"
+        figures["anomalib"] = inference_peer.compare(
+            options.anomalib, bundle, pictures, options.rounds, options.seconds
+        )
     write(options.json, figures | {"load_1min_after": os.getloadavg()[0], "nice": os.nice(0)}, before)
 
 

@@ -2,6 +2,8 @@
 
 ratio_watched    with a watcher over without a preview, median of the rounds (range beside it)
 ratio_unwatched  with a preview that nobody watches, likewise
+station_cpu_ms   processor time of the station's process for a part, the preview's and the watcher's threads in it, each
+                 way; on a machine with other work this says more than the ratios
 offer_cpu_ms     what one frame that is shown costs its capture process, by size of frame, in processor time
 picture_cpu_ms   what drawing and encoding it costs the preview's thread, likewise
 
@@ -67,11 +69,13 @@ def measure(folder: Path, bundle_folder: Path | None, rounds: int, seconds: floa
     frames = make_frames(folder)
     engine = open_engine("auto", bundle, 1)
     rates: dict[Mode, list[float]] = {mode: [] for mode in MODES}
+    cpu_ms: dict[Mode, list[float]] = {mode: [] for mode in MODES}
     pictures = 0
     for number in range(rounds):
         for mode in MODES[number % 3 :] + MODES[: number % 3]:
-            rate, seen = station_rate(folder, bundle, engine, frames, mode, seconds)
+            rate, cpu, seen = station_rate(folder, bundle, engine, frames, mode, seconds)
             rates[mode].append(rate)
+            cpu_ms[mode].append(cpu)
             pictures += seen
     watched = ratios(rates["watched"], rates["off"])
     unwatched = ratios(rates["unwatched"], rates["off"])
@@ -79,6 +83,7 @@ def measure(folder: Path, bundle_folder: Path | None, rounds: int, seconds: floa
         "preview_fps": PREVIEW_FPS,
         "rounds": rounds,
         "parts_per_s": {mode: statistics.median(values) for mode, values in rates.items()},
+        "station_cpu_ms": {mode: statistics.median(values) for mode, values in cpu_ms.items()},
         "ratio_watched": statistics.median(watched),
         "ratio_watched_range": [min(watched), max(watched)],
         "ratio_unwatched": statistics.median(unwatched),
@@ -118,8 +123,8 @@ def make_frames(folder: Path) -> Path:
 
 def station_rate(
     folder: Path, bundle: Bundle, engine: Engine, frames: Path, mode: Mode, seconds: float
-) -> tuple[float, int]:
-    """Parts a second that a saturated station ends, and how many pictures the watcher got."""
+) -> tuple[float, float, int]:
+    """Parts a second that a saturated station ends, its processor milliseconds for one, the watcher's pictures."""
     state = Path(tempfile.mkdtemp(dir=folder))
     settings = EdgeSettings(
         edge_id="bench",
@@ -140,10 +145,10 @@ def station_rate(
         if mode == "off"
         else Preview(PreviewSettings(listen=f"ipc://{state}/p", fps=PREVIEW_FPS), "bench", ["top"])
     )
-    results: list[int] = []
+    results: list[tuple[int, int]] = []
 
     def hear(result: Result) -> None:
-        results.append(time.perf_counter_ns())
+        results.append((time.perf_counter_ns(), time.process_time_ns()))
         if preview is not None:
             preview.note(result)
 
@@ -171,10 +176,11 @@ def station_rate(
         emitter.stop()
         spool.close()
     timed = results[5:]
-    return (len(timed) - 1) / ((timed[-1] - timed[0]) / 1e9), len(pictures)
+    took_ns, cpu_ns = (last - first for first, last in zip(timed[0], timed[-1], strict=True))
+    return (len(timed) - 1) / (took_ns / 1e9), cpu_ns / 1e6 / (len(timed) - 1), len(pictures)
 
 
-def stop_after(station: Station, results: list[int], seconds: float) -> None:
+def stop_after(station: Station, results: list[tuple[int, int]], seconds: float) -> None:
     """Count the seconds from the fifth result on, since starting processes is not what is measured."""
     while len(results) < 5:
         time.sleep(0.01)

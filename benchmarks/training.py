@@ -21,20 +21,17 @@ On a machine with other work, spinning threads dominate: OMP_WAIT_POLICY=PASSIVE
 
 from __future__ import annotations
 
-import json
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.common import machine, parser, write
+from benchmarks.common import Peer, machine, parser, write
 from contract.config import validate
 from training.fit import Loop, Tiles, new_model
 from training.models.ganomaly import Ganomaly, discriminator_loss, generator_losses
@@ -42,7 +39,6 @@ from training.settings import TrainSettings
 
 TILES = 512
 COLOURS = 3  # the peer knows no grey images
-PEER = Path(__file__).with_name("peer_anomalib.py")
 
 
 def main() -> None:
@@ -77,7 +73,8 @@ def main() -> None:
         }
         figures = measure(settings["32-true"], options.steps, options.rounds)
         if options.peer_python:
-            with Peer(options.peer_python, settings["32-true"], options.steps, options.threads) as peer:
+            with peer_of(options.peer_python, settings["32-true"], options.steps, options.threads) as peer:
+                peer.ask()  # the first turn holds the start-up
                 figures |= compare(settings, peer, options.steps, options.rounds)
     write(options.json, figures | {"threads": options.threads}, before)
 
@@ -142,7 +139,7 @@ def compare(settings: dict[str, TrainSettings], peer: Peer, steps: int, rounds: 
     for _ in range(rounds):
         for precision, loop in loops.items():
             runs[precision].append(images_per_s(_step_of(loop), steps, batch))
-        runs["peer"].append(peer.images_per_s())
+        runs["peer"].append(peer.ask()["images_per_s"])
     ratios = {
         precision: [ours / theirs for ours, theirs in zip(runs[precision], runs["peer"], strict=True)]
         for precision in loops
@@ -163,40 +160,12 @@ def _step_of(loop: Loop) -> Callable[[], Tensor]:
     return lambda: loop.train_once()["contextual"]
 
 
-class Peer:
-    """anomalib's GANomaly in a process of its own that trains when it is told to, and idles between."""
-
-    def __init__(self, python: Path, settings: TrainSettings, steps: int, threads: int) -> None:
-        # The path as it was given: resolved, a virtual environment's Python is the system's.
-        command = [str(python.absolute()), str(PEER), "--steps", str(steps), "--threads", str(threads)]
-        for name in ("size", "width", "latent", "batch"):
-            command += [f"--{name}", str(getattr(settings, name))]
-        asked = "import importlib.metadata as m; print('anomalib', m.version('anomalib'), 'torch', m.version('torch'))"
-        self.version = subprocess.check_output([command[0], "-c", asked], text=True).strip()
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def __enter__(self) -> Peer:
-        self.images_per_s()  # the first turn holds the start-up
-        return self
-
-    def images_per_s(self) -> float:
-        """One turn of training; raises RuntimeError where the peer has ended."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write("go\n")
-        self._process.stdin.flush()
-        answer = self._process.stdout.readline()
-        if not answer:
-            raise RuntimeError(f"the peer ended with code {self._process.wait()}; what it said stands above")
-        return float(json.loads(answer)["images_per_s"])
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._process.kill()
-        self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                stream.close()
+def peer_of(python: Path, settings: TrainSettings, steps: int, threads: int) -> Peer:
+    """anomalib's GANomaly in a process of its own that trains when it is told to."""
+    words = ["--steps", str(steps), "--threads", str(threads)]
+    for name in ("size", "width", "latent", "batch"):
+        words += [f"--{name}", str(getattr(settings, name))]
+    return Peer(python, "benchmarks.peer_anomalib", words)
 
 
 def images_per_s(step: Callable[[], Tensor], steps: int, batch: int) -> float:

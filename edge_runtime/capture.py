@@ -27,7 +27,7 @@ from pydantic import BaseModel
 
 from contract.camera import CameraControls
 from contract.errors import FlawlineError
-from contract.images import PixelFormat, Pixels, developed
+from contract.images import PixelFormat, Pixels, developed, same_pixels
 from contract.locate import Box, find_parts
 from edge_runtime.cameras import make_camera
 from edge_runtime.cameras.base import BadFrame, Camera, CameraFrame, forget_playhead
@@ -868,7 +868,7 @@ class FrozenCheck:
 
     def stands_still(self, pixels: Pixels, t_capture_ns: int = 0) -> bool:
         """True from the ``after``-th equal frame on; one that is wholly black or white says nothing of the sensor."""
-        same = same_as_previous(pixels, self._previous) and not saturated(pixels)
+        same = same_pixels(pixels, self._previous) and not saturated(pixels)
         self._same = self._same + 1 if same else 0
         if self._same == 0:
             self._previous, self._new_ns = pixels.copy(), t_capture_ns
@@ -918,10 +918,3 @@ def _rate(first: tuple[int, int], last: tuple[int, int]) -> float:
 def saturated(pixels: Pixels) -> bool:
     """Whether every value is 0 or 255: the lens is covered or the light too strong, and noise does not show."""
     return not bool((pixels[::64] + np.uint8(1) > 1).any()) and not bool((pixels + np.uint8(1) > 1).any())
-
-
-def same_as_previous(pixels: Pixels, previous: Pixels | None) -> bool:
-    """Whether two frames agree in every byte; a few rows tell most that do not."""
-    if previous is None or pixels.shape != previous.shape:
-        return False
-    return np.array_equal(pixels[::64], previous[::64]) and np.array_equal(pixels, previous)

@@ -149,9 +149,12 @@ def _shape(width: int, height: int, pixel_format: PixelFormat) -> tuple[int, ...
 def _small(pixels: Pixels, side: int) -> Pixels:
     """The longer side at most ``side``: by a whole factor first, without smoothing, so that large frames stay cheap."""
     step = max(1, 2 * max(pixels.shape[:2]) // (3 * side))
-    coarse = np.ascontiguousarray(pixels[::step, ::step])
-    scale = side / max(coarse.shape[:2])
-    if scale >= 1:
-        return coarse
-    size = (max(1, round(coarse.shape[1] * scale)), max(1, round(coarse.shape[0] * scale)))
-    return np.asarray(cv2.resize(coarse, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+    coarse = _resized(pixels, 1 / step, cv2.INTER_NEAREST)
+    return _resized(coarse, min(1.0, side / max(coarse.shape[:2])), cv2.INTER_LINEAR)
+
+
+def _resized(pixels: Pixels, scale: float, how: int) -> Pixels:
+    if scale == 1:
+        return np.ascontiguousarray(pixels)
+    size = (max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale)))
+    return np.asarray(cv2.resize(pixels, size, interpolation=how), dtype=np.uint8)

@@ -11,7 +11,7 @@ import numpy as np
 from contract.bundle import Bundle
 from contract.decision import PartScore, decide, find_regions, fuse
 from contract.event import Region, Verdict
-from contract.images import Pixels
+from contract.images import Pixels, same_pixels
 from contract.places import Located, locate
 from contract.preprocess import Gate, PartSize, Picture, Prepared, prepare, size_of, tile_origins
 from contract.recipe import View
@@ -139,7 +139,7 @@ class Inspector:
         if before is None or before.shape != picture.shape:
             self._before[view] = picture.copy()
             return False
-        if np.array_equal(before, picture):
+        if same_pixels(picture, before):
             return True
         np.copyto(before, picture)
         return False

@@ -74,10 +74,16 @@ def test_a_process_that_grows_is_seen(tmp_path: Path) -> None:
     assert found["verdict"] == "grows" and 3500 < found["slope_kb_per_1000_parts"] < 4500
 
 
-@pytest.mark.parametrize("name", ["ring", "spool", "pickle_pipe"])
-def test_every_way_brings_frames_across(name: str) -> None:
-    found = transport.measure(name, (48, 64), 0.2)
+IN_CHUNKS = (600, 640)
+
+
+@pytest.mark.parametrize(
+    ("name", "hw"), [("ring", (48, 64)), ("spool", (48, 64)), ("spool", IN_CHUNKS), ("pickle_pipe", (48, 64))]
+)
+def test_every_way_brings_frames_across(name: str, hw: tuple[int, int]) -> None:
+    found = transport.measure(name, hw, 0.2)
     assert found["frames_per_s"] > 0 and found["lost"] == 0 and 0 < found["latency_p50_ms"] <= found["latency_p99_ms"]
+    assert found["cpu_ms_per_frame"] > 0
 
 
 def test_what_is_spooled_outlives_a_receiver_that_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:

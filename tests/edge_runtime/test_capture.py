@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from contract.camera import CameraControls
-from contract.images import PixelFormat
+from contract.images import PixelFormat, same_pixels
 from contract.locate import Box
 from edge_runtime.cameras.base import BadFrame, Camera, CameraFrame, Source, playhead_file
 from edge_runtime.capture import (
@@ -32,7 +32,6 @@ from edge_runtime.capture import (
     CapturedTrigger,
     FrozenCheck,
     TakenMemory,
-    same_as_previous,
     saturated,
 )
 from edge_runtime.errors import CameraError, RingError
@@ -631,9 +630,9 @@ def test_frames_are_the_same_in_every_byte_or_not_at_all() -> None:
     frame = np.full((100, 100), 7, np.uint8)
     other = frame.copy()
     other[77, 77] = 1
-    assert same_as_previous(frame, frame.copy())
-    assert not same_as_previous(other, frame)
-    assert not same_as_previous(frame, None)
+    assert same_pixels(frame, frame.copy())
+    assert not same_pixels(other, frame)
+    assert not same_pixels(frame, None)
     check = FrozenCheck(after=2)
     assert [check.stands_still(picture) for picture in (frame, frame, frame, other, frame)] == [False] * 2 + [
         True,
