@@ -41,19 +41,6 @@ wait $host
 """
 
 
-@pytest.fixture(scope="session")
-def wheelhouse(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Made once; or the one that $FLAWLINE_WHEELHOUSE names."""
-    if given := os.environ.get("FLAWLINE_WHEELHOUSE"):
-        return Path(given)
-    out = tmp_path_factory.mktemp("offline") / "wheelhouse"
-    command = [sys.executable, str(ROOT / "deploy" / "wheelhouse.py"), "--extras", "edge,host", "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=out.parent)
-    if done.returncode:
-        lacking(f"no wheelhouse can be made: {done.stderr[-300:]}")
-    return out
-
-
 def without_network() -> list[str]:
     """The words before a command that must reach nobody."""
     words = ["unshare", "--net"] if os.geteuid() == 0 else ["unshare", "--user", "--map-root-user", "--net"]
@@ -104,7 +91,8 @@ def test_a_box_without_a_network_installs_is_green_and_inspects(
     for side in ("edge", "host"):
         assert (box / "etc" / "systemd" / "system" / f"flawline-{side}.service").is_file()
     assert 'bundle = "/var/lib/flawline/slots/active"' in (box / "etc" / "flawline" / "edge.toml").read_text()
-    assert 'state_dir = "/var/lib/flawline/host"' in (box / "etc" / "flawline" / "host.toml").read_text()
+    host = (box / "etc" / "flawline" / "host.toml").read_text()
+    assert 'state_dir = "/var/lib/flawline/host"' in host and "path=/var/lib/flawline/outputs.jsonl" in host
 
 
 def test_a_wheelhouse_of_which_a_byte_differs_or_a_file_was_added_is_refused(tmp_path: Path) -> None:
