@@ -67,6 +67,10 @@ if [ "$system" = yes ]; then
         id flawline >/dev/null 2>&1 \
             || useradd --system --user-group --home-dir /var/lib/flawline --shell /usr/sbin/nologin flawline
         ln -sfn "$prefix/bin/flawline" /usr/local/bin/flawline
+        # The edge's unit names them and does not start without; a Debian without udev has no `render`.
+        for group in video render plugdev; do
+            getent group "$group" >/dev/null || groupadd --system "$group"
+        done
     fi
     mkdir -p "$root/etc/flawline" "$root/var/lib/flawline" "$root/etc/systemd/system"
     extras=$(sed -n 's/^flawline\[\(.*\)\]==.*/\1/p' "$here/requirements.txt")
@@ -77,7 +81,8 @@ if [ "$system" = yes ]; then
             "$target/bin/flawline" "$side" init "$config" >/dev/null
             # Paths of an installed box: the state outlives the programs, the bundle has its two slots there.
             sed -i -e 's|^bundle = "bundle" .*|bundle = "/var/lib/flawline/slots/active"  # filled by flawline edge update|' \
-                   -e 's|^state_dir = .*|state_dir = "/var/lib/flawline/host"|' "$config"
+                   -e 's|^state_dir = .*|state_dir = "/var/lib/flawline/host"|' \
+                   -e 's|?path=outputs.jsonl|?path=/var/lib/flawline/outputs.jsonl|' "$config"
             [ "$side" = host ] || sed -i '2i state_dir = "/var/lib/flawline/edge"' "$config"
         fi
         cp "$here/deploy/flawline-$side.service" "$root/etc/systemd/system/"

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import platform
 import re
 import shutil
@@ -43,8 +44,7 @@ def gather(extras: list[str], out: Path) -> None:
         wheels = draft / "wheels"
         wheels.mkdir(parents=True)
         say(1, "building the wheel of Flawline")
-        pip("wheel", "--no-deps", "--wheel-dir", str(wheels), str(ROOT))
-        own = next(wheels.glob("flawline-*.whl"))
+        own = build(ROOT, wheels, Path(place))
         say(2, f"gathering what {', '.join(extras)} need, as constraints.txt pins it; this takes some minutes")
         target = f"flawline[{','.join(extras)}] @ {own.as_uri()}"
         pip("wheel", "--progress-bar", "on", "--find-links", str(wheels), "--wheel-dir", str(wheels),
@@ -56,6 +56,14 @@ def gather(extras: list[str], out: Path) -> None:
         if out.exists():
             shutil.rmtree(out)
         draft.rename(out)
+
+
+def build(project: Path, wheels: Path, place: Path) -> Path:
+    """Its wheel, from its sources alone: what an earlier build left in ``build/`` would be packed as well."""
+    apart = place / "apart.cfg"
+    apart.write_text(f"[build]\nbuild_base = {place / 'build'}\n")
+    pip("wheel", "--no-deps", "--wheel-dir", str(wheels), str(project), DIST_EXTRA_CONFIG=str(apart))
+    return next(wheels.glob("*.whl"))
 
 
 def carry(draft: Path) -> None:
@@ -90,10 +98,10 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def pip(*words: str, quiet: bool = True) -> None:
+def pip(*words: str, quiet: bool = True, **environment: str) -> None:
     """Raises WheelhouseError with what pip says."""
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *(["--quiet"] if quiet else []), *words]
-    done = subprocess.run(command, check=False, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(command, check=False, stderr=subprocess.PIPE, text=True, env=os.environ | environment)
     if done.returncode != 0:
         raise WheelhouseError(f"pip {words[0]} failed:\n{done.stderr[-2000:]}")
 

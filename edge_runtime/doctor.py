@@ -148,11 +148,11 @@ def check_release(subject: Subject) -> Iterator[Finding]:
     may = "; ".join(f"{', '.join(sorted(keys.values())) or 'nobody'} may {role}" for role, keys in roles.items())
     way_out = f"flawline keys sign-trust NAME.sign --may {missing[0]}" if missing else ""
     yield Finding("mode", Status.FAIL if missing else Status.OK, f"production: {may}", way_out)
-    yield from _releases_of(settings)
+    yield from _releases_of(settings, subject)
     yield from _cuts_of(settings)
 
 
-def _releases_of(settings: EdgeSettings) -> Iterator[Finding]:
+def _releases_of(settings: EdgeSettings, subject: Subject) -> Iterator[Finding]:
     """Each recipe's bundle as this edge would take or refuse it."""
     from edge_runtime.recipes import open_fit
 
@@ -160,7 +160,8 @@ def _releases_of(settings: EdgeSettings) -> Iterator[Finding]:
         try:
             bundle = open_fit(settings, number)
         except FlawlineError as error:
-            yield Finding(f"recipe {number}", Status.FAIL, str(error), "flawline bundle --help")
+            way_out = _way_to_slot(settings.bundle_links()[number], number, subject) or "flawline bundle --help"
+            yield Finding(f"recipe {number}", Status.FAIL, str(error), way_out)
         else:
             last = bundle.manifest.history[-1]
             yield Finding(f"recipe {number}", Status.OK, f"{bundle.root}: released by {last.who} on {last.when}")
@@ -184,6 +185,16 @@ def _cuts_of(settings: EdgeSettings) -> Iterator[Finding]:
             yield Finding(f"recipe {number}", Status.WARN, doubt)
 
 
+def _way_to_slot(link: Path, number: int, subject: Subject) -> str:
+    """How a link that names no slot yet gets one; nothing where it is no such link, or is one already."""
+    from edge_runtime.slots import LINK
+
+    if link.name != LINK or link.exists():
+        return ""
+    recipe = f" --recipe {number}" if number != 1 else ""
+    return f"flawline edge update DIR --config {subject.config or 'edge.toml'}{recipe}, DIR being the bundle"
+
+
 def check_bundle(subject: Subject) -> Iterator[Finding]:
     """Verification, calibration and agreement with training of the bundle that is given or configured."""
     settings = settings_or_none(subject)
@@ -195,7 +206,8 @@ def check_bundle(subject: Subject) -> Iterator[Finding]:
 
         bundle = open_bundle(folder)
     except FlawlineError as error:
-        yield Finding("bundle", Status.FAIL, str(error), "copy the bundle again, or train it again")
+        way_out = _way_to_slot(folder, 1, subject) or "copy the bundle again, or train it again"
+        yield Finding("bundle", Status.FAIL, str(error), way_out)
         return
     yield Finding("bundle", Status.OK, f"{bundle.manifest.name}, {bundle.manifest.id}: every file as it was written")
     calibrated = bundle.manifest.calibration_id()

@@ -2,7 +2,8 @@
 
 ``slots/a`` and ``slots/b`` hold a bundle each, ``slots/active`` is a symbolic link to one of them, and edge.toml names
 the link. A slot gets its bundle in one piece, a rename of a complete and verified copy; the link is replaced in one
-piece too. A power cut at any moment leaves the link at a complete slot.
+piece too. What the slot held stands aside until the link has moved, and comes back where it has not: the step back
+outlives an update that is refused. A power cut at any moment leaves the link at a complete slot.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,9 +60,16 @@ class Slots:
     def path(self, name: str) -> Path:
         return self.root / name
 
+    def _aside(self, name: str) -> Path:
+        """Where the bundle of slot ``name`` stands while another tries to take over; empty if there was none."""
+        return self.root / f".before-{name}"
+
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Keep every other update out. Raises ConfigError where one is at work, or the folder cannot be written."""
+        """Keep every other update out, and end what one that was cut short has left.
+
+        Raises ConfigError where one is at work, or the folder cannot be written.
+        """
         there = next(folder for folder in (self.root, *self.root.parents) if folder.is_dir())
         if os.geteuid() == 0 and there.stat().st_uid != 0:  # what root writes there, the edge could not replace
             raise ConfigError(
@@ -80,39 +88,77 @@ class Slots:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 raise ConfigError(f"{self.root}: another update is at work; wait for it") from error
+            try:
+                self.end_update()
+            except OSError as error:
+                raise ConfigError(
+                    f"{self.root}: what an update has left cannot be put right ({error.strerror})"
+                ) from error
             yield
 
     def put(self, source: Path, advance: Callable[[int], object] = lambda done: None) -> Bundle:
-        """Copy a bundle into the idle slot, verified there; what the slot held before is gone then.
+        """Copy a bundle into the idle slot, verified there; what it held stands aside until ``end_update``.
 
         ``advance`` is given the bytes that were copied since its last call. Raises BundleError and ConfigError.
         """
         manifest = read_manifest(source)
         incoming = self.root / INCOMING
-        try:
-            self._clean()
-            self._refuse_full(manifest)
-            incoming.mkdir()
-            for relative in (MANIFEST, *(entry.path for entry in manifest.files.values())):
-                _copy(source, incoming, relative, advance)
-            for folder in (*(path for path in incoming.rglob("*") if path.is_dir()), incoming):
-                sync_folder(folder)
-            copied = open_bundle(incoming)
-            if copied.manifest.digest != manifest.digest:
-                raise BundleError(f"{source}: was changed while it was copied; nothing was changed here: try again")
-            slot = self.path(self.idle)
-            if slot.exists():
-                slot.rename(self.root / OUTGOING)
-            incoming.rename(slot)
+        with ExitStack() as undo:
+            undo.callback(self.try_to_end)
+            try:
+                self.end_update()
+                self._refuse_full(manifest)
+                incoming.mkdir()
+                for relative in (MANIFEST, *(entry.path for entry in manifest.files.values())):
+                    _copy(source, incoming, relative, advance)
+                for folder in (*(path for path in incoming.rglob("*") if path.is_dir()), incoming):
+                    sync_folder(folder)
+                copied = open_bundle(incoming)
+                if copied.manifest.digest != manifest.digest:
+                    raise BundleError(f"{source}: was changed while it was copied; nothing was changed here: try again")
+                slot = self._bring_in(incoming)
+            except OSError as error:
+                raise ConfigError(
+                    f"{source}: cannot be copied to {self.root} ({error.strerror}); all is as before"
+                ) from error
+            opened = open_bundle(slot)
+            undo.pop_all()
+        return opened
+
+    def _bring_in(self, incoming: Path) -> Path:
+        """Have a complete copy take the place of what the idle slot holds. Raises OSError."""
+        slot, aside = self.path(self.idle), self._aside(self.idle)
+        if slot.exists():
+            slot.rename(aside)
+        else:
+            aside.mkdir()
+        incoming.rename(slot)
+        sync_folder(self.root)
+        return slot
+
+    def try_to_end(self) -> None:
+        """``end_update`` now, or else the next update does it."""
+        with suppress(OSError):
+            self.end_update()
+
+    def end_update(self) -> None:
+        """Keep the new bundle where the link names it, else bring back what stood aside for it. Raises OSError."""
+        self._discard()
+        for name in NAMES:
+            aside = self._aside(name)
+            if not aside.exists():
+                continue
+            if name == self.active:
+                aside.rename(self.root / OUTGOING)
+            else:
+                if self.path(name).exists():
+                    self.path(name).rename(self.root / OUTGOING)
+                if any(aside.iterdir()):
+                    aside.rename(self.path(name))
+                else:
+                    aside.rmdir()
             sync_folder(self.root)
-        except OSError as error:
-            raise ConfigError(
-                f"{source}: cannot be copied to {self.root} ({error.strerror}); what serves stays"
-            ) from error
-        finally:
-            with suppress(OSError):
-                self._clean()
-        return open_bundle(slot)
+            self._discard()
 
     def activate(self, name: str) -> None:
         """Let the link name ``name``, on the disk when this returns. Raises OSError; the link is as before then."""
@@ -134,8 +180,7 @@ class Slots:
         draft.symlink_to(name)
         draft.replace(self.root / LINK)
 
-    def _clean(self) -> None:
-        """Remove what a copy that was cut short has left."""
+    def _discard(self) -> None:
         for name in (INCOMING, OUTGOING):
             if (self.root / name).exists():
                 shutil.rmtree(self.root / name)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import typer
 
 from contract.bundle import Bundle, open_bundle, read_manifest
-from contract.errors import BundleError, ConfigError
+from contract.errors import BundleError, ConfigError, FlawlineError
 from edge_runtime.desk import Answer, ask
 from edge_runtime.errors import EdgeError
 from edge_runtime.recipes import load_judge, open_fit
@@ -59,8 +59,16 @@ def update(config: Path, bundle: Path, number: int, timeout_s: float) -> None:
         if _digest(slots.path(name)) == digest:
             _say(f"slot {name}: holds this very bundle already")
         else:
+            open_fit(in_slot(wanted.settings, number, bundle), number)  # what it says then names the user's own folder
             _put(slots, name, bundle)
-        _take_over(wanted, name)
+        try:
+            _take_over(wanted, name)
+        except UnknownError:
+            raise  # the edge may still take it: the next update looks where the link points
+        except FlawlineError:
+            slots.try_to_end()
+            raise
+        slots.try_to_end()
 
 
 def roll_back(config: Path, number: int, timeout_s: float) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -24,11 +27,11 @@ ip link set lo up
 sh wheelhouse/install.sh --root "$PWD/box" --python "$PYTHON"
 flawline="$PWD/box/opt/flawline/bin/flawline"
 "$flawline" edge update bundle --config edge.toml
-"$flawline" doctor --config edge.toml --bundle slots/active
-"$flawline" inspect slots/active part.png --out seen
 "$flawline" host run host.toml > host.log 2>&1 &
 host=$!
 while ! "$flawline" host alive host.toml; do kill -0 $host || { cat host.log; exit 1; }; done
+"$flawline" doctor --config edge.toml --json > doctor.json
+"$flawline" inspect slots/active part.png --out seen
 "$flawline" edge run edge.toml
 "$flawline" edge slots edge.toml
 "$PWD/box/opt/flawline/bin/python" -c 'import json, sys, urllib.request as u
@@ -36,19 +39,6 @@ print("summary", json.dumps(json.load(u.urlopen(sys.argv[1]))))' "http://127.0.0
 kill $host
 wait $host
 """
-
-
-@pytest.fixture(scope="session")
-def wheelhouse(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Made once; or the one that $FLAWLINE_WHEELHOUSE names."""
-    if given := os.environ.get("FLAWLINE_WHEELHOUSE"):
-        return Path(given)
-    out = tmp_path_factory.mktemp("offline") / "wheelhouse"
-    command = [sys.executable, str(ROOT / "deploy" / "wheelhouse.py"), "--extras", "edge,host", "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=out.parent)
-    if done.returncode:
-        lacking(f"no wheelhouse can be made: {done.stderr[-300:]}")
-    return out
 
 
 def without_network() -> list[str]:
@@ -87,13 +77,22 @@ def test_a_box_without_a_network_installs_is_green_and_inspects(
     assert "no route" in done.stdout and "nobody to reach" in done.stdout
     said = next(line for line in done.stdout.splitlines() if line.startswith("summary"))
     summary = json.loads(said.removeprefix("summary"))
-    assert summary["verdicts"]["PASS"] >= 5, summary
-    assert (summary["duplicates"], summary["holes"], summary["waiting"]) == (0, 0, 0), summary
+    assert summary["parts"] == 20 and summary["states_of_parts"] == {"result": 20}, summary
+    assert sum(summary["verdicts"].values()) == 20 and summary["verdicts"]["PASS"] >= 5, summary
+    flagged = sum(summary["verdicts"].get(verdict, 0) for verdict in ("REVIEW", "REJECT"))
+    assert (summary["duplicates"], summary["holes"], summary["waiting"]) == (0, 0, flagged), summary
+    found = {each["name"]: each for each in json.loads((tmp_path / "doctor.json").read_text())}
+    assert not [each for each in found.values() if each["status"] == "fail"], found
+    for name in ("extra edge", "extra host", "engine auto", "camera top", "host", "bundle", "calibration"):
+        assert found[name]["status"] == "ok", found[name]
+    assert found["golden images"]["status"] == "ok" and "agrees with training" in found["golden images"]["found"]
+    assert [path.name for path in (tmp_path / "seen").iterdir()], "the pictures of the part"
     box = tmp_path / "box"
     for side in ("edge", "host"):
         assert (box / "etc" / "systemd" / "system" / f"flawline-{side}.service").is_file()
     assert 'bundle = "/var/lib/flawline/slots/active"' in (box / "etc" / "flawline" / "edge.toml").read_text()
-    assert 'state_dir = "/var/lib/flawline/host"' in (box / "etc" / "flawline" / "host.toml").read_text()
+    host = (box / "etc" / "flawline" / "host.toml").read_text()
+    assert 'state_dir = "/var/lib/flawline/host"' in host and "path=/var/lib/flawline/outputs.jsonl" in host
 
 
 def test_a_wheelhouse_of_which_a_byte_differs_or_a_file_was_added_is_refused(tmp_path: Path) -> None:
@@ -108,19 +107,40 @@ def test_a_wheelhouse_of_which_a_byte_differs_or_a_file_was_added_is_refused(tmp
     assert not (tmp_path / "opt").exists()
 
 
-def small_wheelhouse(folder: Path) -> Path:
-    """With the real installer and sums, for a Python that nobody has."""
+def test_what_an_earlier_build_left_is_not_packed(tmp_path: Path) -> None:
+    (tmp_path / "project" / "part").mkdir(parents=True)
+    (tmp_path / "project" / "part" / "__init__.py").touch()
+    (tmp_path / "project" / "build" / "lib" / "part").mkdir(parents=True)
+    (tmp_path / "project" / "build" / "lib" / "part" / "gone.py").touch()
+    (tmp_path / "project" / "pyproject.toml").write_text(
+        '[build-system]\nrequires = ["setuptools"]\nbuild-backend = "setuptools.build_meta"\n'
+        '[project]\nname = "part"\nversion = "1"\n[tool.setuptools]\npackages = ["part"]\n'
+    )
+    try:
+        wheel = maker().build(tmp_path / "project", tmp_path / "wheels", tmp_path)
+    except maker().WheelhouseError as error:
+        lacking(f"no wheel can be made: {error}")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "part/__init__.py" in names and "part/gone.py" not in names
+
+
+def maker() -> ModuleType:
+    """deploy/wheelhouse.py, which is in no package."""
     sys.path.insert(0, str(ROOT / "deploy"))
     try:
-        import wheelhouse as maker
+        return importlib.import_module("wheelhouse")
     finally:
         sys.path.pop(0)
+
+
+def small_wheelhouse(folder: Path) -> Path:
+    """With the real installer and sums, for a Python that nobody has."""
     (folder / "wheels").mkdir(parents=True)
     (folder / "wheels" / "one.whl").write_bytes(b"one")
     (folder / "requirements.txt").write_text("flawline[edge]==0.1.0 --hash=sha256:00\n")
     (folder / "made-for").write_text("2.7 x86_64\n")
     shutil.copy(ROOT / "deploy" / "install.sh", folder)
-    (folder / "SHA256SUMS").write_text("".join(maker.sums(folder)))
+    (folder / "SHA256SUMS").write_text("".join(maker().sums(folder)))
     return folder
 
 

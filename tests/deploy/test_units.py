@@ -121,6 +121,11 @@ def test_the_clock_may_be_read_and_what_outlives_a_start_is_kept(unit: Path) -> 
         assert values(unit, name), name
 
 
+@every_unit
+def test_zeromq_may_ask_for_the_network_s_interfaces(unit: Path) -> None:
+    assert "AF_NETLINK" in values(unit, "RestrictAddressFamilies")[0].split(), "it aborts where it may not"
+
+
 def test_the_edge_s_groups_are_debian_s() -> None:
     (names,) = values(DEPLOY / "flawline-edge.service", "SupplementaryGroups")
     if not Path("/etc/debian_version").exists():

@@ -24,6 +24,7 @@ from edge_runtime.engines.tiny import GRAPH, SIDE
 from flawline import main
 from tests.bundles import draw_part
 from tests.graphs import write_bundle
+from tests.signed import People, write_calibrated
 
 LIMITS = Thresholds(reject=2, map=1, method="test", false_reject_rate=0.1, groups=1, images=1, engine="x")
 NOTHING = Subject(None, None)
@@ -100,6 +101,26 @@ def test_damaged_bundle_fails(station: Path, capsys: pytest.CaptureFixture[str])
     assert main(["doctor", "--bundle", str(station / "bundle")]) == 1
     shown = capsys.readouterr().out
     assert "fail  bundle" in shown and "golden.npy" in shown and "-> copy the bundle again" in shown
+
+
+def test_a_slot_that_was_never_filled_names_the_command_that_fills_it(station: Path) -> None:
+    config = station / "edge.toml"
+    slots = (
+        config.read_text().replace('"bundle"', '"slots/active"')
+        + '[[recipes]]\nnumber = 2\nbundle = "slots-2/active"\n'
+    )
+    config.write_text(slots)
+    found = named(examine(Subject(None, config)))["bundle"]
+    assert found.status is Status.FAIL and str(station / "slots" / "active") in found.found
+    assert found.way_out.startswith(f"flawline edge update DIR --config {config}, ")
+    assert main(["edge", "update", str(write_calibrated(station / "fit", "part", 5)), "--config", str(config)]) == 0
+    assert named(examine(Subject(None, config)))["bundle"].status is Status.OK
+    config.write_text('mode = "production"\n' + slots + '[bundles]\ntrusted = "signers"\n')
+    People(station)
+    found = named(examine(Subject(None, config)))["recipe 2"]
+    assert found.status is Status.FAIL and found.way_out.startswith(
+        f"flawline edge update DIR --config {config} --recipe 2"
+    )
 
 
 def test_uncalibrated_bundle_fails_with_the_command(tmp_path: Path) -> None:

@@ -17,8 +17,10 @@ from contract.bundle import open_bundle
 from contract.errors import ConfigError
 from edge_runtime.desk import Desk, ask
 from edge_runtime.settings import load_settings
-from edge_runtime.slots import INCOMING, LINK, Slots
+from edge_runtime.slots import LINK, NAMES, Slots
 from flawline import main
+from tests.bundles import draw_part
+from tests.graphs import write_bundle
 from tests.processes import Process, until
 from tests.signed import People, write_calibrated
 
@@ -74,10 +76,11 @@ def test_what_cannot_serve_changes_nothing_and_says_why(
     damaged = shutil.copytree(bundles[1], tmp_path / "damaged")
     graph = next(damaged.glob("*.onnx"))
     graph.write_bytes(graph.read_bytes()[:-1] + b"?")
-    uncalibrated = shutil.copytree(bundles[1], tmp_path / "uncalibrated")
-    assert main(["bundle", "camera", str(uncalibrated), "--clear"]) == 0  # a draft, and none the worse
     liar = write_liar(tmp_path / "liar")
+    uncalibrated = tmp_path / "uncalibrated"
+    write_bundle(uncalibrated, [draw_part(number) for number in range(3)])
     cases = [
+        (["update", str(uncalibrated)], f"flawline calibrate thresholds {uncalibrated}"),
         (["update", str(damaged)], "sha256"),
         (["update", str(tmp_path / "nowhere")], "no such folder"),
         (["update", str(liar)], "disagrees with training"),
@@ -88,11 +91,40 @@ def test_what_cannot_serve_changes_nothing_and_says_why(
         code, said = run(capsys, *words, "--config", str(config))
         assert code == 2 and reason in said, (words, said)
         assert Slots(tmp_path / "slots").active == "a"
-        assert not (tmp_path / "slots" / INCOMING).exists()
+        assert held(tmp_path / "slots") == {"a": digest_of(bundles[0])}
     plain = tmp_path / "plain.toml"
     plain.write_text(config.read_text().replace("slots/active", str(bundles[0])))
     code, said = run(capsys, "update", str(bundles[1]), "--config", str(plain))
     assert code == 2 and 'write bundle = "slots/active"' in said, said
+
+
+def held(root: Path) -> dict[str, str]:
+    """The digest of each whole bundle in the slots; there is no other folder."""
+    assert {path.name for path in root.iterdir() if path.is_dir()} <= {*NAMES, LINK, f".{LINK}"}
+    return {name: digest_of(root / name) for name in NAMES if (root / name).exists()}
+
+
+def digest_of(folder: Path) -> str:
+    return open_bundle(folder).manifest.digest
+
+
+def test_what_is_refused_leaves_both_slots_and_the_step_back(
+    bundles: list[Path], config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    liar, root = write_liar(tmp_path / "liar"), tmp_path / "slots"
+    code, said = run(capsys, "update", str(liar), "--config", str(config))
+    assert code == 2 and "disagrees with training" in said, said
+    assert held(root) == {} and Slots(root).active is None
+    for bundle in bundles[:2]:
+        assert run(capsys, "update", str(bundle), "--config", str(config))[0] == 0
+    before = {"a": digest_of(bundles[0]), "b": digest_of(bundles[1])}
+    for _ in range(2):
+        code, said = run(capsys, "update", str(liar), "--config", str(config))
+        assert code == 2 and "disagrees with training" in said, said
+        assert held(root) == before and Slots(root).active == "b"
+    code, said = run(capsys, "update", "--rollback", "--config", str(config))
+    assert code == 0 and "slot a is active" in said, said
+    assert held(root) == before
 
 
 def write_liar(folder: Path) -> Path:
@@ -156,6 +188,7 @@ def cut_short(slots: Slots, bundle: Path, steps: int) -> int:
             idle = slots.idle
             slots.put(bundle)
             slots.activate(idle)
+            slots.end_update()
         os._exit(0)
     finally:
         os._exit(1)
@@ -168,18 +201,21 @@ def test_killed_at_any_step_the_link_names_a_whole_bundle(bundles: list[Path], t
             idle = slots.idle
             slots.put(bundle)
             slots.activate(idle)
-    digests = [open_bundle(bundle).manifest.digest for bundle in bundles]
+    digests = [digest_of(bundle) for bundle in bundles]
     found = set()
     for step in range(200):
         cut = Slots(shutil.copytree(slots.root, tmp_path / f"cut-{step}" / "slots", symlinks=True))
         ended = cut_short(cut, bundles[2], step)
         assert cut.active is not None
-        found.add(open_bundle(cut.path(cut.active)).manifest.digest)
+        serves = digest_of(cut.path(cut.active))
+        found.add(serves)
         with cut.alone():  # the next one gets over what was left
+            stands = {"a": digests[2] if serves == digests[2] else digests[0], "b": digests[1]}
+            assert held(cut.root) == stands, "both as before, or the new one and the step back from it"
             idle = cut.idle
             cut.put(bundles[0])
             cut.activate(idle)
-        assert open_bundle(cut.root / LINK).manifest.digest == digests[0]
+        assert digest_of(cut.root / LINK) == digests[0]
         if ended == 0:
             break
         assert ended == -signal.SIGKILL
@@ -256,8 +292,9 @@ def test_a_running_edge_takes_over_between_two_parts_and_steps_back(
     edge.wait_parts(2)
     code, said = run(capsys, "update", str(write_liar(tmp_path / "liar")), "--config", str(config))
     assert code == 2 and "the edge refuses: " in said and "what it ran with goes on" in said, said
+    assert held(tmp_path / "slots") == {"a": digest_of(bundles[0]), "b": digest_of(bundles[1])}
     code, said = run(capsys, "update", str(bundles[0]), "--config", str(config))
-    assert code == 0 and "slot a took over" in said, said
+    assert code == 0 and "slot a: holds this very bundle already" in said and "slot a took over" in said, said
     edge.wait_parts(2)
     code, said = run(capsys, "update", "--rollback", "--config", str(config))
     assert code == 0 and "slot b took over" in said, said

@@ -198,6 +198,7 @@ def _json(tree: Any) -> bytes:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3700)
 @pytest.mark.parametrize("module", ["test_fuzz_messages.py", "test_fuzz_configuration.py"])
 def test_a_long_campaign(module: str) -> None:
     """The same tests with many more examples, in a process of its own."""

@@ -83,6 +83,11 @@ def encoded(suffix: str, pixels: np.ndarray, options: list[int]) -> bytes:
     return bytes(data.tobytes())
 
 
+def whole(name: str) -> bytes:
+    """An undamaged picture of this kind; skips the test where this build of OpenCV writes none."""
+    return encoded(*READ[name]) if name in READ else encoded(*NOT_READ[name], [])
+
+
 def read_or_refused(data: bytes) -> None:
     """The one rule: an image of the size that was checked, or an ImageError that names the picture."""
     size = declared_size(data)
@@ -257,7 +262,7 @@ from hypothesis import given, strategies as st
 from tests.hostile.fuzz import bounded, damaged
 from tests.hostile import test_fuzz_images as module
 name, examples, last = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-whole = module.encoded(*module.READ[name])
+whole = module.whole(name)
 module.images.MAX_PIXELS = 10_000_000
 count = 0
 
@@ -275,9 +280,10 @@ print(json.dumps({"count": count, "peak_kib": resource.getrusage(resource.RUSAGE
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", READ)
+@pytest.mark.parametrize("name", [*READ, *NOT_READ])
 def test_a_long_campaign_in_a_process_of_its_own(name: str, tmp_path: Path) -> None:
     """A decoder that crashes takes the child; the file that did it is in ``last``."""
+    assert whole(name)
     last = tmp_path / "last"
     done = subprocess.run(
         [sys.executable, "-c", CHILD, name, str(LONG), str(last)],
