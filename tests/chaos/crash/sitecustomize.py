@@ -3,6 +3,7 @@
 ``FLAWLINE_CRASH=MODULE:NAME:before|after:SECONDS:FILE``: the first call of that function that comes SECONDS after the
 first one of all ends the process by SIGKILL, before or after it did its work, and leaves FILE; nothing dies where FILE
 is already there. ``FLAWLINE_HANG=MODULE:NAME:FILE``: once FILE is there the function never returns.
+``FLAWLINE_NOTE=FOLDER,MODULE:NAME,...``: a function that was called leaves a file of its name there.
 ``FLAWLINE_BEND_CAMERA=FOLDER``: a file there makes the camera lie. The product knows nothing of it.
 """
 
@@ -62,6 +63,17 @@ def hanging(function: Function, file: str) -> Function:
     def wrapped(*words: Any, **named: Any) -> Any:
         if os.path.exists(file):
             threading.Event().wait()
+        return function(*words, **named)
+
+    return wrapped
+
+
+def noting(function: Function, file: str) -> Function:
+    """``function`` that leaves ``file`` when it is called."""
+
+    @functools.wraps(function)
+    def wrapped(*words: Any, **named: Any) -> Any:
+        Path(file).touch()
         return function(*words, **named)
 
     return wrapped
@@ -150,6 +162,12 @@ if asked := os.environ.get(HANG):
     where, name, file = asked.split(":", 2)
     hang = functools.partial(hanging, file=file)
     sys.meta_path.insert(0, Finder(where, functools.partial(replace, name=name, change=hang)))
+if asked := os.environ.get("FLAWLINE_NOTE"):
+    folder, *functions = asked.split(",")
+    for function in functions:
+        where, name = function.split(":")
+        note = functools.partial(noting, file=f"{folder}/{function}")
+        sys.meta_path.insert(0, Finder(where, functools.partial(replace, name=name, change=note)))
 if bent := os.environ.get("FLAWLINE_BEND_CAMERA"):
     for where, change in (("edge_runtime.cameras.synthetic", bend_camera), ("edge_runtime.capture", bend_capture)):
         sys.meta_path.insert(0, Finder(where, functools.partial(change, folder=Path(bent))))
