@@ -1,11 +1,13 @@
-"""What a power cut may take of the ledger: the log is synced in groups, numbers that may be gone are left out (hop 9).
+"""What a power cut may take of the ledger: outputs are on the disk before they are given out, the rest soon (hop 9).
 
-No output waits for the disk. A killed process loses nothing by that; a power cut takes what was committed in the last
-moments, numbers among it that a line controller has read. They must never be given to other parts.
+A killed process loses nothing. Announcements and outcomes, for which nobody waits, are synced in groups; a power cut
+takes those of the last moments. Disks that say too soon that they have something are the reason for the numbers left
+out: one that a line controller has read must never be given to another part.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sqlite3
@@ -44,6 +46,8 @@ def sync(path: Path) -> None:
     handle = os.open(path.with_name(f"{path.name}-wal"), os.O_RDONLY)
     try:
         os.fdatasync(handle)
+        if os.fstatvfs(handle).f_flag & os.ST_RDONLY:  # it failed meanwhile; the sync of such a one says nothing
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
     finally:
         os.close(handle)
 

@@ -331,20 +331,16 @@ def told_twice(taken: list[Judged], outputs: list[dict[str, Any]]) -> int:
 def false_ok(
     taken: list[Judged], not_before_ns: list[int], rows: list[dict[str, Any]], outputs: list[dict[str, Any]]
 ) -> int:
-    """PASS that the controller read, and was none of this part or came too late.
-
-    Held against what the ledger has as sent under the number; where its disk lost that, against the edge's verdict.
-    """
-    committed = {row["number"]: row for row in outputs if row["outcome"] != "late"}
+    """PASS that the controller read, and was none of this part, is not on record as sent, or came too late."""
+    sent = {row["number"]: row for row in outputs if row["outcome"] != "late"}
     false = 0
     for each, before_ns in zip(taken, not_before_ns, strict=True):
         if each.code != PASS:
             continue
-        output = committed.get(each.seq, {})
-        own = [row for row in rows if row["trigger_id"] == each.trigger_id and _may_be(row, before_ns)]
-        if output.get("trigger_id") == each.trigger_id:
-            own = [row for row in own if row["part_id"] == output["part_id"] and output["code"] == PASS]
-        false += not any(row["state"] == "result" and row["verdict"] == "PASS" for row in own)
+        output = sent.get(each.seq, {})
+        own = [row for row in rows if row["part_id"] == output.get("part_id") and _may_be(row, before_ns)]
+        recorded = (output.get("trigger_id"), output.get("code")) == (each.trigger_id, PASS)
+        false += not (recorded and any((row["state"], row["verdict"]) == ("result", "PASS") for row in own))
     return false
 
 
