@@ -7,7 +7,6 @@ out: one that a line controller has read must never be given to another part.
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import sqlite3
@@ -43,13 +42,25 @@ def first_number(connection: sqlite3.Connection, boot_id: str) -> int:
 
 def sync(path: Path) -> None:
     """Wait until the database's log is on the disk. Raises OSError."""
-    handle = os.open(path.with_name(f"{path.name}-wal"), os.O_RDONLY)
+    handle = os.open(_log_of(path), os.O_RDONLY)
     try:
         os.fdatasync(handle)
-        if os.fstatvfs(handle).f_flag & os.ST_RDONLY:  # it failed meanwhile; the sync of such a one says nothing
-            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
     finally:
         os.close(handle)
+    confirm(path)
+
+
+def confirm(path: Path) -> None:
+    """Raise OSError where a sync of the database's log that has just come back said nothing.
+
+    A file system that fails gives its journal up some milliseconds before it refuses to be synced; in between a sync
+    returns and nothing was kept. A change of the file's times is refused from the first moment on.
+    """
+    os.utime(_log_of(path))
+
+
+def _log_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}-wal")
 
 
 class LogSync:

@@ -23,6 +23,7 @@ from sqlalchemy.dialects.sqlite import insert
 from contract.event import Attachment, Gap, Message, Missed, PartHeader, PartRef, Result, State, Trigger, Verdict
 from plugin import tables as t
 from plugin.blobs import BlobStore
+from plugin.durability import confirm
 from plugin.errors import ConfigError, ReviewError
 
 if TYPE_CHECKING:
@@ -174,7 +175,8 @@ class Store:
     def commit(self, batch: Sequence[Received]) -> list[Outcome]:
         """Store a batch in one transaction: ``new``, ``duplicate`` or ``conflict`` (same identity, other words).
 
-        Raises sqlalchemy's or the system's error with nothing stored; pictures may then lie on disk unreferenced.
+        Raises sqlalchemy's or the system's error where nothing is stored for good; pictures may then lie on disk
+        unreferenced.
         """
         durable = [item for item in batch if not isinstance(item.message.header, State)]
         for item in durable:
@@ -189,6 +191,7 @@ class Store:
             self._insert_gaps(fresh)
             self._count(durable, outcomes)
             self._keep_states(item for item in batch if isinstance(item.message.header, State))
+        confirm(self.path)
         return [outcomes.get(id(item), "new") for item in batch]
 
     def _classify(self, items: Sequence[Received]) -> dict[int, Outcome]:

@@ -288,6 +288,9 @@ class Scene:
         found = account(rows, gaps, passed(truth_of(self.url, max(row["frame_no"] for row in rows)), rows))
         assert found.gap_parts is not None and found.duplicates is not None
         outputs = self._outputs()
+        taken = [each._asdict() for each in self.plc.taken]
+        seen = {"parts": rows, "gaps": gaps, "outputs": outputs, "taken": taken, "before_ns": self.plc.not_before_ns}
+        (self.folder / "account.json").write_text(json.dumps(seen))
         return Count(
             parts=found.parts,
             triggers=len(rows),

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -214,16 +213,16 @@ def test_what_is_given_out_is_on_the_disk_and_what_nobody_waits_for_soon(
     assert [output.part_id for output in rig.outputs] == ["a"]
 
 
+def refuse(_path: Path) -> None:
+    raise OSError(errno.EROFS, "Read-only file system")
+
+
 def test_what_the_disk_does_not_keep_is_never_given_out(
     make: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rig = make()
-
-    def fail(_path: Path) -> None:
-        raise OSError(errno.EROFS, "Read-only file system")
-
     with monkeypatch.context() as patch:
-        patch.setattr("plugin.ledger.sync", fail)
+        patch.setattr("plugin.ledger.sync", refuse)
         rig.tell(s.result(1, "a"))
         s.until(lambda: outcomes(rig) == {"a": ("refused", 1)})
     rig.tell(s.result(2, "b"))
@@ -232,10 +231,11 @@ def test_what_the_disk_does_not_keep_is_never_given_out(
     assert rig.ledger.trouble is None
 
 
-def test_the_sync_of_a_disk_that_cannot_be_written_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sync_that_says_nothing_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As while a file system fails: the sync returns, and no change is taken any more."""
     (tmp_path / "ledger.sqlite-wal").touch()
     sync(tmp_path / "ledger.sqlite")
-    monkeypatch.setattr(os, "fstatvfs", lambda _handle: SimpleNamespace(f_flag=os.ST_RDONLY))
+    monkeypatch.setattr(os, "utime", refuse)
     with pytest.raises(OSError, match="Read-only"):
         sync(tmp_path / "ledger.sqlite")
 

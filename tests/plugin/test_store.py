@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -251,3 +253,14 @@ def test_a_failing_commit_leaves_nothing_behind(store: Store, reader: Reader, mo
     monkeypatch.undo()
     assert reader.parts(0, 10) == []
     assert put(store, s.frames(s.result(1))) == ["new"]
+
+
+def test_a_commit_whose_sync_says_nothing_is_none(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_path: Path) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "utime", refuse)
+        with pytest.raises(OSError, match="Read-only"):
+            put(store, s.frames(s.result(1)))
+    assert put(store, s.frames(s.result(1))) == ["duplicate"]  # told to the edge now that the disk answers for it
