@@ -270,6 +270,9 @@ class State(BaseHeader):
     engine: Name | None = None
     last_seq: Count = Field(0, description="number of the newest event in `events_spool_id`; 0: none")
     events_spool_id: Name | None = Field(None, description="spool_id of the events that this edge numbers now")
+    settled: bool = Field(
+        False, description="the host has committed every event of before `events_spool_id`; what has no end gets none"
+    )
     boot_id: str = Field("", max_length=100, description="names the boot that t_boot_ns counts from")
     t_boot_ns: Count = Field(0, description="of this heartbeat, by a clock that no step moves and that counts sleep")
     clock_synchronised: bool | None = Field(None, description="whether NTP or PTP keeps the wall clock; none: unknown")

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from edge_runtime.errors import SpoolError
-from edge_runtime.spool_tables import PRIORITIES, SCHEMA_VERSION, check_version, totals, unusable, unwritable
+from edge_runtime.spool_tables import COPIED, PRIORITIES, SCHEMA_VERSION, check_version, totals, unusable, unwritable
 
 NAMES = ("verdict rows", "maps", "pictures")
-_COPIED = "spool_id, seq, priority, header, sizes, bytes, boot_id, t_ref_ns, t_wall_ns, body"
 
 
 class Waiting(NamedTuple):
@@ -130,7 +129,7 @@ class SpoolFile:
             connection.execute("BEGIN IMMEDIATE")
             for n in numbers:
                 added = connection.execute(
-                    f"INSERT OR IGNORE INTO rows ({_COPIED}) SELECT {_COPIED} FROM dead_letters "  # noqa: S608 - constants
+                    f"INSERT OR IGNORE INTO rows ({COPIED}) SELECT {COPIED} FROM dead_letters "  # noqa: S608 - constants
                     "WHERE n = ? AND boot_id != ''",
                     (n,),
                 ).rowcount

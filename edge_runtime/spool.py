@@ -24,6 +24,7 @@ from edge_runtime.errors import SpoolBlockedError
 from edge_runtime.spool_room import FREED, Limits, bury, give_up, trim_dead
 from edge_runtime.spool_tables import (
     CHECKPOINT_BYTES,
+    EVENTS,
     Totals,
     connect,
     newest,
@@ -123,6 +124,7 @@ class Spool:
             _sync(self._wal)  # before anything is numbered: a power cut must find that this run began
             self._removed = int(self._meta("dead_removed") or 0)
             self._count()
+            self.note_earlier()
         except sqlite3.DatabaseError as error:
             raise unusable(path, error) from error
         except OSError as error:
@@ -189,6 +191,18 @@ class Spool:
     def _mark(self, age_ns: int = 0) -> str:
         boot_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - age_ns
         return json.dumps({"wall_ns": time.time_ns() - age_ns, "boot_ns": boot_ns, "boot_id": self._boot_id})
+
+    def note_earlier(self) -> None:
+        """What stands here now is all that earlier runs owe the host."""
+        self._owed_n = self._newest[EVENTS]
+
+    def settled(self) -> bool:
+        """Whether the host has committed every event of earlier runs, or refused it for good."""
+        if self._owed_n:
+            with self._lock, suppress(sqlite3.Error):
+                (oldest,) = self._writer.execute("SELECT min(n) FROM rows WHERE priority = ?", (EVENTS,)).fetchone()
+                self._owed_n = self._owed_n if oldest is not None and oldest <= self._owed_n else 0
+        return self._owed_n == 0
 
     def append(self, drafts: Iterable[Draft]) -> list[int]:
         """Number and write events in one transaction; they are safe from a killed process when this returns.

@@ -6,7 +6,7 @@ import sqlite3
 from typing import NamedTuple
 
 from contract.event import Attachment, encode_header
-from edge_runtime.spool_tables import IMAGES, MAPS, Totals
+from edge_runtime.spool_tables import COPIED, IMAGES, MAPS, Totals
 
 FREED = 0.9
 """Room is made down to this share of a limit, so that not every event makes room for itself."""
@@ -75,9 +75,8 @@ def bury(
 ) -> tuple[int, int] | None:
     """Move a row to the dead letters in an open transaction; (priority, bytes) of it, None where there is none."""
     connection.execute(
-        "INSERT INTO dead_letters (spool_id, seq, priority, header, sizes, bytes, boot_id, t_ref_ns, t_wall_ns, code, "
-        "message, t_dead_ns, body) SELECT spool_id, seq, priority, header, sizes, bytes, boot_id, t_ref_ns, t_wall_ns, "
-        "?, ?, ?, body FROM rows WHERE spool_id = ? AND seq = ?",
+        f"INSERT INTO dead_letters ({COPIED}, code, message, t_dead_ns) "  # noqa: S608 - constants
+        f"SELECT {COPIED}, ?, ?, ? FROM rows WHERE spool_id = ? AND seq = ?",
         (*why, now_ns, spool_id, seq),
     )
     statement = "DELETE FROM rows WHERE spool_id = ? AND seq = ? RETURNING priority, bytes"

@@ -18,10 +18,7 @@ BUSY_S = 5.0
 EVENTS, MAPS, IMAGES = PRIORITIES = (0, 1, 2)
 """What is sent first, and given up last where there is no room: an event row never is."""
 
-# The body comes last: SQLite would walk through all of it to reach a column behind it.
-_TABLES = """
-CREATE TABLE IF NOT EXISTS rows (
-    n INTEGER PRIMARY KEY AUTOINCREMENT,
+_MESSAGE = """
     spool_id TEXT NOT NULL,
     seq INTEGER NOT NULL,
     priority INTEGER NOT NULL,
@@ -30,23 +27,21 @@ CREATE TABLE IF NOT EXISTS rows (
     bytes INTEGER NOT NULL,
     boot_id TEXT NOT NULL,
     t_ref_ns INTEGER NOT NULL,
-    t_wall_ns INTEGER NOT NULL,
+    t_wall_ns INTEGER NOT NULL"""
+COPIED = ", ".join(column.split()[0] for column in [*_MESSAGE.split(",\n"), "body"])
+"""A message's columns, alike in the rows and in the dead letters."""
+
+# The body comes last: SQLite would walk through all of it to reach a column behind it.
+_TABLES = f"""
+CREATE TABLE IF NOT EXISTS rows (
+    n INTEGER PRIMARY KEY AUTOINCREMENT,{_MESSAGE},
     body BLOB NOT NULL,
     UNIQUE (spool_id, seq)
 );
 CREATE INDEX IF NOT EXISTS rows_in_order ON rows (priority, n, bytes);
 CREATE TABLE IF NOT EXISTS open_triggers (part_id TEXT PRIMARY KEY, header BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS dead_letters (
-    n INTEGER PRIMARY KEY AUTOINCREMENT,
-    spool_id TEXT NOT NULL,
-    seq INTEGER NOT NULL,
-    priority INTEGER NOT NULL,
-    header BLOB NOT NULL,
-    sizes TEXT NOT NULL,
-    bytes INTEGER NOT NULL,
-    boot_id TEXT NOT NULL,
-    t_ref_ns INTEGER NOT NULL,
-    t_wall_ns INTEGER NOT NULL,
+    n INTEGER PRIMARY KEY AUTOINCREMENT,{_MESSAGE},
     code TEXT NOT NULL,
     message TEXT NOT NULL,
     t_dead_ns INTEGER NOT NULL,
@@ -55,16 +50,15 @@ CREATE TABLE IF NOT EXISTS dead_letters (
 CREATE INDEX IF NOT EXISTS dead_in_order ON dead_letters (priority, n, bytes);
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
-_COPIED = "spool_id, seq, priority, header, sizes, bytes, boot_id, t_ref_ns, t_wall_ns"
 # Version 1 kept of a dead letter its header alone, so that it can be shown and not sent again as it was.
 _FROM_1 = f"""
 DROP INDEX IF EXISTS rows_by_priority;
 ALTER TABLE rows RENAME TO old_rows;
 ALTER TABLE dead_letters RENAME TO old_dead;
 {_TABLES}
-INSERT INTO rows (n, {_COPIED}, body) SELECT n, {_COPIED}, body FROM old_rows ORDER BY n;
-INSERT INTO dead_letters ({_COPIED}, code, message, t_dead_ns, body)
-    SELECT spool_id, seq, 0, header, '[]', length(header), '', 0, t_wall_ns, code, message, t_wall_ns, x''
+INSERT INTO rows (n, {COPIED}) SELECT n, {COPIED} FROM old_rows ORDER BY n;
+INSERT INTO dead_letters ({COPIED}, code, message, t_dead_ns)
+    SELECT spool_id, seq, 0, header, '[]', length(header), '', 0, t_wall_ns, x'', code, message, t_wall_ns
     FROM old_dead WHERE header IS NOT NULL;
 DROP TABLE old_rows;
 DROP TABLE old_dead;

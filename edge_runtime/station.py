@@ -485,6 +485,7 @@ class Station:
         """Triggers that the last run announced and never finished become Missed: each part has one end."""
         same_boot = self._spool.outage is not None and self._spool.outage.same_boot
         self._finish_announced("the edge stopped before its verdict", same_boot)
+        self._spool.note_earlier()
 
     def _finish_announced(self, reason: str, same_boot: bool) -> None:
         long_ago_ns = time.monotonic_ns() - int(ANOTHER_BOOT_MS * 1e6)
@@ -627,6 +628,7 @@ class Station:
             inspecting=self._choice.inspecting,
             last_seq=self._spool.last_seq,
             events_spool_id=self._spool.spool_id,
+            settled=self._spool.settled(),
             boot_id=self._boot_id,
             t_boot_ns=boot_ns(),
             clock_synchronised=synchronised(),

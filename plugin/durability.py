@@ -1,7 +1,8 @@
-"""What a power cut may take of the ledger: the log is synced in groups, numbers that may be gone are left out (hop 9).
+"""What a power cut may take of the ledger: outputs are on the disk before they are given out, the rest soon (hop 9).
 
-No output waits for the disk. A killed process loses nothing by that; a power cut takes what was committed in the last
-moments, numbers among it that a line controller has read. They must never be given to other parts.
+A killed process loses nothing. Announcements and outcomes, for which nobody waits, are synced in groups; a power cut
+takes those of the last moments. Disks that say too soon that they have something are the reason for the numbers left
+out: one that a line controller has read must never be given to another part.
 """
 
 from __future__ import annotations
@@ -41,11 +42,25 @@ def first_number(connection: sqlite3.Connection, boot_id: str) -> int:
 
 def sync(path: Path) -> None:
     """Wait until the database's log is on the disk. Raises OSError."""
-    handle = os.open(path.with_name(f"{path.name}-wal"), os.O_RDONLY)
+    handle = os.open(_log_of(path), os.O_RDONLY)
     try:
         os.fdatasync(handle)
     finally:
         os.close(handle)
+    confirm(path)
+
+
+def confirm(path: Path) -> None:
+    """Raise OSError where a sync of the database's log that has just come back said nothing.
+
+    A file system that fails gives its journal up some milliseconds before it refuses to be synced; in between a sync
+    returns and nothing was kept. A change of the file's times is refused from the first moment on.
+    """
+    os.utime(_log_of(path))
+
+
+def _log_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}-wal")
 
 
 class LogSync:

@@ -356,14 +356,32 @@ class Ledger:
                 self.pulse.turn(DISK_S)  # a disk that refuses is no hang: another start would not mend it
                 time.sleep(RETRY_S)
         self.trouble = None
-        self._dispatch(outputs)
-        self._log_sync.request()
+        if outputs:
+            self._give_out(outputs)
+        else:
+            self._log_sync.request()
         with self._progress:
             told = [item.header.edge_id for item in batch if isinstance(item, Told)]
             self._done += len(told)
             self._count_of_edge -= collections.Counter(told)  # without keys anybody may invent edges: none stays at 0
             self._progress.notify_all()
         return True
+
+    def _give_out(self, outputs: list[LineOutput]) -> None:
+        """Once the disk has them: what the line was told must still be known after a power cut.
+
+        What the disk refuses is never sent: a second sync would not tell whether it has it.
+        """
+        try:
+            sync(self.path)
+        except OSError as error:
+            self.trouble = f"the ledger's disk does not keep what is written ({error.strerror}); nothing is published"
+            self._log.warning("sync", self.trouble)
+            now_ns = time.time_ns()
+            refused = [Sent(each.line, each.number, "ledger", "refused", error.strerror, now_ns) for each in outputs]
+            self._inbox.put(refused)
+        else:
+            self._dispatch(outputs)
 
     def _recover(self) -> None:
         """Undo a failed transaction, in the file and in memory."""

@@ -23,6 +23,7 @@ from sqlalchemy.dialects.sqlite import insert
 from contract.event import Attachment, Gap, Message, Missed, PartHeader, PartRef, Result, State, Trigger, Verdict
 from plugin import tables as t
 from plugin.blobs import BlobStore
+from plugin.durability import confirm
 from plugin.errors import ConfigError, ReviewError
 
 if TYPE_CHECKING:
@@ -136,6 +137,7 @@ class _Bulk(NamedTuple):
         return cls(str(compiled), names)
 
 
+LOST = "its edge lost it: it holds neither the part nor its end any more, as after a power cut"
 _PART_KEY = [t.parts.c.edge_id, t.parts.c.part_id]
 _RECORD = _Bulk.of(insert(t.events), t.events)
 _ANNOUNCE = _Bulk.of(insert(t.parts).on_conflict_do_nothing(index_elements=_PART_KEY), t.parts)
@@ -143,7 +145,10 @@ _CONCLUDE = _Bulk.of(
     insert(t.parts).on_conflict_do_update(
         index_elements=_PART_KEY,
         set_={name: insert(t.parts).excluded[name] for name in _FINAL},
-        where=t.parts.c.state == sa.literal_column("'triggered'"),  # the first thing said about a part stands
+        # The first end that is said of a part stands; that none will come was only concluded.
+        where=sa.or_(
+            t.parts.c.state == sa.literal_column("'triggered'"), t.parts.c.reason == sa.literal_column(f"'{LOST}'")
+        ),
     ),
     t.parts,
 )
@@ -170,7 +175,8 @@ class Store:
     def commit(self, batch: Sequence[Received]) -> list[Outcome]:
         """Store a batch in one transaction: ``new``, ``duplicate`` or ``conflict`` (same identity, other words).
 
-        Raises sqlalchemy's or the system's error with nothing stored; pictures may then lie on disk unreferenced.
+        Raises sqlalchemy's or the system's error where nothing is stored for good; pictures may then lie on disk
+        unreferenced.
         """
         durable = [item for item in batch if not isinstance(item.message.header, State)]
         for item in durable:
@@ -185,6 +191,7 @@ class Store:
             self._insert_gaps(fresh)
             self._count(durable, outcomes)
             self._keep_states(item for item in batch if isinstance(item.message.header, State))
+        confirm(self.path)
         return [outcomes.get(id(item), "new") for item in batch]
 
     def _classify(self, items: Sequence[Received]) -> dict[int, Outcome]:
@@ -302,8 +309,18 @@ class Store:
             set_={"received_ns": statement.excluded.received_ns, "header": statement.excluded.header},
         )
         for item in items:
-            row = {"edge_id": item.message.header.edge_id, "received_ns": item.received_ns, "header": item.header}
+            state = item.message.header
+            row = {"edge_id": state.edge_id, "received_ns": item.received_ns, "header": item.header}
             self._connection.execute(newest, row)
+            if isinstance(state, State) and state.settled and state.events_spool_id is not None:
+                self._close_lost(state)
+
+    def _close_lost(self, state: State) -> None:
+        """Parts that were announced in an earlier spool of an edge that has sent all that it had of them."""
+        p = t.parts.c
+        waiting = (p.state == "triggered", p.edge_id == state.edge_id, p.spool_id != state.events_spool_id)
+        ended = {"state": "missed", "verdict": Verdict.NOT_INSPECTED, "reason": LOST}
+        self._connection.execute(sa.update(t.parts).where(*waiting).values(ended))
 
     def review(self, part: int, decision: Decision, inspector: str) -> int:
         """Append an inspector's verdict or an undo of the one that stands; returns the row's id."""

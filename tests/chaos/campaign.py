@@ -29,6 +29,7 @@ class Point(NamedTuple):
     when: str
 
 
+WHEN = ("before", "after")
 POINTS = {
     "edge: before a row is spooled": Point("edge", "edge_runtime.spool:Spool.append", "before"),
     "edge: a row is spooled, not committed": Point("edge", "edge_runtime.spool:Spool._insert", "after"),
@@ -58,7 +59,7 @@ POINTS = {
     "host: stored, not acknowledged": Point("host", "plugin.store:Store.commit", "after"),
     "host: after an acknowledgement": Point("host", "plugin.receiver:Receiver._send", "after"),
 }
-"""Every named point; the test of the list finds each function in the product."""
+"""Every named point; a test finds each called while parts pass."""
 
 
 class Campaign:

@@ -32,17 +32,17 @@ PARTS_A_SECOND = 3
 
 
 class Bend(Gear):
-    """Files that make the edge's engine hang, or its camera lie."""
+    """A folder of files that make the edge's engine hang, or its camera lie; ``variable`` tells its processes of it."""
 
-    def __init__(self, what: str) -> None:
-        self._variable = f"FLAWLINE_BEND_{what.upper()}"
+    def __init__(self, variable: str, value: str) -> None:
+        self._variable, self._value = variable, value
 
     def lay(self, scene: Scene) -> None:
         self.folder = scene.folder / self._variable.lower()
         self.folder.mkdir()
 
     def environment(self, side: str) -> dict[str, str]:
-        return {self._variable: str(self.folder)} if side == "edge" else {}
+        return {self._variable: self._value.format(self.folder)} if side == "edge" else {}
 
 
 class Plans(Gear):
@@ -322,8 +322,8 @@ GEAR: dict[str, Callable[[int], Gear]] = {
     "host disk": lambda seed: Disk("host"),
     "edge clock": lambda seed: Clock("edge"),
     "host clock": lambda seed: Clock("host"),
-    "camera": lambda seed: Bend("camera"),
-    "engine": lambda seed: Bend("engine"),
+    "camera": lambda seed: Bend("FLAWLINE_BEND_CAMERA", "{}"),
+    "engine": lambda seed: Bend("FLAWLINE_HANG", "edge_runtime.engines.base:Engine.finish:{}/hang"),
     "plans": lambda seed: Plans(),
     "mounts": lambda seed: Gear(),
 }

@@ -12,11 +12,11 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from edge_runtime.account import TruePart, Truth, account
+from edge_runtime.account import ENDED, TruePart, Truth, account
 from edge_runtime.demo import fetch
 from edge_runtime.draw import line_of
 from edge_runtime.synthetic import WIDTH
@@ -28,9 +28,6 @@ HOOK = Path(__file__).parent / "crash"
 PASS = 1
 POLL_S = 0.02
 FPS = 50
-VIEW_NS = 700_000_000
-"""For so long a part of the drawn line is still in view after it came wholly into it."""
-
 DEADLINE_NS = LineSettings(id="line-1").deadline_ms * 1_000_000
 LATE_NS = DEADLINE_NS + 10**9
 """Since its capture: a PASS that first shows up in the registers so late could move the gate for another part."""
@@ -236,6 +233,8 @@ class Scene:
         code = self.running["edge"].stop()
         assert code == 0, self.told(f"the edge ended with {code}")
         until(lambda: not fetch(f"{self.line.address}/api/summary")["line"]["open"], "no part waits for its deadline")
+        with suppress(AssertionError):  # those that have none are counted
+            until(lambda: all(row["state"] in ENDED for row in self.line.parts()), "every trigger has its end", 10.0)
         return self._count()
 
     def close(self) -> None:
@@ -286,11 +285,12 @@ class Scene:
 
     def _count(self) -> Count:
         rows, gaps = [self._true(row) for row in self.line.parts()], [self._true(gap) for gap in self.line.gaps()]
-        left = [row for row in rows if row["state"] not in ("result", "missed") and _in_gap(row, gaps)]
-        kept = [row for row in rows if row not in left]
-        found = account(kept, gaps, passed(truth_of(self.url, max(row["frame_no"] for row in rows)), rows))
+        found = account(rows, gaps, passed(truth_of(self.url, max(row["frame_no"] for row in rows)), rows))
         assert found.gap_parts is not None and found.duplicates is not None
         outputs = self._outputs()
+        taken = [each._asdict() for each in self.plc.taken]
+        seen = {"parts": rows, "gaps": gaps, "outputs": outputs, "taken": taken, "before_ns": self.plc.not_before_ns}
+        (self.folder / "account.json").write_text(json.dumps(seen))
         return Count(
             parts=found.parts,
             triggers=len(rows),
@@ -334,35 +334,22 @@ def told_twice(taken: list[Judged], outputs: list[dict[str, Any]]) -> int:
 def false_ok(
     taken: list[Judged], not_before_ns: list[int], rows: list[dict[str, Any]], outputs: list[dict[str, Any]]
 ) -> int:
-    """PASS that the controller read, and was none of this part or came too late.
-
-    Held against what the ledger has as sent under the number; where its disk lost that, against the edge's verdict.
-    """
-    committed = {row["number"]: row for row in outputs if row["outcome"] != "late"}
+    """PASS that the controller read, and was none of this part, is not on record as sent, or came too late."""
+    sent = {row["number"]: row for row in outputs if row["outcome"] != "late"}
     false = 0
     for each, before_ns in zip(taken, not_before_ns, strict=True):
         if each.code != PASS:
             continue
-        output = committed.get(each.seq, {})
-        own = [row for row in rows if row["trigger_id"] == each.trigger_id and _may_be(row, before_ns)]
-        if output.get("trigger_id") == each.trigger_id:
-            own = [row for row in own if row["part_id"] == output["part_id"] and output["code"] == PASS]
-        false += not any(row["state"] == "result" and row["verdict"] == "PASS" for row in own)
+        output = sent.get(each.seq, {})
+        own = [row for row in rows if row["part_id"] == output.get("part_id") and _may_be(row, before_ns)]
+        recorded = (output.get("trigger_id"), output.get("code")) == (each.trigger_id, PASS)
+        false += not (recorded and any((row["state"], row["verdict"]) == ("result", "PASS") for row in own))
     return false
 
 
 def _may_be(row: dict[str, Any], not_before_ns: int) -> bool:
     """Whether the row's part was captured so shortly before its PASS was read that its gate was still to come."""
     return row["timing"] is not None and not_before_ns <= row["timing"]["t_capture_ns"] + LATE_NS
-
-
-def _in_gap(row: dict[str, Any], gaps: list[dict[str, Any]]) -> bool:
-    """Whether a part without an end was in view within a gap of the whole edge: it was lost with what had noted it."""
-    at_ns = row["t_wall_ns"]
-    return any(
-        gap["camera_id"] is None and gap["from_wall_ns"] <= at_ns + VIEW_NS and at_ns <= gap["to_wall_ns"]
-        for gap in gaps
-    )
 
 
 def truth_of(url: str, last_frame: int) -> Truth:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 
-import pytest
+from tests.chaos.campaign import POINTS, WHEN, Campaign, schedule
+from tests.chaos.scene import SIDES, Scene
 
-from tests.chaos.campaign import POINTS, Campaign, schedule
 
-
-@pytest.mark.parametrize("name", POINTS)
-def test_every_point_is_a_function_of_the_product(name: str) -> None:
-    module, _, path = POINTS[name].function.partition(":")
-    found = importlib.import_module(module)
-    for step in path.split("."):
-        found = getattr(found, step)
-    assert callable(found)
-    assert POINTS[name].when in ("before", "after") and POINTS[name].side in ("edge", "host")
+def test_every_point_is_a_function_that_is_called_while_parts_pass(tmp_path: Path, bundle: Path) -> None:
+    noted = tmp_path / "noted"
+    noted.mkdir()
+    functions = {point.function for point in POINTS.values()}
+    scene = Scene(tmp_path, bundle, 5, 1000)
+    scene.plc.start()
+    try:
+        for side in SIDES:
+            scene.start(side, {"FLAWLINE_NOTE": ",".join([str(noted), *functions])})
+        scene.wait(lambda: {each.name for each in noted.iterdir()} == functions, "every one is called")
+    finally:
+        scene.close()
+    assert {(point.side, point.when) for point in POINTS.values()} <= {(s, w) for s in SIDES for w in WHEN}
 
 
 def test_a_few_kills_on_each_side(tmp_path: Path, bundle: Path) -> None:

@@ -16,9 +16,9 @@ from contract.overseer import HUNG, Pulse
 from edge_runtime.account import account, read_truth
 from edge_runtime.draw import write_truth
 from edge_runtime.station import Station
+from tests.chaos.scene import HOOK
 from tests.processes import TOUCHING, Line, Process, until
 
-HOOK = Path(__file__).with_name("hang")
 PARTS = 40
 URL = f"synthetic://line?seed=3&parts={PARTS}&fps=50"
 HANG_S = "hang_s = 2"

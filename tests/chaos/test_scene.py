@@ -46,9 +46,10 @@ def output(number: int, trigger_id: int, code: int = 1, outcome: str = "publishe
     ("rows", "outputs", "late_ns", "false"),
     [
         ([row(1)], [output(1, 1)], 0, 0),
-        ([row(1)], [], 0, 0),  # the ledger lost it with its disk: the part did pass
-        ([row(1)], [output(1, 2)], 0, 0),  # and gave its number to another
-        ([row(1)], [output(1, 1, 4, "late")], 0, 0),  # or wrote it anew, too late to be sent
+        ([row(1)], [], 0, 1),
+        ([row(1)], [output(1, 2)], 0, 1),
+        ([row(1), row(2)], [output(1, 2)], 0, 1),
+        ([row(1)], [output(1, 1, outcome="late")], 0, 1),
         ([row(1, "REJECT")], [], 0, 1),
         ([row(1, "REJECT")], [output(1, 1)], 0, 1),
         ([row(1)], [output(1, 1, code=4)], 0, 1),

@@ -89,6 +89,23 @@ def test_a_trigger_is_open_until_its_end_stands(spool: Spool) -> None:
     assert [open_.part_id for open_ in spool.open_triggers()] == ["p2"]
 
 
+def test_what_earlier_runs_owe_is_settled_once_the_host_has_it(tmp_path: Path) -> None:
+    first = Spool(tmp_path / "spool.sqlite")
+    assert first.settled()
+    first.append([Draft(trigger(1)), attachment(b"x")])
+    assert first.settled(), "its own events are no debt"
+    first.close(clean=False)
+    second = Spool(tmp_path / "spool.sqlite")
+    second.append([Draft(missed(1))])
+    second.note_earlier()
+    second.append([Draft(trigger(2))])
+    for spool_id, settled in ((first.spool_id, False), (second.spool_id, True)):
+        second.forget(spool_id, [1])
+        assert second.settled() == settled
+    assert second.size[0] == 2, "its own trigger and the picture still wait"
+    second.close(clean=False)
+
+
 def dropped_of(spool: Spool, priority: int) -> list[bool]:
     headers = [HEADER.validate_json(row.header) for row in spool.pending(priority, 0, 100_000)]
     return [isinstance(header, Attachment) and header.dropped for header in headers]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sqlite3
 import threading
 import time
@@ -16,7 +18,7 @@ from contract.errors import ConfigError
 from contract.event import Header, LineCode, Verdict, from_frames
 from plugin.connectors.base import LINE_CONTROLLER, LineOutput
 from plugin.dispatch import Sent
-from plugin.durability import PASSED_OVER
+from plugin.durability import PASSED_OVER, sync
 from plugin.ledger import GRACE_NS, MAX_COUNTED, MAX_OF_EDGE, MAX_WAITING, Ledger, LedgerReader
 from plugin.settings import LineSettings
 from plugin.transit import Arrival
@@ -192,22 +194,50 @@ def test_numbers_that_a_power_cut_may_have_taken_are_never_used_again(make: Call
     assert third.rows()[-1]["number"] == 3 + PASSED_OVER
 
 
-def test_a_commit_is_on_the_disk_soon_and_nothing_waits_for_it(
+def test_what_is_given_out_is_on_the_disk_and_what_nobody_waits_for_soon(
     make: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hanging, synced = threading.Event(), threading.Event()
-
-    def slow(_path: Path) -> None:
-        hanging.wait(20)
-        synced.set()
-
-    rig = make()
-    monkeypatch.setattr("plugin.durability.sync", slow)
-    rig.tell(s.result(1, "a"))
-    rig.tell(s.result(2, "b"))
-    assert [output.part_id for output in rig.outputs] == ["a", "b"] and not synced.is_set()
+    rig = make(publish=False)
+    soon, hanging = threading.Event(), threading.Event()
+    monkeypatch.setattr("plugin.durability.sync", lambda _path: soon.set())
+    monkeypatch.setattr("plugin.ledger.sync", lambda _path: hanging.wait(20))
+    rig.tell(s.trigger(1, "a"))
+    assert soon.wait(20)
+    message = from_frames(s.frames(s.result(2, "a")))
+    (ticket,) = rig.ledger.tell([Arrival(message, time.monotonic_ns())])
+    assert ticket is not None
+    s.until(lambda: [row["number"] for row in rig.rows()] == [1])
+    assert not rig.ledger.has(ticket, 0.1) and rig.outputs == []
     hanging.set()
-    assert synced.wait(20)
+    assert rig.ledger.has(ticket, 5.0)
+    assert [output.part_id for output in rig.outputs] == ["a"]
+
+
+def refuse(_path: Path) -> None:
+    raise OSError(errno.EROFS, "Read-only file system")
+
+
+def test_what_the_disk_does_not_keep_is_never_given_out(
+    make: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = make()
+    with monkeypatch.context() as patch:
+        patch.setattr("plugin.ledger.sync", refuse)
+        rig.tell(s.result(1, "a"))
+        s.until(lambda: outcomes(rig) == {"a": ("refused", 1)})
+    rig.tell(s.result(2, "b"))
+    s.until(lambda: outcomes(rig) == {"a": ("refused", 1), "b": ("published", 1)})
+    assert [output.part_id for output in rig.outputs] == ["b"]
+    assert rig.ledger.trouble is None
+
+
+def test_a_sync_that_says_nothing_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As while a file system fails: the sync returns, and no change is taken any more."""
+    (tmp_path / "ledger.sqlite-wal").touch()
+    sync(tmp_path / "ledger.sqlite")
+    monkeypatch.setattr(os, "utime", refuse)
+    with pytest.raises(OSError, match="Read-only"):
+        sync(tmp_path / "ledger.sqlite")
 
 
 def test_a_failing_disk_publishes_nothing_and_loses_nothing(
@@ -536,8 +566,9 @@ def test_a_trigger_shortly_before_its_deadline_is_published(
     make: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("plugin.ledger.PATIENCE_S", 600.0)
+    monkeypatch.setattr("plugin.ledger.NEAR_S", 1.0)
     rig = make(deadline_ms=1000)
-    rig.ledger.tell([Arrival(from_frames(s.frames(s.trigger(1, "p"), age_ms=980.0)), time.monotonic_ns())])
+    rig.ledger.tell([Arrival(from_frames(s.frames(s.trigger(1, "p"), age_ms=500.0)), time.monotonic_ns())])
     s.until(lambda: rig.outputs)
     assert rig.outputs[0].code == LineCode.NOT_INSPECTED
 

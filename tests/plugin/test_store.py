@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +18,7 @@ from contract.errors import ConfigError
 from contract.event import Verdict, from_frames, part_ref
 from plugin.errors import ReviewError
 from plugin.queries import Reader
-from plugin.store import Received, Store, open_engine, severity
+from plugin.store import LOST, Received, Store, open_engine, severity
 from plugin.tables import metadata
 from tests.plugin import synthetic as s
 
@@ -140,6 +142,26 @@ def test_states_are_kept_as_the_latest_only(store: Store, reader: Reader) -> Non
     assert reader.spools() == []
 
 
+def ends(reader: Reader) -> dict[str, tuple[str, str | None]]:
+    return {part["part_id"]: (part["state"], part["reason"]) for part in reader.parts(0, 10)}
+
+
+def test_a_part_that_its_edge_lost_is_missed_once_the_edge_owes_nothing_more(store: Store, reader: Reader) -> None:
+    put(store, s.frames(s.trigger(1, "lost")), s.frames(s.result(2, "done")), s.frames(s.trigger(3, "slow")))
+    put(store, s.frames(s.trigger(1, "new", spool_id="spool-2")))
+    put(store, s.frames(s.trigger(1, "other's", edge_id="edge-2")))
+    before = ends(reader)
+    put(store, s.frames(s.state(1, events_spool_id="spool-2")), s.frames(s.state(1, settled=True)))
+    assert ends(reader) == before
+    put(store, s.frames(s.state(2, events_spool_id="spool-2", settled=True)))
+    lost = {"lost": ("missed", LOST), "slow": ("missed", LOST)}
+    assert ends(reader) == before | lost
+    assert reader.counts()["verdicts"] == {"PASS": 1, "NOT_INSPECTED": 2}
+    put(store, s.frames(s.state(3, events_spool_id="spool-2", settled=True)))
+    put(store, s.frames(s.result(4, "slow")), s.frames(s.missed(5, "done")))  # a dead letter that was sent after all
+    assert ends(reader) == before | lost | {"slow": ("result", None)}
+
+
 @pytest.mark.parametrize(
     "sql",
     [
@@ -231,3 +253,14 @@ def test_a_failing_commit_leaves_nothing_behind(store: Store, reader: Reader, mo
     monkeypatch.undo()
     assert reader.parts(0, 10) == []
     assert put(store, s.frames(s.result(1))) == ["new"]
+
+
+def test_a_commit_whose_sync_says_nothing_is_none(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_path: Path) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "utime", refuse)
+        with pytest.raises(OSError, match="Read-only"):
+            put(store, s.frames(s.result(1)))
+    assert put(store, s.frames(s.result(1))) == ["duplicate"]  # told to the edge now that the disk answers for it

@@ -1,9 +1,10 @@
-"""Loaded by every Python process whose path begins here: kills it where it is told to, lets engine or camera misbehave.
+"""Loaded by every Python process whose path begins here: kills it where it is told to, lets it hang, makes cameras lie.
 
 ``FLAWLINE_CRASH=MODULE:NAME:before|after:SECONDS:FILE``: the first call of that function that comes SECONDS after the
 first one of all ends the process by SIGKILL, before or after it did its work, and leaves FILE; nothing dies where FILE
-is already there. ``FLAWLINE_BEND_ENGINE=FOLDER``, ``FLAWLINE_BEND_CAMERA=FOLDER``: files there make the engine hang
-and the camera lie. The product knows nothing of it.
+is already there. ``FLAWLINE_HANG=MODULE:NAME:FILE``: once FILE is there the function never returns.
+``FLAWLINE_NOTE=FOLDER,MODULE:NAME,...``: a function that was called leaves a file of its name there.
+``FLAWLINE_BEND_CAMERA=FOLDER``: a file there makes the camera lie. The product knows nothing of it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import inspect
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -23,7 +25,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-CRASH = "FLAWLINE_CRASH"
+CRASH, HANG = "FLAWLINE_CRASH", "FLAWLINE_HANG"
+
+Function = Callable[..., Any]
 
 
 def die(mark: str) -> None:
@@ -33,7 +37,7 @@ def die(mark: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def deadly(function: Callable[..., Any], when: str, seconds: float, mark: str) -> Callable[..., Any]:
+def deadly(function: Function, when: str, seconds: float, mark: str) -> Function:
     """``function`` that kills its process once ``seconds`` have passed since its first call."""
     first: list[float] = []
 
@@ -52,32 +56,42 @@ def deadly(function: Callable[..., Any], when: str, seconds: float, mark: str) -
     return wrapped
 
 
-def arm(module: ModuleType, name: str, when: str, seconds: float, mark: str) -> None:
-    """Put the deadly function in the place of ``name`` in ``module``."""
+def hanging(function: Function, file: str) -> Function:
+    """``function`` that does not come back once ``file`` is there."""
+
+    @functools.wraps(function)
+    def wrapped(*words: Any, **named: Any) -> Any:
+        if os.path.exists(file):
+            threading.Event().wait()
+        return function(*words, **named)
+
+    return wrapped
+
+
+def noting(function: Function, file: str) -> Function:
+    """``function`` that leaves ``file`` when it is called."""
+
+    @functools.wraps(function)
+    def wrapped(*words: Any, **named: Any) -> Any:
+        Path(file).touch()
+        return function(*words, **named)
+
+    return wrapped
+
+
+def replace(module: ModuleType, name: str, change: Callable[[Function], Function]) -> None:
+    """Put the changed function in the place of ``name`` in ``module``."""
     owner: Any = module
     *path, last = name.split(".")
     for step in path:
         owner = getattr(owner, step)
     found = inspect.getattr_static(owner, last)
     kind = type(found) if isinstance(found, staticmethod | classmethod) else None
-    function = found.__func__ if kind else found
-    made = deadly(function, when, seconds, mark)
+    made = change(found.__func__ if kind else found)
     setattr(owner, last, kind(made) if kind else made)
 
 
-def hanging(finish: Callable[..., Any], folder: Path) -> Callable[..., Any]:
-    """The engine's ``finish``, which does not come back once ``hang`` stands in the folder."""
-
-    @functools.wraps(finish)
-    def wrapped(*words: Any, **named: Any) -> Any:
-        if (folder / "hang").exists():
-            time.sleep(3600)
-        return finish(*words, **named)
-
-    return wrapped
-
-
-def lying(read: Callable[..., Any], folder: Path) -> Callable[..., Any]:
+def lying(read: Function, folder: Path) -> Function:
     """A camera's ``read``; its frames are as many times as large, each way, as ``lie`` in the folder says."""
 
     @functools.wraps(read)
@@ -94,11 +108,6 @@ def lying(read: Callable[..., Any], folder: Path) -> Callable[..., Any]:
     import numpy as np  # only where a camera is
 
     return wrapped
-
-
-def bend_engine(module: ModuleType, folder: Path) -> None:
-    """Engines hang when they are told to."""
-    module.Engine.finish = hanging(module.Engine.finish, folder)  # type: ignore[attr-defined]
 
 
 def bend_capture(module: ModuleType, folder: Path) -> None:
@@ -146,12 +155,19 @@ class Finder(importlib.abc.MetaPathFinder):
 
 
 if asked := os.environ.get(CRASH):
-    words = asked.split(":", 4)
-    sys.meta_path.insert(0, Finder(words[0], lambda made: arm(made, words[1], words[2], float(words[3]), words[4])))
-for module, variable, change in (
-    ("edge_runtime.engines.base", "FLAWLINE_BEND_ENGINE", bend_engine),
-    ("edge_runtime.cameras.synthetic", "FLAWLINE_BEND_CAMERA", bend_camera),
-    ("edge_runtime.capture", "FLAWLINE_BEND_CAMERA", bend_capture),
-):
-    if bent := os.environ.get(variable):
-        sys.meta_path.insert(0, Finder(module, functools.partial(change, folder=Path(bent))))
+    where, name, when, seconds, mark = asked.split(":", 4)
+    kill = functools.partial(deadly, when=when, seconds=float(seconds), mark=mark)
+    sys.meta_path.insert(0, Finder(where, functools.partial(replace, name=name, change=kill)))
+if asked := os.environ.get(HANG):
+    where, name, file = asked.split(":", 2)
+    hang = functools.partial(hanging, file=file)
+    sys.meta_path.insert(0, Finder(where, functools.partial(replace, name=name, change=hang)))
+if asked := os.environ.get("FLAWLINE_NOTE"):
+    folder, *functions = asked.split(",")
+    for function in functions:
+        where, name = function.split(":")
+        note = functools.partial(noting, file=f"{folder}/{function}")
+        sys.meta_path.insert(0, Finder(where, functools.partial(replace, name=name, change=note)))
+if bent := os.environ.get("FLAWLINE_BEND_CAMERA"):
+    for where, change in (("edge_runtime.cameras.synthetic", bend_camera), ("edge_runtime.capture", bend_capture)):
+        sys.meta_path.insert(0, Finder(where, functools.partial(change, folder=Path(bent))))
