@@ -3,7 +3,7 @@
 Both run as in production, each a process with its capture process, its spool, ledger and store, over loopback; pictures
 come from memory at a fixed rate, each a part. In the second half two busy loops run beside them.
 
-growth       robust slope of every process's memory per 1000 parts, and the verdict by the criterion beside it; the
+growth       robust slope of every process's own memory per 1000 parts, and the verdict by the criterion beside it; the
              curve itself is kept
 latency_ms   from a picture's capture until its number stands in the host's ledger, before and with the busy loops
 counts       each picture is one result, one missed, or stands in a declared gap
@@ -17,6 +17,7 @@ idle_cpu     share of a core per camera (capture process and its part of the edg
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -250,7 +251,7 @@ def soak(folder: Path, bundle: Path, parts: int, rate: float) -> dict[str, Any]:
     pair = Pair(folder, bundle, [every_picture(folder.parent, rate, parts)])
     sampler = watching.Sampler(max(0.25, parts / rate / watching.MOST_POINTS), pair.pids, pair.files(), pair.parts)
     hogs: list[subprocess.Popen[bytes]] = []
-    hogs_since_ns, interrupted = None, False
+    hogs_since_ns, hogs_at, interrupted = None, None, False
     # Either signal ends it in order, also where a shell started it with SIGINT ignored.
     handlers = {each: signal.signal(each, signal.default_int_handler) for each in (signal.SIGINT, signal.SIGTERM)}
     begun = time.monotonic()
@@ -264,8 +265,8 @@ def soak(folder: Path, bundle: Path, parts: int, rate: float) -> dict[str, Any]:
                 done = pair.parts()
                 bar.update(task, completed=done)
                 if not hogs and done >= parts / 2:
-                    hogs_since_ns = time.time_ns()
-                    hogs += [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(HOGS)]
+                    hogs_since_ns, hogs_at = time.time_ns(), done
+                    hogs += [busy_loop() for _ in range(HOGS)]
     except KeyboardInterrupt:
         interrupted = True
     finally:
@@ -289,12 +290,18 @@ def soak(folder: Path, bundle: Path, parts: int, rate: float) -> dict[str, Any]:
         "latency_ms": latencies(pair, hogs_since_ns),
         "counts": counts(pair, parts if ended else None) | resent,
         "growth_criterion": watching.CRITERION,
-        "growth": sampler.growth(),
+        "growth": sampler.growth(hogs_at),
         "disk": disk(pair),
         "curve": sampler.curve(),
     }
     worst = [figures["latency_ms"][phase]["p99_99"] for phase in figures["latency_ms"]]
     return figures | {"p99_99_under_deadline": bool(worst) and max(worst) < DEADLINE_MS}
+
+
+def busy_loop() -> subprocess.Popen[bytes]:
+    """A program that wants a core; in a session of its own, since the scheduler shares a core out by sessions."""
+    until_we_end = f"import os\nwhile os.getppid() == {os.getpid()}:\n    for _ in range(1_000_000): pass"
+    return subprocess.Popen([sys.executable, "-c", until_we_end], start_new_session=True)
 
 
 def received(pair: Pair) -> dict[str, Any]:

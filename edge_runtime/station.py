@@ -41,7 +41,9 @@ from edge_runtime.slots import overtaken, settle
 from edge_runtime.spool import ANOTHER_BOOT_MS, Draft, Outage, Spool
 from edge_runtime.triggers import Triggers
 
-IDLE_S = 0.1
+IDLE_S, JOIN_S = 0.1, 0.05
+"""Longest sleep: with nothing under way; and while a part waits for a frame, whose time may run out."""
+
 LOOK_S = 0.01
 """How often camera processes, orders and clocks are looked after while parts keep the station busy."""
 
@@ -178,7 +180,8 @@ class Station:
             *([self._judge.engine] if self._lane else []),
         ]
         try:
-            awake, _, _ = select.select(watched, [], [], 0 if to_do else IDLE_S)
+            longest_s = JOIN_S if self._joining.headers() else IDLE_S
+            awake, _, _ = select.select(watched, [], [], 0 if to_do else longest_s)
         except InterruptedError:
             return []
         return [camera for camera in self._cameras if camera in awake]

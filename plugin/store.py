@@ -138,9 +138,7 @@ class _Bulk(NamedTuple):
 
 _PART_KEY = [t.parts.c.edge_id, t.parts.c.part_id]
 # One statement whatever the batch's size: the driver would keep one for each count of parameters.
-_KNOWN = (
-    "SELECT seq, header FROM events WHERE edge_id = ? AND spool_id = ? AND seq IN (SELECT value FROM json_each(?))"
-)
+_KNOWN = "SELECT seq, header FROM events WHERE edge_id = ? AND spool_id = ? AND seq IN (SELECT value FROM json_each(?))"
 _RECORD = _Bulk.of(insert(t.events), t.events)
 _ANNOUNCE = _Bulk.of(insert(t.parts).on_conflict_do_nothing(index_elements=_PART_KEY), t.parts)
 _CONCLUDE = _Bulk.of(
