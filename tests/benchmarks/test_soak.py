@@ -25,6 +25,7 @@ def test_a_short_soak_accounts_for_every_part(bundle: Path, synthetic_data: Path
     assert counts["offered"] == 400 and (counts["unaccounted"], counts["duplicates"]) == (0, 0)
     assert counts["results"] + counts["missed"] + counts["deadline"] == counts["triggers"] == counts["in_store"]
     assert sum(phase["parts"] for phase in found["latency_ms"].values()) == counts["triggers"]
+    assert {"queue", "inference", "wire and ledger"} <= set(found["stages_ms"]["before"])
     assert found["growth"]["edge.anon"]["verdict"] == "too short" and not found["interrupted"]
     curve = found["curve"]
     assert {"host.anon_kb", "edge.rss_kb", "edge.shmem_kb", "capture0.threads", "ledger_log_mb"} <= set(curve)
