@@ -3,9 +3,10 @@
 Both run as in production, each a process with its capture process, its spool, ledger and store, over loopback; pictures
 come from memory at a fixed rate, each a part. In the second half two busy loops run beside them.
 
-growth       robust slope of every process's memory per 1000 parts, and the verdict by the criterion beside it; the
+growth       robust slope of every process's own memory per 1000 parts, and the verdict by the criterion beside it; the
              curve itself is kept
 latency_ms   from a picture's capture until its number stands in the host's ledger, before and with the busy loops
+stages_ms    where it was spent, and where the slowest thousandth of the parts spent it
 counts       each picture is one result, one missed, or stands in a declared gap
 disk         the spool and the logs are bounded; the host keeps a record of every part, for ever: bytes per part
 idle_cpu     share of a core per camera (capture process and its part of the edge) while nothing is to be inspected
@@ -17,10 +18,12 @@ idle_cpu     share of a core per camera (capture process and its part of the edg
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
 import sqlite3
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -38,6 +41,7 @@ from benchmarks.common import machine, parser, write
 from edge_runtime.account import percentile
 from edge_runtime.demo import fetch
 from edge_runtime.draw import draw_dataset
+from edge_runtime.observer import MARKS
 from flawline import main as flawline
 from tests.processes import Process, free_port, until
 
@@ -250,7 +254,7 @@ def soak(folder: Path, bundle: Path, parts: int, rate: float) -> dict[str, Any]:
     pair = Pair(folder, bundle, [every_picture(folder.parent, rate, parts)])
     sampler = watching.Sampler(max(0.25, parts / rate / watching.MOST_POINTS), pair.pids, pair.files(), pair.parts)
     hogs: list[subprocess.Popen[bytes]] = []
-    hogs_since_ns, interrupted = None, False
+    hogs_since_ns, hogs_at, interrupted = None, None, False
     # Either signal ends it in order, also where a shell started it with SIGINT ignored.
     handlers = {each: signal.signal(each, signal.default_int_handler) for each in (signal.SIGINT, signal.SIGTERM)}
     begun = time.monotonic()
@@ -264,8 +268,8 @@ def soak(folder: Path, bundle: Path, parts: int, rate: float) -> dict[str, Any]:
                 done = pair.parts()
                 bar.update(task, completed=done)
                 if not hogs and done >= parts / 2:
-                    hogs_since_ns = time.time_ns()
-                    hogs += [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(HOGS)]
+                    hogs_since_ns, hogs_at = time.time_ns(), done
+                    hogs += [busy_loop() for _ in range(HOGS)]
     except KeyboardInterrupt:
         interrupted = True
     finally:
@@ -287,14 +291,21 @@ def soak(folder: Path, bundle: Path, parts: int, rate: float) -> dict[str, Any]:
         "busy_loops": HOGS,
         "deadline_ms": DEADLINE_MS,
         "latency_ms": latencies(pair, hogs_since_ns),
+        "stages_ms": stages(pair, hogs_since_ns),
         "counts": counts(pair, parts if ended else None) | resent,
         "growth_criterion": watching.CRITERION,
-        "growth": sampler.growth(),
+        "growth": sampler.growth(hogs_at),
         "disk": disk(pair),
         "curve": sampler.curve(),
     }
     worst = [figures["latency_ms"][phase]["p99_99"] for phase in figures["latency_ms"]]
     return figures | {"p99_99_under_deadline": bool(worst) and max(worst) < DEADLINE_MS}
+
+
+def busy_loop() -> subprocess.Popen[bytes]:
+    """A program that wants a core; in a session of its own, since the scheduler shares a core out by sessions."""
+    until_we_end = f"import os\nwhile os.getppid() == {os.getpid()}:\n    for _ in range(1_000_000): pass"
+    return subprocess.Popen([sys.executable, "-c", until_we_end], start_new_session=True)
 
 
 def received(pair: Pair) -> dict[str, Any]:
@@ -316,6 +327,43 @@ def latencies(pair: Pair, hogs_since_ns: int | None) -> dict[str, dict[str, floa
                 name: round(percentile(ages, share), 3) for name, share in PERCENT.items()
             }
     return found
+
+
+def stages(pair: Pair, hogs_since_ns: int | None) -> dict[str, dict[str, dict[str, float]]]:
+    """Milliseconds of each stage over the parts that have a verdict, and what the slowest thousandth spent there."""
+    with closing(sqlite3.connect(f"file:{pair.ledger}?mode=ro", uri=True)) as connection:
+        connection.execute("ATTACH ? AS store", (f"file:{pair.store}?mode=ro",))
+        rows = connection.execute(
+            "SELECT o.t_wall_ns, o.age_ms, p.age_ms, p.timing "
+            "FROM outputs o JOIN store.parts p USING (edge_id, part_id) WHERE o.source = 'verdict'"
+        ).fetchall()
+    phases: dict[str, list[dict[str, float]]] = {"before": [], "with_busy_loops": []}
+    for t_wall_ns, age_ms, sent_ms, timing in rows:
+        spent = stage_times(json.loads(timing), sent_ms, age_ms)
+        if spent is not None:
+            phases["before" if hogs_since_ns is None or t_wall_ns < hogs_since_ns else "with_busy_loops"].append(spent)
+    found = {}
+    for phase, parts in phases.items():
+        slowest = sorted(parts, key=lambda part: -sum(part.values()))[: max(1, len(parts) // 1000)]
+        found[phase] = {
+            stage: {
+                name: round(percentile([part[stage] for part in parts], share), 3) for name, share in PERCENT.items()
+            }
+            | {"mean_of_slowest": round(statistics.fmean(part[stage] for part in slowest), 3)}
+            for stage in (parts[0] if parts else ())
+        }
+    return found
+
+
+def stage_times(timing: dict[str, Any], sent_ms: float, age_ms: float) -> dict[str, float] | None:
+    """Of one part, by its age when it was sent and when it had its number. None where a stage was not reached."""
+    spent = {}
+    for stage, begin, end in MARKS:
+        if not timing.get(begin) or not timing.get(end):
+            return None
+        spent[stage] = (timing[end] - timing[begin]) / 1e6
+    spooled_ms = (timing["t_spooled_ns"] - timing["t_capture_ns"]) / 1e6
+    return spent | {"spool and send": sent_ms - spooled_ms, "wire and ledger": age_ms - sent_ms}
 
 
 def counts(pair: Pair, offered: int | None) -> dict[str, Any]:

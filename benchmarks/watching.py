@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +14,31 @@ import numpy as np
 
 MOST_POINTS = 500
 TICKS = os.sysconf("SC_CLK_TCK")
-WARM_UP = 0.25  # share of the parts that pass before growth is judged: caches and arenas fill once
+WARM_UP = 0.5  # share of a phase's parts that pass before growth is judged: caches and queues reach their size once
 FLAT_KB = 5.0  # per 1000 parts: a megabyte over 200 000
+KINDS = {"rss": "VmRSS:", "anon": "RssAnon:", "file": "RssFile:", "shmem": "RssShmem:"}
+"""anon: the process's own, which alone can leak. file: programs and databases as the system keeps them at hand.
+shmem: frames that two processes share, bounded by their slots and taken when a slot is first used."""
+
 FEWEST_PARTS, FEWEST_POINTS = 5000, 20
 CRITERION = (
-    f"flat: after the first {WARM_UP:.0%} of the parts the Theil-Sen line rises by less than {FLAT_KB:g} kB per 1000 "
-    f"parts; too short: fewer than {FEWEST_PARTS} parts or {FEWEST_POINTS} samples after that"
+    f"flat: in each phase, after the first {WARM_UP:.0%} of its parts, the Theil-Sen line of a process's own memory "
+    f"rises by less than {FLAT_KB:g} kB per 1000 parts; too short: fewer than {FEWEST_PARTS} parts or {FEWEST_POINTS} "
+    "samples after that"
 )
 
 
-def memory_kb(pid: int) -> tuple[int, int]:
-    """(resident, proportional) memory in kB, also what is shared with others; (0, 0) where it has ended."""
+def memory_kb(pid: int) -> dict[str, int]:
+    """Resident memory in kB: all of it (rss), and by kind. All 0 where the process has ended.
+
+    From `status`: `smaps_rollup` walks the whole address space and keeps the process from mapping anything meanwhile.
+    """
     try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
-        return 0, 0
-    found = {line.split()[0]: int(line.split()[1]) for line in lines if line.startswith(("Rss:", "Pss:"))}
-    return found.get("Rss:", 0), found.get("Pss:", 0)
+        lines = []
+    found = {line.split()[0]: int(line.split()[1]) for line in lines if line.startswith(tuple(KINDS.values()))}
+    return {name: found.get(label, 0) for name, label in KINDS.items()}
 
 
 def cpu_s(pid: int) -> float:
@@ -104,13 +113,13 @@ class Sampler:
             "load_1min": round(os.getloadavg()[0], 2),
         }
         for name, pid in self._pids().items():
-            row[f"{name}.rss_kb"], row[f"{name}.pss_kb"] = memory_kb(pid)
+            row |= {f"{name}.{kind}_kb": kb for kind, kb in memory_kb(pid).items()}
             row[f"{name}.open_files"], shared = open_files(pid)
             row[f"{name}.shared_memory_mb"] = round(shared, 2)
             row[f"{name}.threads"], row[f"{name}.cpu_s"] = threads(pid), round(cpu_s(pid), 2)
         for name, path in self._files.items():
             row[f"{name}_mb"] = round(path.stat().st_size / 1e6, 3) if path.exists() else 0.0
-        if any(row[key] == 0 for key in row if key.endswith(".pss_kb")):
+        if any(row[key] == 0 for key in row if key.endswith(".anon_kb")):
             return  # a process is ending: what is left of it says nothing
         if self.columns and set(row) != set(self.columns):
             return  # a process is being replaced; the counts of the run tell of it
@@ -123,20 +132,39 @@ class Sampler:
         kept = np.unique(np.linspace(0, length - 1, min(length, MOST_POINTS)).round().astype(int)) if length else []
         return {key: [values[index] for index in kept] for key, values in self.columns.items()}
 
-    def growth(self) -> dict[str, dict[str, Any]]:
-        """Of each process's memory: the robust slope after the warm-up, and the verdict by CRITERION."""
+    def growth(self, changed_at: float | None = None) -> dict[str, dict[str, Any]]:
+        """Of each process's own memory: robust slopes and the verdict by CRITERION.
+
+        ``changed_at``: after so many parts another phase began, with another load.
+        """
         curve = self.curve()
         return {
-            key.removesuffix("_kb"): growth(curve["parts"], values)
+            key.removesuffix("_kb"): growth(curve["parts"], values, changed_at)
             for key, values in curve.items()
-            if key.endswith(("rss_kb", "pss_kb"))
+            if key.endswith(".anon_kb")
         }
 
 
-def growth(parts: list[float], kb: list[float]) -> dict[str, Any]:
-    """Slope in kB per 1000 parts after the warm-up, and whether that is flat."""
+def growth(parts: list[float], kb: list[float], changed_at: float | None = None) -> dict[str, Any]:
+    """The worst phase's verdict, each one's slope, and the memory at the ends and at most of the whole run."""
     x, y = np.asarray(parts, float), np.asarray(kb, float)
-    warm = x >= WARM_UP * x.max() if len(x) else np.zeros(0, bool)
+    if not len(x):
+        return {"verdict": "too short", "phases": []}
+    bounds = [0.0, float(x.max())] if changed_at is None else [0.0, changed_at, float(x.max())]
+    phases = [_phase(x, y, begin, end) for begin, end in pairwise(bounds)]
+    verdicts = {phase["verdict"] for phase in phases}
+    return {
+        "verdict": next(verdict for verdict in ("grows", "too short", "flat") if verdict in verdicts),
+        "phases": phases,
+        "first_kb": float(y[0]),
+        "last_kb": float(y[-1]),
+        "most_kb": float(y.max()),
+    }
+
+
+def _phase(x: np.ndarray[Any, Any], y: np.ndarray[Any, Any], begin: float, end: float) -> dict[str, Any]:
+    """Slope in kB per 1000 parts after the warm-up of one phase, and whether that is flat."""
+    warm = (x >= begin + WARM_UP * (end - begin)) & (x <= end)
     x, y = x[warm] / 1000, y[warm]
     if len(x) < FEWEST_POINTS or np.ptp(x) * 1000 < FEWEST_PARTS:
         return {"verdict": "too short", "samples": len(x)}
@@ -144,12 +172,10 @@ def growth(parts: list[float], kb: list[float]) -> dict[str, Any]:
     return {
         "verdict": "flat" if slope < FLAT_KB else "grows",
         "slope_kb_per_1000_parts": round(slope, 3),
-        "median_kb": float(np.median(y)),
         "first_kb": float(y[0]),
         "last_kb": float(y[-1]),
-        "most_kb": float(y.max()),
         "samples": len(x),
-        "parts": int(np.ptp(x) * 1000),
+        "parts": [int(1000 * x[0]), int(1000 * x[-1])],
     }
 
 

@@ -281,7 +281,8 @@ class State(BaseHeader):
 
 
 Header = Annotated[Trigger | Result | Missed | Attachment | Chunk | Gap | State, Field(discriminator="kind")]
-HEADER: TypeAdapter[Header] = TypeAdapter(Header)
+# Keys alone: kept for the next header, the ids of parts fill a cache of 16 384 strings with what never comes again.
+HEADER: TypeAdapter[Header] = TypeAdapter(Header, config=ConfigDict(cache_strings="keys"))
 
 
 class Envelope(Wire):

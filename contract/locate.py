@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
@@ -120,8 +121,19 @@ def _belt(small: Pixels) -> tuple[float, float]:
     """(level, step): the belt's median grey level at the rims, and how far from it the belt still reaches."""
     rows = max(2, round(small.shape[0] * RIM))
     rim = np.concatenate([small[:rows].ravel(), small[-rows:].ravel()])
-    low, level, high = (float(value) for value in np.percentile(rim, (25, 50, 75)))
+    low, level, high = quartiles(rim)
     return level, max(LEAST_STEP, SPREADS * (high - low) / 2)
+
+
+def quartiles(values: Pixels) -> list[float]:
+    """Of uint8 values, as `np.percentile` gives them, counted rather than sorted: every frame asks."""
+    upto = np.cumsum(np.bincount(values, minlength=256))
+    found = []
+    for share in (0.25, 0.5, 0.75):
+        place = share * (values.size - 1)
+        lower, upper = np.searchsorted(upto, (int(place), math.ceil(place)), side="right")
+        found.append(float(lower + (upper - lower) * (place - int(place))))
+    return found
 
 
 def _boxes(small: Pixels, threshold: int | None, min_area: float, length: float | None) -> list[Box]:
@@ -132,6 +144,8 @@ def _boxes(small: Pixels, threshold: int | None, min_area: float, length: float 
     seed = _above(smooth, bright)
     other = cv2.bitwise_not(_above(smooth, level - step))
     mask = np.asarray(cv2.bitwise_or(seed, other), dtype=np.uint8)
+    if not mask.any():  # a bare belt, as most frames are
+        return []
     mask = np.asarray(cv2.morphologyEx(mask, cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8)), dtype=np.uint8)
     contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     least = min_area * small.shape[0] * small.shape[1]

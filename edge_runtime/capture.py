@@ -871,7 +871,10 @@ class FrozenCheck:
         same = same_pixels(pixels, self._previous) and not saturated(pixels)
         self._same = self._same + 1 if same else 0
         if self._same == 0:
-            self._previous, self._new_ns = pixels.copy(), t_capture_ns
+            if self._previous is None or self._previous.shape != pixels.shape:
+                self._previous = np.empty_like(pixels)
+            np.copyto(self._previous, pixels)  # memory of its own for every frame would cost more than the copy
+            self._new_ns = t_capture_ns
         return self._same >= self._after
 
     def still_ns(self, t_capture_ns: int) -> int:

@@ -7,6 +7,7 @@ has to be known.
 from __future__ import annotations
 
 import ctypes
+import functools
 import time
 from pathlib import Path
 
@@ -60,10 +61,16 @@ def synchronised() -> bool | None:
 def _kernel_status() -> int | None:
     asked = _Timex()
     try:
-        answer = ctypes.CDLL(None, use_errno=True).adjtimex(ctypes.byref(asked))
+        answer = _libc().adjtimex(ctypes.byref(asked))
     except (AttributeError, OSError):
         return None
     return None if answer < 0 else int(asked.status)
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    """Opened once: every heartbeat asks."""
+    return ctypes.CDLL(None)
 
 
 class StepWatch:

@@ -29,7 +29,7 @@ RECENT = 1000  # times of each stage that percentiles are taken from
 UNMATCHED = 4096  # events of which only one of recording and sending has been heard
 RATE_S = 5.0
 
-_MARKS = (
+MARKS = (
     ("trigger", "t_capture_ns", "t_trigger_ns"),
     ("queue", "t_trigger_ns", "t_taken_ns"),
     ("preprocess", "t_taken_ns", "t_prepared_ns"),
@@ -133,7 +133,7 @@ class Observer:
     def _result(self, result: Result, seq: int) -> None:
         camera, timing = result.camera_id, result.timing
         self._results[camera, result.verdict.value] += 1
-        for stage, begin, end in _MARKS:
+        for stage, begin, end in MARKS:
             begin_ns, end_ns = getattr(timing, begin), getattr(timing, end)
             if begin_ns and end_ns >= begin_ns:  # else one was not reached, or the part was asked for before its frame
                 self._add(camera, stage, (end_ns - begin_ns) / 1e9)

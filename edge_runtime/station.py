@@ -41,7 +41,9 @@ from edge_runtime.slots import overtaken, settle
 from edge_runtime.spool import ANOTHER_BOOT_MS, Draft, Outage, Spool
 from edge_runtime.triggers import Triggers
 
-IDLE_S = 0.05
+IDLE_S, JOIN_S = 0.1, 0.05
+"""Longest sleep: with nothing under way; and while a part waits for a frame, whose time may run out."""
+
 LOOK_S = 0.01
 """How often camera processes, orders and clocks are looked after while parts keep the station busy."""
 
@@ -55,6 +57,11 @@ BUSY_PROOF_S = 60.0
 
 PROOF_SHARE = 0.05
 """Most of an idle station's time that may go into proofs, so that a part hardly ever waits for one."""
+
+PROOF_CPU = 0.005
+"""Most of a core as well: a model that is inferred by processors is tried less often, RARE_PROOF_S apart at most."""
+
+RARE_PROOF_S = 10.0
 
 SUPERSEDED = "superseded by a fresher part"
 STOP_S = 60.0
@@ -173,7 +180,8 @@ class Station:
             *([self._judge.engine] if self._lane else []),
         ]
         try:
-            awake, _, _ = select.select(watched, [], [], 0 if to_do else IDLE_S)
+            longest_s = JOIN_S if self._joining.headers() else IDLE_S
+            awake, _, _ = select.select(watched, [], [], 0 if to_do else longest_s)
         except InterruptedError:
             return []
         return [camera for camera in self._cameras if camera in awake]
@@ -345,7 +353,7 @@ class Station:
 
     def _prove_engine(self) -> None:
         """Between parts the engine is tried now and then: the line's heartbeat must not outlive inference."""
-        start = time.monotonic()
+        start, used = time.monotonic(), time.process_time()
         was_failing = self._judge.engine.failing
         try:
             self._judge.engine.prove()
@@ -354,7 +362,9 @@ class Station:
             if not was_failing:
                 log.error("without a part to inspect the engine was tried: %s", error)
         took = time.monotonic() - start
-        self._next_proof = start + max(PROOF_S, took / PROOF_SHARE)
+        rarely = min(RARE_PROOF_S, (time.process_time() - used) / PROOF_CPU)
+        pause_s = max(PROOF_S, took / PROOF_SHARE)
+        self._next_proof = start + (pause_s if self._judge.engine.failing else max(pause_s, rarely))
 
     def _announce(self, camera: CameraProcess) -> bool:
         """Spool a Trigger for everything new of a camera; False where there is nothing."""
@@ -649,7 +659,7 @@ class Station:
         return Status(
             state=self._state,
             inspecting=self._choice.inspecting,
-            recipes=tuple(sorted(self._settings.bundle_folders())),
+            recipes=tuple(sorted(self._settings.bundle_links())),
             parts=self._parts,
             not_inspected=self._not_inspected,
             spool_rows=spool_rows,

@@ -139,6 +139,8 @@ class _Bulk(NamedTuple):
 
 LOST = "its edge lost it: it holds neither the part nor its end any more, as after a power cut"
 _PART_KEY = [t.parts.c.edge_id, t.parts.c.part_id]
+# One statement whatever the batch's size: the driver would keep one for each count of parameters.
+_KNOWN = "SELECT seq, header FROM events WHERE edge_id = ? AND spool_id = ? AND seq IN (SELECT value FROM json_each(?))"
 _RECORD = _Bulk.of(insert(t.events), t.events)
 _ANNOUNCE = _Bulk.of(insert(t.parts).on_conflict_do_nothing(index_elements=_PART_KEY), t.parts)
 _CONCLUDE = _Bulk.of(
@@ -200,10 +202,9 @@ class Store:
             edge_id, spool_id, seq = item.identity
             asked[edge_id, spool_id].append(seq)
         known: dict[tuple[str, str, int], str] = {}
-        e = t.events.c
         for (edge_id, spool_id), seqs in asked.items():
-            found = sa.select(e.seq, e.header).where(e.edge_id == edge_id, e.spool_id == spool_id, e.seq.in_(seqs))
-            known |= {(edge_id, spool_id, seq): header for seq, header in self._connection.execute(found)}
+            found = self._connection.exec_driver_sql(_KNOWN, (edge_id, spool_id, json.dumps(seqs)))
+            known |= {(edge_id, spool_id, seq): header for seq, header in found}
         outcomes: dict[int, Outcome] = {}
         for item in items:
             stands = known.setdefault(item.identity, item.header)

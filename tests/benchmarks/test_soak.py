@@ -25,23 +25,41 @@ def test_a_short_soak_accounts_for_every_part(bundle: Path, synthetic_data: Path
     assert counts["offered"] == 400 and (counts["unaccounted"], counts["duplicates"]) == (0, 0)
     assert counts["results"] + counts["missed"] + counts["deadline"] == counts["triggers"] == counts["in_store"]
     assert sum(phase["parts"] for phase in found["latency_ms"].values()) == counts["triggers"]
-    assert found["growth"]["edge.pss"]["verdict"] == "too short" and not found["interrupted"]
+    assert {"queue", "inference", "wire and ledger"} <= set(found["stages_ms"]["before"])
+    assert found["growth"]["edge.anon"]["verdict"] == "too short" and not found["interrupted"]
     curve = found["curve"]
-    assert {"host.rss_kb", "edge.pss_kb", "capture0.threads", "edge.open_files", "ledger_log_mb"} <= set(curve)
+    assert {"host.anon_kb", "edge.rss_kb", "edge.shmem_kb", "capture0.threads", "ledger_log_mb"} <= set(curve)
     assert {len(values) for values in curve.values()} == {len(curve["parts"])} and len(curve["parts"]) > 5
     assert max(curve["edge.shared_memory_mb"]) > 0
 
 
 @pytest.mark.parametrize(("leak_kb", "verdict"), [(0.0, "flat"), (2.0, "flat"), (9.0, "grows")])
 def test_growth_is_told_from_noise_and_from_what_happens_at_the_start(leak_kb: float, verdict: str) -> None:
+    parts, kb = memory(leak_kb)
+    found = watching.growth(parts, kb)
+    assert found["verdict"] == verdict
+    assert found["phases"][0]["slope_kb_per_1000_parts"] == pytest.approx(leak_kb, abs=1.0)
+    assert watching.growth(parts[:25], kb[:25])["verdict"] == "too short"
+
+
+def test_a_new_load_s_queues_are_no_growth_and_a_leak_that_it_brings_is() -> None:
+    parts, kb = memory(0.0)
+    fuller = [value + 3_000 * (at > 100_000) for at, value in zip(parts, kb, strict=True)]
+    assert watching.growth(parts, fuller, 100_000)["verdict"] == "flat"
+    leaking = [value + 9e-3 * max(0.0, at - 100_000) for at, value in zip(parts, kb, strict=True)]
+    found = watching.growth(parts, leaking, 100_000)
+    assert [phase["verdict"] for phase in found["phases"]] == ["flat", "grows"] and found["verdict"] == "grows"
+    assert watching.growth(parts, leaking, 195_000)["verdict"] == "grows", "whenever the phase changed"
+    assert watching.growth(parts, kb, 195_000)["verdict"] == "too short"
+
+
+def memory(leak_kb: float) -> tuple[list[float], list[float]]:
+    """Parts and kB of a run that warms up, is noisy, jumps now and then, and leaks so much in 1000 parts."""
     random = np.random.default_rng(1)
     parts = np.linspace(0, 200_000, 400)
     kb = 90_000 + leak_kb * parts / 1000 + random.normal(0, 60, 400) - 30_000 * np.exp(-parts / 8000)
     kb[random.integers(0, 400, 40)] += 5_000
-    found = watching.growth(parts.tolist(), kb.tolist())
-    assert found["verdict"] == verdict
-    assert found["slope_kb_per_1000_parts"] == pytest.approx(leak_kb, abs=1.0)
-    assert watching.growth(parts[:100].tolist()[:25], kb[:25].tolist())["verdict"] == "too short"
+    return parts.tolist(), kb.tolist()
 
 
 LEAK = """
@@ -59,7 +77,7 @@ def test_a_process_that_grows_is_seen(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"x" * 2_000_000)
     passed = iter(range(0, 100_000, 1000))
     sampler = watching.Sampler(1.0, lambda: {"leak": child.pid}, {"file": tmp_path / "file"}, lambda: next(passed))
-    for _ in range(30):
+    for _ in range(50):
         child.stdin.write(b"\n")
         child.stdin.flush()
         child.stdout.readline()
@@ -68,10 +86,10 @@ def test_a_process_that_grows_is_seen(tmp_path: Path) -> None:
     child.communicate()
     sampler._sample()
     curve = sampler.curve()
-    assert len(curve["parts"]) == 30, "one that has ended is not sampled"
+    assert len(curve["parts"]) == 50, "one that has ended is not sampled"
     assert curve["file_mb"][0] == 2.0 and curve["leak.open_files"][0] >= 3 and curve["leak.threads"][0] == 1
-    found = sampler.growth()["leak.rss"]
-    assert found["verdict"] == "grows" and 3500 < found["slope_kb_per_1000_parts"] < 4500
+    found = sampler.growth()["leak.anon"]
+    assert found["verdict"] == "grows" and 3500 < found["phases"][0]["slope_kb_per_1000_parts"] < 4500
 
 
 IN_CHUNKS = (600, 640)

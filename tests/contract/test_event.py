@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -83,6 +85,21 @@ def test_every_kind_survives_the_wire(header: Header) -> None:
     message = from_frames(to_frames(encode_header(header), parts, ENVELOPE))
     assert message.header == header
     assert message.envelope == ENVELOPE
+
+
+def test_reading_headers_keeps_nothing_of_them() -> None:
+    trigger = next(header for header in HEADERS if isinstance(header, Trigger))
+    data = [encode_header(trigger.model_copy(update={"part_id": f"part-{n:06d}"})) for n in range(2000)]
+    HEADER.validate_json(data[0])
+    gc.collect()
+    tracemalloc.start()
+    try:
+        for each in data:
+            HEADER.validate_json(each)
+        gc.collect()
+        assert tracemalloc.get_traced_memory()[0] < 20_000, "ids of parts that never come again"
+    finally:
+        tracemalloc.stop()
 
 
 def test_kinds_listed_here_are_all_there_are() -> None:

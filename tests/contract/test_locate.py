@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from contract.errors import ImageError
-from contract.locate import Box, find_parts
+from contract.locate import Box, find_parts, quartiles
 from tests.shared_data import shared_data
 
 
@@ -27,6 +27,14 @@ def with_part(frame: np.ndarray, box: Box, level: int = 150) -> np.ndarray:
 def test_bare_belt_has_no_parts() -> None:
     assert find_parts(belt()) == []
     assert find_parts(np.full((480, 640), 37, np.uint8)) == []
+
+
+@pytest.mark.parametrize("size", [*range(1, 12), 640, 641, 642, 643])
+def test_quartiles_are_exact_whatever_the_count(size: int) -> None:
+    random = np.random.default_rng(size)
+    for _ in range(20):
+        values = random.integers(0, random.integers(1, 257), size).astype(np.uint8)
+        assert quartiles(values) == np.percentile(values, (25, 50, 75)).tolist()
 
 
 def test_an_evenly_lit_frame_of_any_level_has_no_parts() -> None:

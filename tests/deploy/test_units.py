@@ -117,7 +117,8 @@ def test_the_clock_may_be_read_and_what_outlives_a_start_is_kept(unit: Path) -> 
     capabilities = values(unit, "CapabilityBoundingSet")[0].split()
     assert "CAP_SYS_TIME" not in capabilities
     assert not values(unit, "RemoveIPC"), "frames in shared memory outlive a start"
-    for name in ("ProtectSystem", "NoNewPrivileges", "StateDirectory", "MemoryMax", "TasksMax", "LimitNOFILE"):
+    limits = ("CPUWeight", "MemoryMax", "TasksMax", "LimitNOFILE")
+    for name in ("ProtectSystem", "NoNewPrivileges", "StateDirectory", *limits):
         assert values(unit, name), name
 
 

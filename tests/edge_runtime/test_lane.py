@@ -34,7 +34,7 @@ from edge_runtime.inspector import Inspector
 from edge_runtime.recipes import Judge
 from edge_runtime.settings import CameraSettings, EdgeSettings, HostLink
 from edge_runtime.spool import Spool
-from edge_runtime.station import BUSY_PROOF_S, SUPERSEDED, Pending, Station
+from edge_runtime.station import BUSY_PROOF_S, PROOF_CPU, PROOF_S, RARE_PROOF_S, SUPERSEDED, Pending, Station
 from tests.bundles import draw_part
 from tests.graphs import write_bundle
 from tests.processes import until
@@ -309,3 +309,28 @@ def test_a_deadline_that_passes_while_it_infers_is_no_verdict(bundle: Bundle, tm
         assert [result.timing.t_inferred_ns > 0 for result in box.results] == [True, True, False]
     finally:
         box.close()
+
+
+def test_a_model_that_processors_infer_is_proven_rarely_and_a_cheap_or_failing_one_every_second(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used_s = cost_s = 0.0
+
+    def prove() -> None:
+        nonlocal used_s
+        used_s += cost_s
+
+    def pause_s() -> float:
+        before = time.monotonic()
+        box.station._prove_engine()
+        return box.station._next_proof - before
+
+    monkeypatch.setattr(time, "process_time", lambda: used_s)
+    monkeypatch.setattr(box.engine, "prove", prove)
+    assert pause_s() == pytest.approx(PROOF_S, abs=0.4)
+    cost_s = 0.02
+    assert pause_s() == pytest.approx(cost_s / PROOF_CPU, abs=0.4)
+    cost_s = 1.0
+    assert pause_s() == pytest.approx(RARE_PROOF_S, abs=0.4)
+    box.engine.failing = True
+    assert pause_s() == pytest.approx(PROOF_S, abs=0.4), "so that the line goes on as soon as it infers again"

@@ -90,6 +90,20 @@ def test_duplicates_are_absorbed_across_and_within_batches(store: Store, reader:
     assert reader.parts(0, 10)[0]["timing"]["age_ms"] == 5.0
 
 
+def test_batches_of_all_sizes_use_the_same_statements(store: Store) -> None:
+    """The driver keeps every statement that it has met, with its plan: over days, megabytes."""
+    met: set[str] = set()
+    sa.event.listen(store._engine, "before_cursor_execute", lambda *call: met.add(call[2]))
+    put(store, s.frames(s.trigger(1)), s.frames(s.result(2)))
+    first = met.copy()
+    for size in (1, 2, 3, 7):
+        triggers = [s.frames(s.trigger(100 * size + n)) for n in range(size)]
+        results = [s.frames(s.result(100 * size + 50 + n)) for n in range(size)]
+        assert put(store, *triggers, *results) == ["new"] * 2 * size
+        assert put(store, *triggers, *results) == ["duplicate"] * 2 * size
+    assert met == first
+
+
 def test_the_same_identity_with_other_words_is_a_conflict(store: Store, reader: Reader) -> None:
     put(store, s.frames(s.result(1)))
     assert put(store, s.frames(s.result(1, verdict=Verdict.REJECT))) == ["conflict"]
