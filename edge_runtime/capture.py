@@ -47,6 +47,7 @@ FIRST_RETRY_S, LAST_RETRY_S = 0.1, 5.0
 HEALTHY_S = 10.0  # a child that lived so long starts the back-off anew
 GONE_S = 0.5  # longest wait for the end of a child that was killed: a driver may hold it in the kernel
 FROZEN_AFTER = 5  # equal frames in a row from a live camera until it counts as frozen
+FEW_ROWS = 64  # every so-manyth row of a frame tells most that differ
 OVERRUN = "overrun: every slot holds a part that is not inspected yet"
 MEMORY = 8  # parts taken last that outlive the edge's process
 PR_SET_PDEATHSIG = 1
@@ -858,23 +859,29 @@ def find_in(pixels: Pixels, settings: CameraSettings) -> list[Box]:
 
 
 class FrozenCheck:
-    """Notices a live camera that gives the same frame again and again: real sensors have noise."""
+    """Notices a live camera that gives the same frame again and again: real sensors have noise.
+
+    A few rows of each frame are kept; all of it only once two in a row agree in those, and compared from then on.
+    """
 
     def __init__(self, after: int = FROZEN_AFTER) -> None:
         self._after = after
-        self._previous: Pixels | None = None
+        self._rows: Pixels | None = None
+        self._whole: Pixels | None = None
         self._same = 0
         self._new_ns = 0
 
     def stands_still(self, pixels: Pixels, t_capture_ns: int = 0) -> bool:
         """True from the ``after``-th equal frame on; one that is wholly black or white says nothing of the sensor."""
-        same = same_pixels(pixels, self._previous) and not saturated(pixels)
+        rows = pixels[::FEW_ROWS]
+        same = self._rows is not None and np.array_equal(rows, self._rows) and not saturated(pixels)
+        if same and self._whole is None:
+            self._whole = pixels.copy()
+        elif same:
+            same = same_pixels(pixels, self._whole)
         self._same = self._same + 1 if same else 0
-        if self._same == 0:
-            if self._previous is None or self._previous.shape != pixels.shape:
-                self._previous = np.empty_like(pixels)
-            np.copyto(self._previous, pixels)  # memory of its own for every frame would cost more than the copy
-            self._new_ns = t_capture_ns
+        if not same:
+            self._rows, self._whole, self._new_ns = rows.copy(), None, t_capture_ns
         return self._same >= self._after
 
     def still_ns(self, t_capture_ns: int) -> int:
@@ -920,4 +927,4 @@ def _rate(first: tuple[int, int], last: tuple[int, int]) -> float:
 
 def saturated(pixels: Pixels) -> bool:
     """Whether every value is 0 or 255: the lens is covered or the light too strong, and noise does not show."""
-    return not bool((pixels[::64] + np.uint8(1) > 1).any()) and not bool((pixels + np.uint8(1) > 1).any())
+    return not bool((pixels[::FEW_ROWS] + np.uint8(1) > 1).any()) and not bool((pixels + np.uint8(1) > 1).any())

@@ -639,6 +639,12 @@ def test_frames_are_the_same_in_every_byte_or_not_at_all() -> None:
         False,
         False,
     ]
+    assert not any(check.stands_still(picture) for picture in (other, frame) * 5), "one pixel differs each time"
+    assert not any(check.stands_still(picture) for picture in (frame[:90], frame) * 5), "nor does the size agree"
+    buffer = frame.copy()
+    assert [check.stands_still(buffer) for _ in range(4)][-1]
+    buffer[77, 77] = 2
+    assert not check.stands_still(buffer), "a camera that gives the same memory again and again"
 
 
 def test_the_end_decides_what_is_open(bench: Callable[..., Bench]) -> None:
