@@ -194,7 +194,8 @@ def test_each_frame_of_a_leading_camera_is_a_part_and_the_end_of_the_line_ends_a
     until(lambda: not edge._threads[0].is_alive(), "both have been played", LONG_S)
     headers = edge.end()
     triggered, ended = ends(headers)
-    assert triggered == ended and len(triggered) == 12
+    # One that found every slot taken, on a busy machine, is told of in one message: missed, without a trigger.
+    assert set(triggered) <= set(ended) and len(ended) == len(set(ended)) == 12
     assert sum(each.verdict is Verdict.PASS for each in edge.results) >= 1
     assert not [each for each in headers if isinstance(each, Result) and each.camera_id != "top"]
 
