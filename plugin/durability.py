@@ -54,7 +54,7 @@ def confirm(path: Path) -> None:
     """Raise OSError where a sync of the database's log that has just come back said nothing.
 
     A file system that fails gives its journal up some milliseconds before it refuses to be synced; in between a sync
-    returns and nothing was kept. A change of the file's times is refused from the first moment on.
+    returns and nothing was kept. A change of the file's times is refused sooner: that finds most such syncs, not all.
     """
     os.utime(_log_of(path))
 

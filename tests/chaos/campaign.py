@@ -80,7 +80,7 @@ class Campaign:
             for side in SIDES:
                 self._start(side)
             until(self._step, self._told("every point had its turn"), limit_s)
-            until(lambda: scene.healthy() and scene.line.results() >= MORE, "parts pass that nobody disturbs")
+            until(lambda: scene.healthy() and scene.line.results() >= MORE, "parts pass that nobody disturbs", limit_s)
             enough = scene.line.results() + MORE
             until(lambda: scene.line.results() >= enough, self._told("some more of them"), limit_s)
             return scene.end()

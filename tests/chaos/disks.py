@@ -97,6 +97,10 @@ class Disk(Gear):
         """Checked and mounted again; nobody has it open any more."""
         belt = self._belt()
         self._remount()
+        try:
+            (self.at / FILLER).touch()
+        except OSError as error:  # the image was not let go of: another mount namespace, of another campaign, has it
+            raise RuntimeError(f"{self.at} cannot be written after its repair; one campaign at a time") from error
         self._go_on(belt)
 
     def _remount(self) -> None:
@@ -115,7 +119,7 @@ class Disk(Gear):
 
     def _unmount(self) -> None:
         """As soon as the kernel has ended whoever belonged to the side that was killed."""
-        until(lambda: _done("umount", self.at), f"{self.at} is let go of")
+        until(lambda: _done("umount", self.at), f"{self.at} is let go of", 180.0)
 
     def _check(self) -> None:
         done = subprocess.run(["e2fsck", "-fy", str(self._image)], capture_output=True, text=True, check=False)

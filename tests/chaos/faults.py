@@ -25,7 +25,7 @@ from tests.chaos.wire import Wire
 from tests.paper_box import PaperBox
 from tests.processes import children
 
-SECONDS_A_FAULT = 90
+SECONDS_A_FAULT = 180
 """Of the line, so that it does not end before the faults do on a machine that is busy."""
 
 PARTS_A_SECOND = 3
@@ -256,7 +256,7 @@ def no_memory_for_frames(stage: Stage) -> None:
     scene = stage.scene
     scene.kill("edge", hold=True)
     edge = scene.start("edge", prefix=("prlimit", "--fsize=50000000"))  # of a memory file, too
-    code = edge.wait(60)
+    code = edge.wait(180)
     assert code not in (0, -9), scene.told(f"an edge without memory for frames ended with {code}")
     said = "shared memory for frames" in edge.text()
     assert said, scene.told("it does not say why it ended")

@@ -230,9 +230,10 @@ class Scene:
         """Let the host have everything, stop the edge in order, let every deadline pass, and count."""
         self.wait(lambda: self.waiting() == 0, "the host has committed everything", 300.0)
         self.held.update(SIDES)
-        code = self.running["edge"].stop()
+        code = self.running["edge"].stop(180)
         assert code == 0, self.told(f"the edge ended with {code}")
-        until(lambda: not fetch(f"{self.line.address}/api/summary")["line"]["open"], "no part waits for its deadline")
+        summary = f"{self.line.address}/api/summary"
+        until(lambda: not fetch(summary)["line"]["open"], "no part waits for its deadline", 180.0)
         with suppress(AssertionError):  # those that have none are counted
             until(lambda: all(row["state"] in ENDED for row in self.line.parts()), "every trigger has its end", 10.0)
         return self._count()

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.chaos.campaign import POINTS, WHEN, Campaign, schedule
 from tests.chaos.scene import SIDES, Scene
 
 
+@pytest.mark.timeout(600)
 def test_every_point_is_a_function_that_is_called_while_parts_pass(tmp_path: Path, bundle: Path) -> None:
     noted = tmp_path / "noted"
     noted.mkdir()
@@ -23,11 +26,12 @@ def test_every_point_is_a_function_that_is_called_while_parts_pass(tmp_path: Pat
     assert {(point.side, point.when) for point in POINTS.values()} <= {(s, w) for s in SIDES for w in WHEN}
 
 
+@pytest.mark.timeout(1200)
 def test_a_few_kills_on_each_side(tmp_path: Path, bundle: Path) -> None:
     points = schedule(len(POINTS), 1)
     chosen = [name for who in ("edge", "camera", "host") for name in [n for n in points if n.startswith(who)][:3]]
     campaign = Campaign(tmp_path, bundle, chosen, seed=4)
-    found = campaign.run(limit_s=200)
+    found = campaign.run(limit_s=600)
     assert sum(campaign.kills.values()) == len(chosen)
     assert found.faults == (0, 0, 0)
     assert found.results > 0 and found.passes > 0

@@ -36,6 +36,7 @@ def test_every_fault_says_what_it_does(name: str) -> None:
     assert set(FAULTS[name].gear) <= set(GEAR)
 
 
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("names", [PLAIN, PRIVILEGED], ids=["plain", "disk and network"])
 def test_several_faults_on_one_line(tmp_path: Path, bundle: Path, names: tuple[str, ...]) -> None:
     have(names, tmp_path / "try")
