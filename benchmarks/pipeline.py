@@ -47,7 +47,7 @@ from contract.recipe import Recipe
 from edge_runtime.account import percentile
 from edge_runtime.draw import draw_dataset
 from edge_runtime.emitter import Emitter
-from edge_runtime.engines import open_engine
+from edge_runtime.engines import Together, open_engine
 from edge_runtime.engines.base import Engine
 from edge_runtime.ring import Record, Ring
 from edge_runtime.run import settle
@@ -69,6 +69,9 @@ PREPROCESS_PX = 256
 """The largest tile that a graph can have."""
 
 CAMERAS = (1, 4)
+BATCH_MS = 1000.0
+"""No limit here: how long the parts of one inference take is among the figures."""
+
 AGES = "ages.txt"
 COMMIT_S = 0.005
 """How long a host gathers what it commits together."""
@@ -96,6 +99,7 @@ def main() -> None:
     made.add_argument("--rounds", type=int, default=5)
     made.add_argument("--seconds", type=float, default=4.0, help="length of each measurement")
     made.add_argument("--rate", type=float, default=20.0, help="frames per second for the latencies")
+    made.add_argument("--batch", type=int, default=1, help="parts that at most go through one inference")
     made.add_argument("--bundle", type=Path, help="one that is there already, instead of training one")
     made.add_argument("--anomalib", type=Path, metavar="PYTHON", help="a Python that has anomalib, to be measured too")
     options = made.parse_args()
@@ -103,7 +107,7 @@ def main() -> None:
     register()
     with tempfile.TemporaryDirectory() as folder:
         bundle = make_bundle(Path(folder), options.size) if options.bundle is None else open_bundle(options.bundle)
-        figures = measure(Path(folder), bundle, options.rounds, options.seconds, options.rate)
+        figures = measure(Path(folder), bundle, options.batch, options.rounds, options.seconds, options.rate)
         pictures = Path(folder) / "small.npy"
         figures["anomalib"] = inference_peer.compare(
             options.anomalib, bundle, pictures, options.rounds, options.seconds
@@ -111,10 +115,10 @@ def main() -> None:
     write(options.json, figures | {"load_1min_after": os.getloadavg()[0], "nice": os.nice(0)}, before)
 
 
-def measure(folder: Path, bundle: Bundle, rounds: int, seconds: float, rate: float) -> dict[str, Any]:
-    """All figures; the bare engine and the pipeline take turns in every round."""
+def measure(folder: Path, bundle: Bundle, batch: int, rounds: int, seconds: float, rate: float) -> dict[str, Any]:
+    """All figures; the bare engine, one part at a time, and the pipeline take turns in every round."""
     small, large = make_lines(folder)
-    engine = open_engine("auto", bundle, 1)
+    engine = open_engine("auto", bundle, 1, together=Together(batch, BATCH_MS))
     ways = {str(count): (small, count) for count in CAMERAS} | {"5mp": (large, 1)}
     bare: list[float] = []
     through: dict[str, list[float]] = {name: [] for name in ways}
@@ -135,6 +139,7 @@ def measure(folder: Path, bundle: Bundle, rounds: int, seconds: float, rate: flo
             "model": bundle.manifest.model.name,
             "size_px": bundle.manifest.recipe.tile_hw[0],
             "engine": engine.describe(),
+            "joined": engine.joined,
             "threads": 1,
         },
         "engine_images_per_s": statistics.median(bare),

@@ -214,15 +214,17 @@ def check_bundle(subject: Subject) -> Iterator[Finding]:
     way_out = "" if calibrated else f"flawline calibrate thresholds {folder} --data DIR"
     state = f"calibration {calibrated}" if calibrated else "not calibrated: every part would be NOT_INSPECTED"
     yield Finding("calibration", Status.OK if calibrated else Status.FAIL, state, way_out)
-    yield _try_golden(bundle, settings.engine if settings else "auto", settings.precision if settings else "fp32")
+    yield _try_golden(bundle, settings)
 
 
-def _try_golden(bundle: Bundle, engine_name: str, precision: Precision) -> Finding:
-    from edge_runtime.engines import open_engine
+def _try_golden(bundle: Bundle, settings: EdgeSettings | None) -> Finding:
+    from edge_runtime.engines import ALONE, Together, open_engine
     from edge_runtime.engines.golden import check_golden
 
+    precision: Precision = settings.precision if settings else "fp32"
+    together = Together(settings.batch, settings.batch_ms) if settings else ALONE
     try:
-        engine = open_engine(engine_name, bundle, precision=precision)
+        engine = open_engine(settings.engine if settings else "auto", bundle, 1, precision, together)
         deviation = check_golden(engine, bundle)
     except FlawlineError as error:
         return Finding("golden images", Status.FAIL, str(error), "try another engine, or train the bundle again")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -39,6 +39,15 @@ class Outcome(NamedTuple):
     t_prepared_ns: int
     t_inferred_ns: int
     t_decided_ns: int
+
+
+class Ready(NamedTuple):
+    """A part that may be scored: its tiles, and what its verdict needs besides the engine's answer."""
+
+    tiles: Pixels
+    part_hw: PartSize
+    quality: dict[str, float]
+    t_prepared_ns: int
 
 
 class Begun(NamedTuple):
@@ -85,6 +94,11 @@ class Inspector:
 
     def begin(self, part: Picture) -> Begun | Outcome:
         """Prepare a part and start its inference, or its outcome where it must not be scored. Raises nothing."""
+        ready = self.ready(part)
+        return ready if isinstance(ready, Outcome) else begin_together(self.engine, [ready])[0]
+
+    def ready(self, part: Picture) -> Ready | Outcome:
+        """Prepare a part, or its outcome where it must not be scored. Raises nothing."""
         try:
             prepared = prepare(part, self._recipe, self._neutralise)
             quality, fault = self._check(part, prepared)
@@ -93,10 +107,7 @@ class Inspector:
         t_prepared_ns = time.monotonic_ns()
         if fault is not None:
             return not_inspected(fault, quality, t_prepared_ns)
-        try:
-            return Begun(self.engine.start(prepared.tiles), size_of(part), quality, t_prepared_ns)
-        except Exception as error:  # noqa: BLE001 - an engine that fails, however, has given no verdict
-            return not_inspected(str(error), quality, t_prepared_ns)
+        return Ready(prepared.tiles, size_of(part), quality, t_prepared_ns)
 
     def end(self, begun: Begun) -> Outcome:
         """Wait for the oldest part begun on this engine, which must be this one, and decide. Raises nothing."""
@@ -183,6 +194,18 @@ class Inspector:
         for tile, (y, x) in zip(tiles, tile_origins(view, self._recipe), strict=True):
             canvas[y : y + tile.shape[0], x : x + tile.shape[1]] = tile
         return canvas[..., 0] if self._recipe.channels == 1 else canvas
+
+
+def begin_together(engine: Engine, parts: Sequence[Ready]) -> list[Begun | Outcome]:
+    """Start parts of one recipe, perhaps of several cameras, as one inference. Raises nothing."""
+    try:
+        tickets = engine.start_together([part.tiles for part in parts])
+    except Exception as error:  # noqa: BLE001 - an engine that fails, however, has given no verdict
+        return [not_inspected(str(error), part.quality, part.t_prepared_ns) for part in parts]
+    return [
+        Begun(ticket, part.part_hw, part.quality, part.t_prepared_ns)
+        for ticket, part in zip(tickets, parts, strict=True)
+    ]
 
 
 def not_inspected(reason: str, quality: dict[str, float] | None = None, t_prepared_ns: int = 0) -> Outcome:

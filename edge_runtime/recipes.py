@@ -26,7 +26,7 @@ from contract.fixture import placer_of
 from contract.recipe import Recipe
 from contract.signing import read_trusted
 from edge_runtime.cameras import is_live, is_settable
-from edge_runtime.engines import open_engine
+from edge_runtime.engines import Together, open_shared
 from edge_runtime.engines.base import Engine
 from edge_runtime.engines.golden import check_golden
 from edge_runtime.inspector import Inspector
@@ -86,11 +86,15 @@ def cameras_by_lead(settings: EdgeSettings, recipe: Recipe) -> dict[str, set[str
 
 
 def load_judge(settings: EdgeSettings, number: int) -> Judge:
-    """Open, check and warm up a recipe and prove its engine on the golden images. Raises FlawlineError."""
+    """Open, check and warm up a recipe and prove its engine on the golden images. Raises FlawlineError.
+
+    A recipe of the same graph that is loaded already lends what it has compiled; the golden images are this one's own.
+    """
     bundle = open_fit(settings, number)
     for doubt in cut_doubts(bundle, settings):
         log.warning("%s", doubt)
-    engine = open_engine(settings.engine, bundle, settings.threads, settings.precision)
+    together = Together(settings.batch, settings.batch_ms)
+    engine = open_shared(settings.engine, bundle, settings.threads, settings.precision, together)
     try:
         check_golden(engine, bundle)
         return Judge(number, bundle, engine, settings)

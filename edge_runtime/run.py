@@ -90,6 +90,7 @@ def run_edge(config: Path, quiet: bool = False) -> int:
         station = Station(settings, judge.bundle, judge.engine, spool, emitter, hear, desk, choice, observer, glimpses)
         _stop_on_signals(station)
         _echo(f"edge {settings.edge_id}: {_named(judge)}, {judge.engine_name}")
+        del judge  # the station alone holds its engine, which must go when another recipe takes over
         station.pulse, emitter.pulse = overseer.watch("station"), overseer.watch("emitter")
         emitter.start()
         if control is not None:

@@ -261,6 +261,8 @@ class EdgeSettings(Strict):
     engine: Literal["auto", "tensorrt", "tensorrt-rtx", "openvino", "onnxruntime"] = "auto"
     precision: Precision = Field("fp32", description="which of the bundle's graphs: fp32, fp16 (TensorRT), int8")
     threads: int = Field(1, ge=1, le=64, description="engine threads")
+    batch: int = Field(1, ge=1, le=64, description="parts, of any camera, that at most go through one inference")
+    batch_ms: float = Field(50.0, gt=0, le=60_000, description="longest inference of several parts; measured at start")
     deadline_ms: int = Field(1000, ge=10, description="capture to verdict; later is NOT_INSPECTED")
     hang_s: float = Field(20.0, ge=2, le=3600, description="no turn of a loop for so long: ended with code 70")
     start_s: float = Field(900.0, ge=2, le=86_400, description="the same from the start to the first turn")
@@ -299,6 +301,11 @@ class EdgeSettings(Strict):
                     f"camera {camera.id!r}: code.budget_ms = {camera.code.budget_ms} is over deadline_ms = "
                     f"{self.deadline_ms}: every part whose code takes so long would be late"
                 )
+        if self.batch > 1 and self.batch_ms > self.deadline_ms:
+            raise ValueError(
+                f"batch_ms = {self.batch_ms:g} is over deadline_ms = {self.deadline_ms}: parts that are inferred "
+                "together would all be late"
+            )
         if self.audit_share > 0 and self.images == "none":
             raise ValueError(
                 f"audit_share = {self.audit_share:g} and images = 'none': an inspector cannot judge a part without its "

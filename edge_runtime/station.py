@@ -30,7 +30,7 @@ from edge_runtime.engines.base import Engine
 from edge_runtime.errors import CardLostError, SpoolBlockedError, SpoolError
 from edge_runtime.glimpse import Glimpse
 from edge_runtime.holdout import hold_out
-from edge_runtime.inspector import Outcome, not_inspected
+from edge_runtime.inspector import Outcome, Ready, not_inspected
 from edge_runtime.joining import Joining, Pending
 from edge_runtime.lane import Lane, Taken, failed
 from edge_runtime.observer import Observer
@@ -172,7 +172,7 @@ class Station:
 
     def _wait(self) -> list[CameraProcess]:
         """Sleep until a camera has something new or a part is inferred, at most IDLE_S; returns those cameras."""
-        startable = self._startable() is not None or self._joining.has_news
+        startable = self._startable() or self._joining.has_news
         to_do = self._lane.ready() or startable or (self._pending and not self._lane)
         watched: list[CameraProcess | Joining | Engine] = [
             *([] if self._lane.full else self._cameras),  # what comes then is told together with the next verdict
@@ -270,27 +270,33 @@ class Station:
     def _proof_is_overdue(self) -> bool:
         return time.monotonic() >= self._next_proof + BUSY_PROOF_S
 
-    def _startable(self) -> Pending | None:
-        """The part to begin next: the engine has room, and no order stands before it.
+    def _startable(self) -> list[Pending]:
+        """The parts to begin next, as one inference: the engine has room, and no order stands before them.
 
-        A camera that wants the freshest part has one under way at most, so that the next one is chosen late.
+        One alone where the engine has nothing to do, so that it begins at once. A camera that wants the freshest part
+        has one under way at most, so that the next one is chosen late.
         """
+        found: list[Pending] = []
         if self._lane.full:
-            return None
+            return found
+        engine = self._judge.engine
+        most = engine.joined if self._lane else 1
         for item in self._pending:
-            if isinstance(item, Order):
-                return None
-            if item.camera.settings.policy != "freshest" or not self._lane.holds(item.header.camera_id):
-                return item
-        return None
+            if isinstance(item, Order) or len(found) == most:
+                break
+            camera_id = item.header.camera_id
+            held = self._lane.holds(camera_id) or any(each.header.camera_id == camera_id for each in found)
+            if item.camera.settings.policy != "freshest" or not held:
+                found.append(item)
+        return found[: engine.together(len(found))]
 
     def _begin_next(self) -> bool:
-        item = self._startable()
-        if item is None:
-            return False
-        self._pending.remove(item)
-        self._begin(item)
-        return True
+        items = self._startable()
+        for item in items:
+            self._pending.remove(item)
+        if items:
+            self._lane.put([self._take(item) for item in items])
+        return bool(items)
 
     def _obey_next(self) -> None:
         """The order that stands first, if one does; nothing is under way."""
@@ -407,10 +413,11 @@ class Station:
             ),
         )
 
-    def _begin(self, item: Pending) -> None:
-        """Cut, prepare and start one part; whatever goes wrong on the way is NOT_INSPECTED with the reason."""
+    def _take(self, item: Pending) -> Taken:
+        """Cut and prepare one part; whatever goes wrong on the way is NOT_INSPECTED with the reason."""
         header, t_taken_ns = item.header, time.monotonic_ns()
         cut: CutPart | None = None
+        step: Ready | Outcome
         inspector = self._judge.inspectors[header.camera_id]
         try:
             if not self._choice.inspecting:
@@ -419,12 +426,12 @@ class Station:
                 raise FlawlineError(self._deadline_text(header))
             codes = self._codes.get(header.camera_id)
             cut = item.cut(self._judge.bundle.manifest.recipe, self._judge.placer, codes)
-            step = inspector.begin(cut.pixels) if cut.fault is None else not_inspected(cut.fault)
+            step = inspector.ready(cut.pixels) if cut.fault is None else not_inspected(cut.fault)
         except Exception as error:  # noqa: BLE001 - whatever it was, the part has no verdict
             step = failed(header.part_id, error)
         finally:
             item.release()
-        self._lane.put(Taken(header, inspector, cut, t_taken_ns, step))
+        return Taken(header, inspector, cut, t_taken_ns, step)
 
     def _end_oldest(self, drafts: Iterable[Draft] = ()) -> None:
         """The verdict on the part that was begun first, on record together with and behind ``drafts``."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import logging
 import platform
-from typing import TYPE_CHECKING
+import threading
+from typing import TYPE_CHECKING, NamedTuple
+from weakref import WeakKeyDictionary
 
 from edge_runtime.errors import EngineError
 
@@ -30,6 +33,30 @@ PACKAGES = {
 AUTO_ORDER = ("tensorrt", "tensorrt-rtx", "openvino", "onnxruntime")
 ON_A_CARD = frozenset({"tensorrt", "tensorrt-rtx"})
 X86 = frozenset({"x86_64", "AMD64"})
+
+
+class Together(NamedTuple):
+    """How many parts at most go through one inference, and how long that one may take."""
+
+    parts: int = 1
+    budget_ms: float = 0.0
+
+
+ALONE = Together()
+
+
+class Made(NamedTuple):
+    """All that decides how an engine computes: two that are alike in it can serve over one compiled graph."""
+
+    graph_sha256: str
+    spec: GraphSpec
+    name: str
+    threads: int
+    together: Together
+
+
+_OPEN: WeakKeyDictionary[Engine, Made] = WeakKeyDictionary()
+_LOOKING = threading.Lock()
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +113,9 @@ def _serves(name: str) -> bool:
     return why is None
 
 
-def open_engine(name: str, bundle: Bundle, threads: int = 1, precision: Precision = "fp32") -> Engine:
+def open_engine(
+    name: str, bundle: Bundle, threads: int = 1, precision: Precision = "fp32", together: Together = ALONE
+) -> Engine:
     """Load, compile and warm up the bundle's graph of ``precision``; ``name`` is a key of ENGINES or ``auto``.
 
     Raises EngineError, and BundleError where the bundle has no graph of that precision.
@@ -94,8 +123,44 @@ def open_engine(name: str, bundle: Bundle, threads: int = 1, precision: Precisio
     from edge_runtime.engines.base import graph_spec, read_graph
 
     kind = kind_for(name, precision)
-    engine = kind(read_graph(bundle, precision), graph_spec(bundle, precision), threads)
-    engine.warm_up()
+    if together.parts > 1 and not kind.joins:
+        able = [other for other in ENGINES if installed(other) and _kind(other).joins]
+        raise EngineError(
+            f"engine {kind.name!r} takes one part at a time, and batch = {together.parts} is asked for; "
+            f"set batch = 1, or engine to one of {', '.join(able)}"
+        )
+    graph = read_graph(bundle, precision)
+    engine = kind(graph, graph_spec(bundle, precision), threads)
+    try:
+        engine.warm_up()
+        if together.parts > 1:
+            engine.join(graph, together.parts, together.budget_ms / 1000)
+    except BaseException:
+        engine.close()
+        raise
+    return engine
+
+
+def open_shared(
+    name: str, bundle: Bundle, threads: int = 1, precision: Precision = "fp32", together: Together = ALONE
+) -> Engine:
+    """As ``open_engine``; where one that was opened so has compiled the same graph alike, it is not loaded again.
+
+    Each call gives an engine of its own, for another thread perhaps, to be closed by whoever asked for it.
+    """
+    from edge_runtime.engines.base import graph_spec, read_graph
+
+    sha256 = hashlib.sha256(read_graph(bundle, precision)).hexdigest()
+    made = Made(sha256, graph_spec(bundle, precision), choose(name), threads, together)
+    with _LOOKING:  # one that fails or computes wrongly is no source of another
+        alike = [engine for engine, of in _OPEN.items() if of == made and not engine.failing]
+    engine = alike[0].beside() if alike else None
+    if engine is None:
+        engine = open_engine(name, bundle, threads, precision, together)
+    else:
+        log.info("%s: graph %s is compiled already and serves another recipe as well", engine.name, sha256[:12])
+    with _LOOKING:
+        _OPEN[engine] = made
     return engine
 
 

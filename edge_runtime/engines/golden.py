@@ -44,22 +44,29 @@ def golden_tiles(bundle: Bundle) -> Pixels:
 def check_golden(engine: Engine, bundle: Bundle) -> float:
     """Largest relative deviation of the engine from training (INT8: from its admission) over the golden images.
 
-    Raises ParityError naming image, found and expected where it exceeds the bundle's tolerance for the engine's
-    precision. Below FP32 no image may change its verdict either, but for one that lies on a limit: within half of what
-    its score may deviate, which is twice what training itself has measured.
+    Where parts are joined, those of a joined inference as well. Raises ParityError naming image, found and expected
+    where it exceeds the bundle's tolerance for the engine's precision. Below FP32 no image may change its verdict
+    either, but for one that lies on a limit: within half of what its score may deviate, which is twice what training
+    itself has measured.
     """
+    return max(_check(engine, bundle, parts) for parts in sorted({1, engine.joined}))
+
+
+def _check(engine: Engine, bundle: Bundle, parts: int) -> float:
+    """The same for inferences of so many parts."""
     tiles = golden_tiles(bundle)
     golden_scores, golden_means, tolerance = _expected(engine, bundle.manifest.golden)
-    order, scores, means = _run(engine, tiles)
+    order, scores, means = _run(engine, tiles, parts)
     worst = 0.0
     for what, found, all_expected in (("score", scores, golden_scores), ("map mean", means, golden_means)):
         expected = [all_expected[index] for index in order]
         floor = _floor(engine, bundle, all_expected) if what == "score" else None
         for at, deviation in enumerate(deviations(found, expected, floor)):
             if not deviation <= tolerance:  # a NaN is not within any tolerance
+                place = at % (parts * engine.spec.batch)
                 raise ParityError(
                     f"{engine.describe()} disagrees with {_witness(engine)} on golden image {order[at]}, place "
-                    f"{at % engine.spec.batch} of the batch: {what} {found[at]:.7g}, expected {expected[at]:.7g} "
+                    f"{place} of the batch: {what} {found[at]:.7g}, expected {expected[at]:.7g} "
                     f"within {tolerance:g} relative; try {_way_out(engine)}"
                 )
             worst = max(worst, deviation)
@@ -70,7 +77,7 @@ def check_golden(engine: Engine, bundle: Bundle) -> float:
 
 def golden_outputs(engine: Engine, bundle: Bundle) -> tuple[list[float], list[float]]:
     """Score and map's mean of each golden image, in the bundle's order, whatever is expected of them."""
-    order, scores, means = _run(engine, golden_tiles(bundle))
+    order, scores, means = _run(engine, golden_tiles(bundle), 1)
     first = [order.index(index) for index in range(len(bundle.manifest.golden.scores))]
     return [scores[at] for at in first], [means[at] for at in first]
 
@@ -169,17 +176,18 @@ def deviations(found: Sequence[float], expected: Sequence[float], floor: float |
     return [abs(ours - theirs) / max(abs(theirs), floor) for ours, theirs in zip(found, expected, strict=True)]
 
 
-def _run(engine: Engine, tiles: Pixels) -> tuple[list[int], list[float], list[float]]:
+def _run(engine: Engine, tiles: Pixels, parts: int) -> tuple[list[int], list[float], list[float]]:
     """Which tile, its score and its map's mean, twice round: every place of the batch sees two different tiles."""
-    batch, count = engine.spec.batch, len(tiles)
+    one, count = engine.spec.batch, len(tiles)
+    batch = parts * one
     order: list[int] = []
     scores: list[float] = []
     means: list[float] = []
     for turn in (0, count // 2):
         for start in range(0, count, batch):
             places = [(turn + start + place) % count for place in range(batch)]
-            output = engine.infer(tiles[places])
             order += places
-            scores += output.scores.astype(float).tolist()
-            means += output.maps.mean(axis=(1, 2), dtype=np.float64).tolist()
+            for output in engine.infer_together([tiles[places[at : at + one]] for at in range(0, batch, one)]):
+                scores += output.scores.astype(float).tolist()
+                means += output.maps.mean(axis=(1, 2), dtype=np.float64).tolist()
     return order, scores, means

@@ -20,6 +20,8 @@ class OnnxRuntimeEngine(WorkerEngine):
 
     name = "onnxruntime"
     precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "fp16", "int8")  # below FP32 it checks the graph
+    shares: ClassVar[bool] = True
+    joins: ClassVar[bool] = True
 
     def _load(self, graph: bytes) -> set[str]:
         options = onnxruntime.SessionOptions()
@@ -33,6 +35,9 @@ class OnnxRuntimeEngine(WorkerEngine):
         options.enable_cpu_mem_arena = False
         self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         return {output.name for output in self._session.get_outputs()}
+
+    def _load_joined(self, graph: bytes, tiles: int) -> None:
+        """Nothing: the session takes any number."""
 
     def _run(self, tiles: Pixels) -> Outputs:
         scores, maps, reconstruction = self._session.run([SCORE, MAP, RECONSTRUCTION], {INPUT: tiles})

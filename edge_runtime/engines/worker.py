@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.images import Pixels
-from edge_runtime.engines.base import Engine, GraphSpec
+from edge_runtime.engines.base import Engine
 
 
 class Outputs(NamedTuple):
@@ -27,10 +27,10 @@ class WorkerEngine(Engine):
     The thread needs Python's lock between two parts: a runtime that queues by itself does not, and is to be preferred.
     """
 
-    def __init__(self, graph: bytes, spec: GraphSpec, threads: int = 1) -> None:
+    def _set_up(self) -> None:
+        super()._set_up()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"{self.name}")
         self._futures: dict[int, Future[Outputs]] = {}
-        super().__init__(graph, spec, threads)
 
     @abstractmethod
     def _run(self, tiles: Pixels) -> Outputs:

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import zmq
 
+import edge_runtime.engines as engines
 from contract.bundle import Bundle, open_bundle, write_manifest
 from contract.control import Hello, Reply, Request, Status, encode, from_edge
 from contract.errors import ConfigError
@@ -263,6 +264,25 @@ def test_the_choice_outlives_a_restart(host: Host, start: Callable[..., Edge], t
     again = start()
     again.wait_results(2)
     assert {(each.recipe_number, each.reason) for each in again.results} == {(2, STOPPED)}
+
+
+def test_recipes_of_one_graph_share_what_is_compiled_and_each_is_held_to_its_own_golden_images(
+    host: Host, start: Callable[..., Edge], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads, load = [], engines.open_engine
+    monkeypatch.setattr(engines, "open_engine", lambda *given: loads.append(given) or load(*given))
+    edge = start()
+    there(host)
+    for number, outcome in ((2, "ok"), (5, "refused"), (1, "ok"), (2, "ok")):
+        reply = host.server.select_recipe("edge", number, LONG_S).result(LONG_S)
+        assert reply.outcome == outcome, reply.reason
+        assert outcome == "ok" or "disagrees with training" in (reply.reason or "")
+        before = edge.wait_results(3)
+        last = edge.results[-1]
+        assert last.verdict is not Verdict.NOT_INSPECTED, last.reason
+        assert last.recipe_number == (number if outcome == "ok" else 2)
+        assert len(edge.results) > before
+    assert len(loads) == 1, "the engines that were closed have left what they shared to the others"
 
 
 def test_a_choice_that_cannot_be_served_stops_the_start_with_the_way_out(opened: Bundle, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -24,10 +24,12 @@ from edge_runtime.engines import (
     ENGINES,
     ON_A_CARD,
     PACKAGES,
+    Together,
     choose,
     installed,
     obstacle,
     open_engine,
+    open_shared,
     probe,
 )
 from edge_runtime.engines.base import SLOTS, Engine, GraphSpec
@@ -36,6 +38,7 @@ from edge_runtime.engines.golden import check_golden, deviations, golden_tiles
 from edge_runtime.engines.tensorrt import LIBRARIES
 from edge_runtime.engines.worker import Outputs, WorkerEngine
 from edge_runtime.errors import EngineError, ParityError
+from edge_runtime.recipes import load_judge
 from edge_runtime.settings import EdgeSettings
 from tests.bundles import draw_part
 from tests.graphs import make_graph, reference, write_bundle
@@ -373,6 +376,219 @@ def test_two_parts_under_way_get_their_own_results_in_order(name: str, bundle: B
     engine.close()
 
 
+def test_engines_over_one_compiled_graph_serve_apart_and_one_outlives_the_other(name: str, bundle: Bundle) -> None:
+    engine = open_engine(name, bundle)
+    other = engine.beside()
+    if other is None:
+        assert name in ON_A_CARD, "on a card each engine has memory of its own"
+        return
+    first, second, third = (prepare(part, bundle.manifest.recipe).tiles for part in GOOD[:3])
+    alone = [engine.infer(part).maps for part in (first, second, third)]
+    tickets = [engine.start(first), other.start(second), engine.start(third)]
+    assert (engine.under_way, other.under_way) == (2, 1)
+    for asked, place in ((other, 1), (engine, 0), (engine, 2)):
+        assert select.select([asked], [], [], 30)[0], "each rings its own bell"
+        np.testing.assert_array_equal(asked.finish(tickets[place]).maps, alone[place])
+    assert not select.select([engine, other], [], [], 0)[0]
+    engine.start(first)
+    engine.close()
+    del engine
+    other.prove()
+    np.testing.assert_array_equal(other.infer(third).maps, alone[2])
+    assert other.reconstruction().shape == third.shape
+    other.close()
+
+
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the bundles whose graph is loaded from here on."""
+    found: list[str] = []
+    load = engines.open_engine
+
+    def counted(name: str, bundle: Bundle, *more: Any) -> Engine:
+        found.append(bundle.root.name)
+        return load(name, bundle, *more)
+
+    monkeypatch.setattr(engines, "open_engine", counted)
+    return found
+
+
+def test_what_is_compiled_is_shared_by_bundles_of_the_same_graph_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = opened(monkeypatch)
+    one, same, two_tiles, another = (
+        write_bundle(tmp_path / "one", GOOD),
+        write_bundle(tmp_path / "same", GOOD),
+        write_bundle(tmp_path / "two-tiles", GOOD, RECIPES["two tiles"]),
+        write_bundle(tmp_path / "another", GOOD[:6]),
+    )
+    held = [open_shared("onnxruntime", each) for each in (one, same, two_tiles, another)]
+    assert loaded == ["one", "two-tiles", "another"]
+    held += [open_shared("onnxruntime", one, threads=2), open_shared("openvino", same)]
+    assert loaded[3:] == ["one", "same"], "with other threads, and by another runtime, it is another engine"
+    for engine in held:
+        engine.failing = True
+    held.append(open_shared("onnxruntime", same))
+    assert loaded[5:] == ["same"], "whatever fails lends nothing"
+    while held:
+        held.pop().close()
+    del engine
+    open_shared("onnxruntime", one).close()
+    assert loaded[6:] == ["one"], "with the last of them it is gone"
+
+
+def join(engine: Engine, graph: bytes, parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a card: several take hardly longer than one."""
+    monkeypatch.setattr(engine, "_takes", lambda: 1.0 + 0.01 * engine.joined)
+    engine.join(graph, parts, budget_s=2.0)
+    assert engine.joined == parts and engine.together(2) == 2
+
+
+def joining(name: str) -> None:
+    if not _kind(name).joins:
+        pytest.skip(f"{name}: takes one part at a time")
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_parts_in_one_inference_get_their_own_results(
+    name: str, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joining(name)
+    bundle = write_bundle(tmp_path, GOOD, recipe)
+    alone = open_engine("onnxruntime", bundle)
+    parts = [prepare(draw_part(number, defect=number % 2 == 0), recipe).tiles for number in range(50, 62)]
+    maps = [alone.infer(part).maps for part in parts]
+    assert len({each.tobytes() for each in maps}) == len(parts)
+    engine = open_engine(name, bundle)
+    join(engine, engines.base.read_graph(bundle), 4, monkeypatch)
+    at = 0
+    for sizes in ((1, 4), (4, 1), (2, 3), (1, 1), (4, 3), (1, 2)):  # of the two inferences that are under way
+        here = [(at + place) % len(parts) for place in range(sum(sizes))]
+        tickets = engine.start_together([parts[each] for each in here[: sizes[0]]])
+        assert not engine.full
+        tickets += engine.start_together([parts[each] for each in here[sizes[0] :]])
+        assert engine.full and engine.under_way == len(tickets) == len(set(tickets))
+        with pytest.raises(EngineError, match="2 inferences are under way"):
+            engine.start(parts[0])
+        for ticket, place in zip(tickets, here, strict=True):
+            if not engine.ready():
+                assert select.select([engine], [], [], 30)[0], "one ring for each inference"
+            found = engine.finish(ticket)
+            np.testing.assert_allclose(found.maps, maps[place], rtol=1e-4, atol=1e-5)
+            assert engine.reconstruction().shape == parts[place].shape
+        assert not select.select([engine], [], [], 0)[0]
+        at += sum(sizes)
+    other = engine.beside()
+    assert other is not None
+    forgotten = other.start_together(parts[:3])
+    np.testing.assert_allclose(other.finish(forgotten[1]).maps, maps[1], rtol=1e-4, atol=1e-5)
+    with pytest.raises(EngineError, match="no part with ticket"):
+        other.finish(forgotten[0])
+    assert other.under_way == 1
+    with pytest.raises(EngineError, match="5 parts in one inference; at most 4"):
+        other.start_together(parts[:5])
+    other.close()
+    assert other.under_way == 0
+    assert check_golden(engine, bundle) < 1e-5
+    engine.prove()
+    engine.close()
+
+
+def test_of_parts_in_one_inference_one_that_has_no_finite_output_takes_no_other_s(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joining(name)
+    graph = make_graph(np.zeros((64, 64, 1)), np.full((64, 64, 1), 1.2e-38))  # black is 0, all else infinite
+    engine = _kind(name)(graph, GraphSpec(1, (64, 64), 1, (32, 32)))
+    monkeypatch.setattr(engine, "warm_up", lambda: None)  # grey is infinite, too
+    join(engine, graph, 4, monkeypatch)
+    black, white = np.zeros((1, 64, 64, 1), np.uint8), np.full((1, 64, 64, 1), 255, np.uint8)
+    tickets = engine.start_together([black, white, black])
+    assert engine.finish(tickets[0]).scores == [0.0]
+    with pytest.raises(EngineError, match="not finite"):
+        engine.finish(tickets[1])
+    assert engine.failing
+    assert engine.finish(tickets[2]).scores == [0.0]
+    assert not engine.failing
+
+
+def test_an_inference_that_fails_leaves_each_of_its_parts_without_a_result(
+    name: str, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joining(name)
+    engine = open_engine(name, bundle)
+    join(engine, engines.base.read_graph(bundle), 3, monkeypatch)
+    parts = [prepare(part, bundle.manifest.recipe).tiles for part in GOOD[:4]]
+    expected = [float(engine.infer(part).scores[0]) for part in parts]
+    with monkeypatch.context() as patch:
+        finish, faults = engine._finish, [RuntimeError("no")]
+
+        def fail_once(slot: int) -> Any:
+            found = finish(slot)
+            if faults:
+                raise faults.pop()
+            return found
+
+        patch.setattr(engine, "_finish", fail_once)
+        tickets = engine.start_together(parts[:3])
+        later = engine.start(parts[3])
+        for ticket in tickets:
+            with pytest.raises(EngineError, match="inference failed: no"):
+                engine.finish(ticket)
+        assert engine.failing and engine.under_way == 1
+        assert float(engine.finish(later).scores[0]) == pytest.approx(expected[3], rel=1e-5)
+    found = [engine.finish(ticket).scores[0] for ticket in engine.start_together(parts[:3])]
+    assert found == pytest.approx(expected[:3], rel=1e-5)
+
+
+def test_parts_are_joined_within_the_budget_and_only_where_that_is_faster(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    graph = engines.base.read_graph(bundle)
+    engine = open_engine("openvino", bundle)
+    monkeypatch.setattr(engine, "_takes", lambda: 0.001 + 0.001 * engine.joined)
+    engine.join(graph, 8, budget_s=0.0055)
+    assert engine.joined == 4, "8 take 9 ms, 4 take 5"
+    assert [engine.together(waiting) for waiting in (0, 1, 2, 3, 4, 9)] == [0, 1, 1, 3, 4, 4], "two take 4 ms alone"
+    assert "4 of 8 part(s) take 5.00 ms together, one 2.00 ms: joined from 3 on" in caplog.text
+    assert sorted(engine._compiled) == [1, 4]
+    monkeypatch.setattr(engine, "_takes", lambda: 0.002 * engine.joined)
+    for budget_s, words in ((1.0, "each is inferred alone"), (0.003, "two parts take longer than 3.0 ms")):
+        engine.join(graph, 4, budget_s)
+        assert (engine.joined, engine.together(9)) == (1, 1) and words in caplog.records[-1].getMessage()
+        assert sorted(engine._compiled) == [1], "what nobody uses takes no memory"
+    part = prepare(GOOD[0], bundle.manifest.recipe).tiles
+    assert engine.infer(part).scores == pytest.approx(open_engine("onnxruntime", bundle).infer(part).scores, rel=1e-5)
+
+
+def test_how_long_parts_take_is_measured(bundle: Bundle) -> None:
+    engine = open_engine("onnxruntime", bundle, together=Together(2, 60_000))
+    assert engine.joined in (1, 2) and engine.under_way == 0
+    assert 0 < engine._takes() < 60
+    assert open_engine("onnxruntime", bundle, together=Together(2, 1e-6)).joined == 1
+
+
+def test_how_many_parts_are_joined_stands_in_the_settings(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr("edge_runtime.recipes.open_fit", lambda settings, number: bundle)
+    monkeypatch.setattr("edge_runtime.recipes.open_shared", lambda *given: asked.append(given) or open_engine(*given))
+    camera = {"id": "top", "url": "synthetic://line"}
+    values = {"edge_id": "e", "bundle": bundle.root, "engine": "onnxruntime", "cameras": [camera]}
+    load_judge(EdgeSettings.model_validate(values), 1)
+    load_judge(EdgeSettings.model_validate(values | {"batch": 3, "batch_ms": 20}), 1)
+    assert [together for *_, together in asked] == [Together(1, 50), Together(3, 20)]
+    with pytest.raises(ValueError, match=r"batch_ms = 2000 is over deadline_ms = 1000"):
+        EdgeSettings.model_validate(values | {"batch": 3, "batch_ms": 2000})
+
+
+def test_an_engine_that_takes_one_part_at_a_time_says_so(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_kind("onnxruntime"), "joins", False)
+    with pytest.raises(EngineError, match=r"one part at a time, and batch = 4 is asked for; set batch = 1, or engine "):
+        open_engine("onnxruntime", bundle, together=Together(4, 50))
+    assert not any(_kind(each).joins for each in ON_A_CARD if installed(each)), "not tried on a card"
+
+
 def test_no_part_gets_what_belongs_to_another(bundle: Bundle) -> None:
     engine = open_engine("onnxruntime", bundle)
     forgotten, asked = (prepare(part, bundle.manifest.recipe).tiles for part in GOOD[:2])
@@ -480,10 +696,9 @@ class Forgetful(WorkerEngine):
         return {"score", "map", "reconstruction"}
 
     def _run(self, tiles: np.ndarray) -> Outputs:
-        output = self._real.infer(tiles)
-        output.scores[1:] = 0.0
-        output.maps[1:] = 0.0
-        return Outputs(*output, self._real.reconstruction())
+        scores, maps, reconstruction = self._real._run(tiles)  # type: ignore[attr-defined]
+        scores[1:] = maps[1:] = 0.0
+        return Outputs(scores, maps, reconstruction)
 
     def describe(self) -> str:
         return "forgetful fp32 cpu"
@@ -494,6 +709,20 @@ def test_every_place_of_the_batch_is_proven_on_the_golden_images(tmp_path: Path)
     engine = Forgetful(engines.base.read_graph(opened), engines.base.graph_spec(opened))
     with pytest.raises(ParityError, match="place 1 of the batch"):
         check_golden(engine, opened)
+
+
+def test_every_place_of_an_inference_of_several_parts_is_proven(bundle: Bundle) -> None:
+    engine = Forgetful(engines.base.read_graph(bundle), engines.base.graph_spec(bundle))
+    assert check_golden(engine, bundle) < 1e-5
+    engine.joined = 3
+    with pytest.raises(ParityError, match="place 1 of the batch"):
+        check_golden(engine, bundle)
+    engine = Forgetful(engines.base.read_graph(bundle), engines.base.graph_spec(bundle))
+    engine.joined = 2
+    engine.warm_up()
+    engine._run = lambda tiles: engine._real._run(tiles)  # type: ignore[attr-defined,method-assign]
+    with pytest.raises(EngineError, match="a grey image scores"):
+        engine.prove()
 
 
 def test_limits_of_one_precision_judge_no_other(bundle: Bundle) -> None:

@@ -190,8 +190,90 @@ def test_the_next_part_is_prepared_while_one_infers_and_each_gets_its_own_score(
         assert result.score is None or stages == sorted(stages)
 
 
-def test_a_part_s_pictures_are_its_own(bundle: Bundle, tmp_path: Path) -> None:
+def test_parts_that_wait_while_one_infers_go_through_the_next_inference_together(
+    box: Box, alone: Callable[[int], float | None]
+) -> None:
+    box.engine.joined = box.engine._pays_from = 4
+    box.take(0, 1, 2, -3, 4)
+    box.take(5, camera="fresh")
+    box.take(6, 7, 8)
+    assert box.advance() == 4, "one at once; of the four that follow one cannot be cut"
+    until(lambda: box.engine.begun == 1, "the first one infers")
+    assert len(box.station._lane) == 5 and len(box.station._pending) == 4
+    box.engine.let_go(1)
+    box.until_results(1)
+    box.advance()
+    assert len(box.station._pending) == 0, "the other four follow them"
+    box.engine.let_go()
+    box.until_results(9)
+    assert box.engine.begun == 3
+    parts = ["every-0", "every-1", "every-2", "every--3", "every-4", "fresh-5", "every-6", "every-7", "every-8"]
+    assert [result.part_id for result in box.results] == parts
+    assert [result.score for result in box.results] == [
+        None if number == 3 else pytest.approx(alone(number), rel=1e-4) for number in range(9)
+    ]
+    for result in box.results:
+        t = result.timing
+        stages = [t.t_taken_ns, t.t_prepared_ns, t.t_inferred_ns, t.t_decided_ns, t.t_spooled_ns]
+        assert result.score is None or stages == sorted(stages)
+
+
+def test_fewer_parts_than_are_worth_it_are_inferred_one_by_one(box: Box) -> None:
+    box.engine.joined, box.engine._pays_from = 4, 3
+    box.take(0, 1, 2)
+    assert box.advance() == 2 and len(box.station._pending) == 1, "two wait"
+    box.take(3, 4)
+    box.engine.let_go(1)
+    box.until_results(1)
+    assert box.advance() == 4, "three wait"
+    box.engine.let_go()
+    box.until_results(5)
+    assert box.engine.begun == 3
+
+
+def test_an_inference_of_several_parts_that_fails_leaves_each_one_without_a_verdict(box: Box) -> None:
+    box.engine.joined = box.engine._pays_from = 3
+    box.take(0, 1, 2, 3)
+    box.advance()
+    box.engine.let_go(1)
+    box.until_results(1)
+    box.engine.fault = RuntimeError("no room")
+    box.engine.let_go()
+    box.until_results(4)
+    assert [result.verdict is Verdict.NOT_INSPECTED for result in box.results] == [False, True, True, True]
+    assert {result.reason for result in box.results[1:]} == {"onnxruntime: inference failed: no room"}
+    assert [result.part_id for result in box.results] == [f"every-{number}" for number in range(4)]
+
+
+def test_parts_of_two_recipes_and_two_of_a_camera_that_wants_the_freshest_are_never_together(
+    box: Box, bundle: Bundle
+) -> None:
+    other = Judge(2, bundle, box.open(bundle), box.settings)
+    box.engine.joined, box.engine._pays_from = 8, 2
+    box.take(0, 1, 2)
+    box.station._pending.append(order(other))
+    box.take(3, 4)
+    assert box.advance() == 3 and len(box.station._pending) == 3, "the order and what stands behind it"
+    box.engine.let_go()
+    other.engine.let_go()  # type: ignore[attr-defined]
+    box.until_results(5)
+    assert [result.recipe_number for result in box.results] == [1, 1, 1, 2, 2]
+    other.engine.joined, other.engine._pays_from = 8, 2
+    other.engine.permits = threading.Semaphore(0)  # type: ignore[attr-defined]
+    box.take(5)
+    box.take(6, 7, camera="fresh")
+    box.take(8)
+    box.advance()
+    assert [taken.header.part_id for taken in box.station._lane] == ["every-5", "fresh-6", "every-8"]
+    other.engine.let_go()  # type: ignore[attr-defined]
+    box.until_results(9)
+    other.engine.close()
+
+
+@pytest.mark.parametrize("joined", [1, 3])
+def test_a_part_s_pictures_are_its_own(bundle: Bundle, tmp_path: Path, joined: int) -> None:
     box = Box(tmp_path, bundle, images="all")
+    box.engine.joined = box.engine._pays_from = joined
     try:
         box.station._pictures.start()
         box.engine.let_go()
