@@ -37,7 +37,7 @@ POINTS = {
     "edge: before a sync": Point("edge", "edge_runtime.spool:_sync", "before"),
     "edge: after a sync": Point("edge", "edge_runtime.spool:_sync", "after"),
     "edge: parts taken over from a camera": Point("edge", "edge_runtime.capture:CameraProcess.drain", "after"),
-    "edge: before a part is inspected": Point("edge", "edge_runtime.inspector:Inspector.begin", "before"),
+    "edge: before a part is inspected": Point("edge", "edge_runtime.inspector:Inspector.ready", "before"),
     "edge: a part is inspected, not recorded": Point("edge", "edge_runtime.inspector:Inspector.end", "after"),
     "edge: before a message is sent": Point("edge", "edge_runtime.emitter:Emitter._put", "before"),
     "edge: after a message is sent": Point("edge", "edge_runtime.emitter:Emitter._put", "after"),
