@@ -24,8 +24,8 @@ from edge_runtime.spool import Draft, Spool
 MOST = 32
 """Parts whose pictures may wait; each holds its pixels."""
 
-GATHER_S = 0.02
-"""Nobody waits for pictures: those of so long are spooled together."""
+GATHER_S, TOGETHER_BYTES = 0.02, 256 << 10
+"""Nobody waits for pictures: those of so long are spooled together, but not so many that a verdict waits for them."""
 
 NICER = 5
 """How much less urgent than verdicts, in steps of the scheduler's niceness."""
@@ -86,18 +86,32 @@ class Pictures:
 
     def _run(self) -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + NICER)
-        more = True
-        while more:
-            pictures, more = self._gathered()
-            encoded = [drafts for picture in pictures if (drafts := self._encoded(picture))]
-            if self._given_up.is_set():
-                return  # counted already, and the spool may be closed
-            if encoded:
-                self._spool_them(encoded)
-            with self._lock:
-                self._left -= len(pictures)
+        while self._spool_some():
+            pass
+
+    def _spool_some(self) -> bool:
+        """Encode and spool what waits, up to TOGETHER_BYTES; sleeps until there is something. False at the end."""
+        picture = self._queue.get()
+        if picture is not None and self._queue.empty():
+            time.sleep(GATHER_S)
+        encoded: list[list[Draft]] = []
+        size = 0
+        while picture is not None and not self._given_up.is_set():
+            if drafts := self._encoded(picture):
+                encoded.append(drafts)
+                size += sum(len(part) for draft in drafts for part in draft.parts)
+            if size >= TOGETHER_BYTES or self._queue.empty():
+                break
+            picture = self._queue.get()
+        if encoded:
+            self._spool_them(encoded)
+        return picture is not None and not self._given_up.is_set()
 
     def _spool_them(self, encoded: list[list[Draft]]) -> None:
+        with self._lock:
+            if self._given_up.is_set():
+                return  # counted already, and the spool may be closed
+            self._left -= len(encoded)
         try:
             self._spool.append([draft for drafts in encoded for draft in drafts])
             self._emitter.wake()
@@ -105,20 +119,13 @@ class Pictures:
             self._drop(len(encoded))
             log.exception("pictures of %d part(s)", len(encoded))
 
-    def _gathered(self) -> tuple[list[_Picture], bool]:
-        """What waits, and whether more will come; sleeps until there is something."""
-        found = [self._queue.get()]
-        if found[0] is not None:
-            time.sleep(GATHER_S)
-        while found[-1] is not None and not self._queue.empty():
-            found.append(self._queue.get())
-        return [picture for picture in found if picture is not None], found[-1] is not None
-
     def _encoded(self, picture: _Picture) -> list[Draft]:
         try:
-            return [] if self._given_up.is_set() else _attachments(picture)
+            return _attachments(picture)
         except Exception:
-            self._drop(1)
+            with self._lock:
+                self._left -= 1
+                self.dropped += 1
             log.exception("pictures of part %s", picture.result.part_id)
             return []
 
@@ -133,8 +140,9 @@ class Pictures:
             self._thread.join(STEP_S)
             between()
         if self._thread.is_alive():
-            self._given_up.set()
-            self._drop(self._left)
+            with self._lock:
+                self._given_up.set()
+                self.dropped += self._left
             log.warning("%d part(s) without maps and pictures: they were not encoded in time", self._left)
 
 

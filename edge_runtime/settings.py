@@ -149,7 +149,7 @@ class SpoolSettings(Strict):
     max_rows: int = Field(1_000_000, ge=100)
     dead_mb: float = Field(256.0, ge=1, description="of what the host refused for good")
     dead_rows: int = Field(10_000, ge=10)
-    sync_ms: float = Field(10.0, ge=0, le=1000, description="longest time an event stands unsynced")
+    sync_ms: float = Field(10.0, ge=0, le=1000, description="events of so long go to the disk in one sync")
 
 
 class PreviewSettings(Strict):

@@ -251,10 +251,20 @@ def overtaken(judge: Judge, settings: EdgeSettings) -> str | None:
     return None if same else f"{judge.slot}: was changed while it was loaded; update again"
 
 
-def settle(judge: Judge) -> None:
-    """Make a recipe's slot the active one, where it came from a slot. Raises OSError; all is as before then."""
-    if judge.slot is not None:
-        Slots(judge.slot.parent).activate(judge.slot.name)
+def settle(judge: Judge, settings: EdgeSettings) -> None:
+    """Make a recipe's slot the active one, where it came from a slot.
+
+    Raises OSError, and BundleError where another update reached the slot at the last moment; all is as before then.
+    """
+    if judge.slot is None:
+        return
+    slots = Slots(judge.slot.parent)
+    before = slots.active
+    slots.activate(judge.slot.name)
+    if (changed := overtaken(judge, settings)) is not None:
+        if before is not None:
+            slots.activate(before)
+        raise BundleError(changed)
 
 
 def sync_folder(path: Path) -> None:

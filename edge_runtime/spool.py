@@ -1,7 +1,8 @@
 """The edge's own record of every event until the host has committed it (hop 6, before the wire).
 
-A row stands in the spool before it is sent. Commits do not wait for the disk: a thread syncs the write-ahead log
-within ``sync_ms``. Killing the process loses nothing; after a power cut the time since the last mark is a gap.
+A row stands in the spool before it is sent. Commits do not wait for the disk: a thread gathers them for ``sync_ms``,
+the time of a sync included where the disk is quick, and syncs the write-ahead log. Killing the process loses nothing;
+after a power cut the time since the last mark is a gap.
 """
 
 from __future__ import annotations

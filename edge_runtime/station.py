@@ -17,7 +17,7 @@ import numpy as np
 from contract.bundle import Bundle
 from contract.camera import controls_of
 from contract.control import Status
-from contract.errors import FlawlineError
+from contract.errors import BundleError, FlawlineError
 from contract.event import CameraState, Gap, Missed, Result, State, Timing, Trigger, Verdict
 from contract.overseer import Pulse
 from edge_runtime.capture import CameraProcess, CapturedTrigger
@@ -172,7 +172,7 @@ class Station:
 
     def _wait(self) -> list[CameraProcess]:
         """Sleep until a camera has something new or a part is inferred, at most IDLE_S; returns those cameras."""
-        startable = self._startable() or self._joining.has_news
+        startable = (self._startable() and not self._proof_is_overdue()) or self._joining.has_news
         to_do = self._lane.ready() or startable or (self._pending and not self._lane)
         watched: list[CameraProcess | Joining | Engine] = [
             *([] if self._lane.full else self._cameras),  # what comes then is told together with the next verdict
@@ -339,7 +339,7 @@ class Station:
                 choice = Choice(number=serving.number, inspecting=inspecting)
                 write_choice(self._settings, choice)
                 if judge is not None:
-                    settle(judge)
+                    settle(judge, self._settings)
                     idle = self._judge if serving is judge else judge
                 self._choice, self._judge = choice, serving
                 for camera in self._cameras:
@@ -347,6 +347,8 @@ class Station:
                 log.info("recipe %d, inspection is %s", serving.number, "on" if inspecting else "stopped by request")
             except OSError as error:
                 problem = f"it cannot be written to {self._settings.state_dir} ({error.strerror})"
+            except BundleError as error:
+                problem = str(error)
         self._send_state()
         if self._control is not None:
             self._control.finish(order, problem)
@@ -436,6 +438,8 @@ class Station:
     def _end_oldest(self, drafts: Iterable[Draft] = ()) -> None:
         """The verdict on the part that was begun first, on record together with and behind ``drafts``."""
         taken, outcome = self._lane.end()
+        if self._judge.engine.failing:  # the line stands still until it infers again, perhaps with no part to try it by
+            self._next_proof = min(self._next_proof, time.monotonic() + PROOF_S)
         header, serial = taken.header, None
         if taken.cut is not None:
             outcome, serial = with_cut(outcome, taken.cut, self._codes.get(header.camera_id), header.serial)

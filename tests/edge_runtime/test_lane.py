@@ -416,3 +416,14 @@ def test_a_model_that_processors_infer_is_proven_rarely_and_a_cheap_or_failing_o
     assert pause_s() == pytest.approx(RARE_PROOF_S, abs=0.4)
     box.engine.failing = True
     assert pause_s() == pytest.approx(PROOF_S, abs=0.4), "so that the line goes on as soon as it infers again"
+
+
+def test_a_part_that_fails_brings_the_next_proof_nearer(box: Box) -> None:
+    box.station._next_proof = time.monotonic() + RARE_PROOF_S
+    box.engine.fault = RuntimeError("for once")
+    box.engine.let_go()
+    box.take(0)
+    box.until_results(1)
+    assert box.engine.failing and box.station._next_proof <= time.monotonic() + PROOF_S
+    box.engine.fault = None
+    until(lambda: box.station._advance() or not box.engine.failing, "the line goes on without another part")

@@ -87,3 +87,30 @@ def test_what_comes_faster_than_it_is_encoded_is_dropped_and_counted() -> None:
     assert encoder.dropped == 4
     encoder.start()
     encoder.stop()
+
+
+def test_large_ones_are_spooled_one_by_one_and_small_ones_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, sizes = Kept(), []
+    kept.append = lambda drafts: sizes.append(len(drafts))  # type: ignore[method-assign]
+    for bytes_each, expected in (
+        (100, [6]),
+        (pictures.TOGETHER_BYTES, [1] * 6),
+        (pictures.TOGETHER_BYTES // 2, [2] * 3),
+    ):
+        draft = SimpleNamespace(parts=(b"\0" * bytes_each,))
+        monkeypatch.setattr(pictures, "_attachments", lambda one, draft=draft: [draft])
+        encoder = make(kept)
+        offer(encoder, 6)
+        encoder.start()
+        encoder.stop()
+        assert sizes == expected and encoder.dropped == encoder._left == 0
+        sizes.clear()
+
+
+def test_what_cannot_be_encoded_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "_attachments", lambda one: 1 / 0)
+    encoder = make(Kept())
+    offer(encoder, 3)
+    encoder.start()
+    encoder.stop()
+    assert (encoder.dropped, encoder._left) == (3, 0)

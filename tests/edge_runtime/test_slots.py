@@ -9,15 +9,16 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from contract.bundle import open_bundle
-from contract.errors import ConfigError
+from contract.errors import BundleError, ConfigError
 from edge_runtime.desk import Desk, ask
 from edge_runtime.settings import load_settings
-from edge_runtime.slots import LINK, NAMES, Slots
+from edge_runtime.slots import LINK, NAMES, Slots, overtaken, settle, slots_of
 from flawline import main
 from tests.bundles import draw_part
 from tests.graphs import write_bundle
@@ -356,3 +357,34 @@ def test_the_desk_outlives_nonsense_and_refuses_what_is_not_its_own(config: Path
     finally:
         desk.stop()
     assert ask(settings.state_dir, 5.0, what="status") is None
+
+
+def test_a_slot_that_another_update_reached_at_the_last_moment_does_not_take_over(
+    bundles: list[Path], config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = load_settings(config)
+    slots = slots_of(settings, 1)
+    with slots.alone():
+        slots.put(bundles[0])
+        slots.activate("a")
+        slots.put(bundles[1])
+    judge = SimpleNamespace(slot=slots.path("b"), number=1, bundle=open_bundle(slots.path("b")))
+    assert overtaken(judge, settings) is None  # type: ignore[arg-type]
+    activate = Slots.activate
+
+    def swapped(self: Slots, name: str) -> None:
+        monkeypatch.setattr(Slots, "activate", activate)
+        self.try_to_end()  # as the next update does, while the link is not moved yet
+        shutil.copytree(bundles[0], slots.path("b"), dirs_exist_ok=True)
+        activate(self, name)
+
+    monkeypatch.setattr(Slots, "activate", swapped)
+    with pytest.raises(BundleError, match="was changed while it was loaded"):
+        settle(judge, settings)  # type: ignore[arg-type]
+    assert slots.active == "a"
+    shutil.rmtree(slots.path("b"))
+    with slots.alone():
+        slots.put(bundles[1])
+    judge.bundle = open_bundle(slots.path("b"))
+    settle(judge, settings)  # type: ignore[arg-type]
+    assert slots.active == "b"
