@@ -11,6 +11,7 @@ import logging
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -98,6 +99,9 @@ class LogSync:
         self.begun = 0
         """Syncs so far; each one's end can be waited for."""
 
+        self.began_ns: int | None = None
+        """CLOCK_MONOTONIC at the start of the one under way."""
+
         self._path = path
         self._refused = refused
         self._ended = 0
@@ -131,11 +135,13 @@ class LogSync:
             self._wanted.wait()
             self._wanted.clear()
             self.begun += 1
+            self.began_ns = time.monotonic_ns()
             try:
                 sync(self._path)
             except OSError as error:
                 self._refused(error)
                 self._log.warning("sync", f"{self._path}: its log is not synced ({error.strerror})")
+            self.began_ns = None
             with self._end:
                 self._ended = self.begun
                 self._end.notify_all()

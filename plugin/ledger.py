@@ -47,6 +47,9 @@ IDLE_S = 5.0
 DISK_S = 30.0
 """Longest time of one turn, waiting for the file's lock included, that is not taken for a hang."""
 
+STALLED_NS = 10**9
+"""A turn that has lasted this long has ended the lines' heartbeat: what their parts are is not told meanwhile."""
+
 PATIENCE_S = 0.01
 """What nobody waits for, announcements and outcomes, is committed together with what comes so soon after it."""
 
@@ -180,6 +183,7 @@ class Ledger:
         self._torn: Exception | None = None
         self._tearing = threading.Lock()
         self._mend_ns = 0
+        self._turned_ns: int | None = None
         self._idle = threading.Event()
         self._tickets = 0
         self._done = 0
@@ -221,6 +225,12 @@ class Ledger:
         if (torn := self._torn) is not None:
             return (
                 f"the ledger's disk does not keep what is written ({_said(torn)}); nothing is published until it does"
+            )
+        began_ns = [ns for ns in (self._turned_ns, self._log_sync.began_ns) if ns is not None]
+        lasting_ns = time.monotonic_ns() - min(began_ns) if began_ns else 0
+        if lasting_ns > STALLED_NS:
+            return (
+                f"the ledger's disk has not answered for {lasting_ns / 1e9:.0f} s; nothing is published until it does"
             )
         return None
 
@@ -305,10 +315,13 @@ class Ledger:
             while True:
                 self.pulse.turn(DISK_S)
                 closing = self._closing  # read first: all of the turn that follows is then without deadlines
-                if not self._settle(self._gather()):
+                batch = self._gather()
+                self._turned_ns = time.monotonic_ns()
+                if not self._settle(batch):
                     return
                 if self._checkpointer.is_due(self._inbox.empty()):
                     self._finish_checkpoint()
+                self._turned_ns = None
                 if closing and self._inbox.empty():
                     self._idle.set()
                 if self._stopping and self._inbox.empty():

@@ -213,6 +213,22 @@ def test_what_is_given_out_is_on_the_disk_and_what_nobody_waits_for_soon(
     assert [output.part_id for output in rig.outputs] == ["a"]
 
 
+@pytest.mark.parametrize("hangs", ["plugin.ledger", "plugin.durability"])
+def test_a_disk_that_hangs_is_told_as_long_as_it_does(
+    make: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch, hangs: str
+) -> None:
+    monkeypatch.setattr("plugin.ledger.STALLED_NS", 10**8)
+    rig = make(publish=False)
+    answers = threading.Event()
+    monkeypatch.setattr(f"{hangs}.sync", lambda _path: answers.wait(20))
+    header = s.result(1, "a") if hangs == "plugin.ledger" else s.trigger(1, "a")
+    rig.ledger.tell([Arrival(from_frames(s.frames(header)), time.monotonic_ns())])
+    assert "has not answered" in s.until(lambda: rig.ledger.trouble)
+    assert rig.outputs == []
+    answers.set()
+    s.until(lambda: rig.ledger.trouble is None)
+
+
 def refuse(_path: Path) -> None:
     raise OSError(errno.EROFS, "Read-only file system")
 
