@@ -138,6 +138,11 @@ class _Bulk(NamedTuple):
 
 
 LOST = "its edge lost it: it holds neither the part nor its end any more, as after a power cut"
+# By name, for statistics of a store whose parts have all ended lead SQLite to read every part.
+_CLOSE_LOST = (
+    "UPDATE parts INDEXED BY parts_open SET state = 'missed', verdict = ?, reason = ? "
+    "WHERE state = 'triggered' AND edge_id = ? AND spool_id != ?"
+)
 _PART_KEY = [t.parts.c.edge_id, t.parts.c.part_id]
 # One statement whatever the batch's size: the driver would keep one for each count of parameters.
 _KNOWN = "SELECT seq, header FROM events WHERE edge_id = ? AND spool_id = ? AND seq IN (SELECT value FROM json_each(?))"
@@ -318,10 +323,8 @@ class Store:
 
     def _close_lost(self, state: State) -> None:
         """Parts that were announced in an earlier spool of an edge that has sent all that it had of them."""
-        p = t.parts.c
-        waiting = (p.state == "triggered", p.edge_id == state.edge_id, p.spool_id != state.events_spool_id)
-        ended = {"state": "missed", "verdict": Verdict.NOT_INSPECTED, "reason": LOST}
-        self._connection.execute(sa.update(t.parts).where(*waiting).values(ended))
+        values = (Verdict.NOT_INSPECTED, LOST, state.edge_id, state.events_spool_id)
+        self._connection.exec_driver_sql(_CLOSE_LOST, values)
 
     def review(self, part: int, decision: Decision, inspector: str) -> int:
         """Append an inspector's verdict or an undo of the one that stands; returns the row's id."""

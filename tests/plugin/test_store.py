@@ -6,6 +6,7 @@ import errno
 import os
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from contract.errors import ConfigError
 from contract.event import Verdict, from_frames, part_ref
 from plugin.errors import ReviewError
 from plugin.queries import Reader
-from plugin.store import LOST, Received, Store, open_engine, severity
+from plugin.store import _CLOSE_LOST, LOST, Received, Store, open_engine, severity
 from plugin.tables import metadata
 from tests.plugin import synthetic as s
 
@@ -174,6 +175,18 @@ def test_a_part_that_its_edge_lost_is_missed_once_the_edge_owes_nothing_more(sto
     put(store, s.frames(s.state(3, events_spool_id="spool-2", settled=True)))
     put(store, s.frames(s.result(4, "slow")), s.frames(s.missed(5, "done")))  # a dead letter that was sent after all
     assert ends(reader) == before | lost | {"slow": ("result", None)}
+
+
+@pytest.mark.parametrize("analyzed", [False, True])
+def test_lost_parts_are_found_by_their_index_whatever_the_statistics_say(store: Store, analyzed: bool) -> None:
+    ended = [s.frames(s.result(seq, f"p{seq}")) for seq in range(1, 201)]
+    put(store, *ended, s.frames(s.trigger(300, "open")))
+    with closing(sqlite3.connect(store.path)) as connection, connection:
+        if analyzed:
+            connection.execute("ANALYZE")
+    with closing(sqlite3.connect(store.path)) as connection:
+        plan = str(connection.execute(f"EXPLAIN QUERY PLAN {_CLOSE_LOST}", ("", "", "edge-1", "spool-2")).fetchall())
+    assert "SEARCH parts USING INDEX parts_open (edge_id=?" in plan
 
 
 @pytest.mark.parametrize(
