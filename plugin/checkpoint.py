@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 import threading
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -33,8 +34,16 @@ def without_checkpoints(connection: sqlite3.Connection) -> None:
 class Checkpointer:
     """Checkpoints on a thread and a connection of its own; ``finish`` belongs to the thread that writes."""
 
-    def __init__(self, path: Path, period_s: float = PERIOD_S, long_pages: int = LONG_PAGES) -> None:
+    def __init__(
+        self,
+        path: Path,
+        period_s: float = PERIOD_S,
+        long_pages: int = LONG_PAGES,
+        failed: Callable[[Exception], None] = lambda _error: None,
+    ) -> None:
+        """``failed`` hears of errors, on the thread that checkpoints: they may be the only word of a failed write."""
         self._pages = 0
+        self._failed = failed
         self._path = path
         self._period_s = period_s
         self._long_pages = long_pages
@@ -73,6 +82,7 @@ class Checkpointer:
                     connection.execute("PRAGMA synchronous=NORMAL")
                     self._pages = self._checkpoint(connection)
             except (sqlite3.Error, OSError) as error:
+                self._failed(error)
                 self._log.warning("checkpoint", f"{self._path}: no checkpoint ({error}); the log grows until there is")
 
     def _checkpoint(self, connection: sqlite3.Connection) -> int:

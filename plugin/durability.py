@@ -11,6 +11,8 @@ import logging
 import os
 import sqlite3
 import threading
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,6 +23,12 @@ SYNC_S = 0.02
 
 PASSED_OVER = 1000
 """Numbers left out in another boot of the machine: more than can be given out while one sync lasts."""
+
+READERS_S = 0.2
+"""Longest wait for those who read the database while the log is to be emptied; then another time."""
+
+LOCK_S = 10.0
+"""Longest wait of the ledger's connection for the file's lock otherwise."""
 
 log = logging.getLogger(__name__)
 
@@ -59,15 +67,45 @@ def confirm(path: Path) -> None:
     os.utime(_log_of(path))
 
 
+def empty_log(connection: sqlite3.Connection) -> None:
+    """Write all of the log into the database anew, on the disk, and begin the log anew. Raises sqlite3.Error.
+
+    The only cure after a sync that was refused: the kernel says so once and never writes those pages again. A later
+    sync says that all is well, and after a power cut SQLite reads the log as far as the first of them and no further.
+    Belongs to the thread that writes, which is to ``sync`` next: before, the old log may come back.
+    """
+    connection.execute(f"PRAGMA busy_timeout={READERS_S * 1000:.0f}")
+    try:
+        busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    finally:
+        connection.execute(f"PRAGMA busy_timeout={LOCK_S * 1000:.0f}")
+    if busy:
+        raise sqlite3.OperationalError("its log is being read and cannot begin anew yet")
+
+
+def is_log_failure(error: sqlite3.Error) -> bool:
+    """Whether SQLite may have heard of a failed write before any sync of ours did."""
+    return (getattr(error, "sqlite_errorcode", 0) & 0xFF) == sqlite3.SQLITE_IOERR
+
+
 def _log_of(path: Path) -> Path:
     return path.with_name(f"{path.name}-wal")
 
 
 class LogSync:
-    """Syncs the log on a thread of its own after each ``request``, of which none waits."""
+    """Syncs the log on a thread of its own after each ``request``, of which none waits; ``refused`` hears of errors."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, refused: Callable[[OSError], None]) -> None:
+        self.begun = 0
+        """Syncs so far; each one's end can be waited for."""
+
+        self.began_ns: int | None = None
+        """CLOCK_MONOTONIC at the start of the one under way."""
+
         self._path = path
+        self._refused = refused
+        self._ended = 0
+        self._end = threading.Condition()
         self._wanted = threading.Event()
         self._stopping = threading.Event()
         self._log = LimitedLog(log)
@@ -80,6 +118,11 @@ class LogSync:
         """Something was committed."""
         self._wanted.set()
 
+    def wait(self, begun: int) -> None:
+        """Until so many syncs have ended: what one of them was refused, another that began later may not hear of."""
+        with self._end:
+            self._end.wait_for(lambda: self._ended >= begun)
+
     def stop(self) -> None:
         """Sync once more and end."""
         self._stopping.set()
@@ -91,9 +134,16 @@ class LogSync:
         while not self._stopping.wait(SYNC_S):
             self._wanted.wait()
             self._wanted.clear()
+            self.begun += 1
+            self.began_ns = time.monotonic_ns()
             try:
                 sync(self._path)
             except OSError as error:
+                self._refused(error)
                 self._log.warning("sync", f"{self._path}: its log is not synced ({error.strerror})")
+            self.began_ns = None
+            with self._end:
+                self._ended = self.begun
+                self._end.notify_all()
         with suppress(OSError):
             sync(self._path)

@@ -9,6 +9,7 @@ of its own and waits for no store.
 from __future__ import annotations
 
 import collections
+import errno
 import heapq
 import logging
 import queue
@@ -27,7 +28,7 @@ from contract.overseer import Pulse
 from plugin.checkpoint import Checkpointer, without_checkpoints
 from plugin.connectors.base import LINE_CONTROLLER, LineOutput
 from plugin.dispatch import Sent
-from plugin.durability import LogSync, first_number, sync
+from plugin.durability import LOCK_S, LogSync, empty_log, first_number, is_log_failure, sync
 from plugin.errors import ConfigError
 from plugin.logs import LimitedLog
 from plugin.matching import Row, Seen
@@ -45,6 +46,9 @@ RETRY_S = 0.25
 IDLE_S = 5.0
 DISK_S = 30.0
 """Longest time of one turn, waiting for the file's lock included, that is not taken for a hang."""
+
+STALLED_NS = 10**9
+"""A turn that has lasted this long has ended the lines' heartbeat: what their parts are is not told meanwhile."""
 
 PATIENCE_S = 0.01
 """What nobody waits for, announcements and outcomes, is committed together with what comes so soon after it."""
@@ -165,7 +169,6 @@ class Ledger:
 
     def __init__(self, path: Path, line_of: Callable[[str], LineSettings]) -> None:
         self.path = path
-        self.trouble: str | None = None
         self.lost = 0
         self.skipped = 0
         self.pulse = Pulse("ledger")
@@ -176,6 +179,11 @@ class Ledger:
         self._closing = False
         self._stopping = False
         self._stale = False
+        self._trouble: str | None = None
+        self._torn: Exception | None = None
+        self._tearing = threading.Lock()
+        self._mend_ns = 0
+        self._turned_ns: int | None = None
         self._idle = threading.Event()
         self._tickets = 0
         self._done = 0
@@ -193,8 +201,12 @@ class Ledger:
         self._rows: dict[str, Row] = {}
         self._flooded: dict[str, int] = {}
         self._connection = _open_file(path)
-        self._checkpointer = Checkpointer(path)
-        self._log_sync = LogSync(path)
+        self._checkpointer = Checkpointer(path, failed=self._tear_and_wake)
+        self._log_sync = LogSync(path, self._tear_and_wake)
+        try:
+            empty_log(self._connection)  # whether the log is torn was known to the last run alone
+        except sqlite3.Error as error:
+            self._tear(error)
         self._first_number = _first_number(self._connection, path, self._boot_id)
         unknown = self._connection.execute(
             "UPDATE outputs SET outcome = 'unknown' WHERE outcome = 'committed'"
@@ -204,6 +216,23 @@ class Ledger:
                 "%d output(s) of the last run may or may not have been published; they are not repeated", unknown
             )
         self._load()
+
+    @property
+    def trouble(self) -> str | None:
+        """Why nothing is published now, in words; None where all is well. Asked by any thread."""
+        if self._trouble is not None:
+            return self._trouble
+        if (torn := self._torn) is not None:
+            return (
+                f"the ledger's disk does not keep what is written ({_said(torn)}); nothing is published until it does"
+            )
+        began_ns = [ns for ns in (self._turned_ns, self._log_sync.began_ns) if ns is not None]
+        lasting_ns = time.monotonic_ns() - min(began_ns) if began_ns else 0
+        if lasting_ns > STALLED_NS:
+            return (
+                f"the ledger's disk has not answered for {lasting_ns / 1e9:.0f} s; nothing is published until it does"
+            )
+        return None
 
     def connect(self, dispatch: Callable[[Sequence[LineOutput]], None], connected: Callable[[str], bool]) -> None:
         """Where outputs go once committed, and which lines anyone listens to. Call before ``run``."""
@@ -286,10 +315,13 @@ class Ledger:
             while True:
                 self.pulse.turn(DISK_S)
                 closing = self._closing  # read first: all of the turn that follows is then without deadlines
-                if not self._settle(self._gather()):
+                batch = self._gather()
+                self._turned_ns = time.monotonic_ns()
+                if not self._settle(batch):
                     return
                 if self._checkpointer.is_due(self._inbox.empty()):
                     self._finish_checkpoint()
+                self._turned_ns = None
                 if closing and self._inbox.empty():
                     self._idle.set()
                 if self._stopping and self._inbox.empty():
@@ -303,6 +335,7 @@ class Ledger:
         try:
             self._checkpointer.finish(self._connection)
         except sqlite3.Error as error:  # what was committed stays in the log; the next commit says what is wrong
+            self._tear(error)
             self._log.warning("checkpoint", f"{self.path}: no checkpoint ({error}); the log grows until there is")
 
     def _gather(self) -> list[Told | Counted | Sent]:
@@ -335,9 +368,10 @@ class Ledger:
         """Until the next deadline. While draining there are none; the first turn then must not wait at all."""
         if self._closing:
             return IDLE_S if self._idle.is_set() else 0.0
+        longest_s = IDLE_S if self._torn is None else RETRY_S
         if not self._due:
-            return IDLE_S
-        return min(IDLE_S, max(0.0, (self._due[0][0] - time.monotonic_ns()) / 1e9))
+            return longest_s
+        return min(longest_s, max(0.0, (self._due[0][0] - time.monotonic_ns()) / 1e9))
 
     def _settle(self, batch: list[Told | Counted | Sent]) -> bool:
         """Commit what ``batch`` and the clock decide, then publish; retry a failing disk until stopped (False)."""
@@ -348,18 +382,21 @@ class Ledger:
                 outputs = self._decide(batch)
                 break
             except sqlite3.Error as error:
-                self.trouble = f"the ledger cannot be written ({error}); nothing is published until it can"
-                self._log.warning("disk", self.trouble)
+                self._trouble = f"the ledger cannot be written ({error}); nothing is published until it can"
+                self._log.warning("disk", self._trouble)
                 self._stale = True
+                if is_log_failure(error):
+                    self._tear(error)
                 if self._stopping:
                     return False
                 self.pulse.turn(DISK_S)  # a disk that refuses is no hang: another start would not mend it
                 time.sleep(RETRY_S)
-        self.trouble = None
+        self._trouble = None
         if outputs:
             self._give_out(outputs)
         else:
             self._log_sync.request()
+            self._mend()
         with self._progress:
             told = [item.header.edge_id for item in batch if isinstance(item, Told)]
             self._done += len(told)
@@ -373,15 +410,52 @@ class Ledger:
         What the disk refuses is never sent: a second sync would not tell whether it has it.
         """
         try:
-            sync(self.path)
-        except OSError as error:
-            self.trouble = f"the ledger's disk does not keep what is written ({error.strerror}); nothing is published"
-            self._log.warning("sync", self.trouble)
+            self._keep()
+        except (OSError, sqlite3.Error) as error:
+            self._refuse(error)
             now_ns = time.time_ns()
-            refused = [Sent(each.line, each.number, "ledger", "refused", error.strerror, now_ns) for each in outputs]
+            refused = [Sent(each.line, each.number, "ledger", "refused", _said(error), now_ns) for each in outputs]
             self._inbox.put(refused)
         else:
             self._dispatch(outputs)
+
+    def _keep(self) -> None:
+        """Wait until the disk has all that was committed; a torn log, as a whole. Raises OSError or sqlite3.Error."""
+        torn = self._torn
+        others = self._log_sync.begun
+        if torn is not None:
+            self.pulse.turn(DISK_S)
+            empty_log(self._connection)
+        sync(self.path)
+        self._log_sync.wait(others)
+        with self._tearing:
+            if self._torn is not None and self._torn is not torn:
+                raise OSError(errno.EIO, _said(self._torn))
+            self._torn = None
+
+    def _mend(self) -> None:
+        """Nobody waits, and no part should have to be refused for the line to learn that the disk is well again."""
+        if self._torn is None or time.monotonic_ns() < self._mend_ns:
+            return
+        try:
+            self._keep()
+        except (OSError, sqlite3.Error) as error:
+            self._refuse(error)
+
+    def _refuse(self, error: Exception) -> None:
+        self._tear(error)
+        self._mend_ns = time.monotonic_ns() + int(RETRY_S * 1e9)
+        self._log.warning("sync", f"{self.path}: the disk does not keep what is written ({_said(error)})")
+
+    def _tear(self, error: Exception) -> None:
+        """The log on the disk may lack what SQLite reads from memory: nothing is given out until it began anew."""
+        with self._tearing:
+            self._torn = error
+
+    def _tear_and_wake(self, error: Exception) -> None:
+        """As another thread hears it."""
+        self._tear(error)
+        self._inbox.put([])
 
     def _recover(self) -> None:
         """Undo a failed transaction, in the file and in memory."""
@@ -640,9 +714,9 @@ class LedgerReader:
 
 def _open_file(path: Path) -> sqlite3.Connection:
     try:
-        connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=10)
+        connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=LOCK_S)
         connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=NORMAL")  # a killed process loses nothing; no output waits for the disk
+        connection.execute("PRAGMA synchronous=NORMAL")  # a killed process loses nothing; we sync ourselves
         without_checkpoints(connection)
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         if version not in (0, 1, SCHEMA_VERSION):
@@ -679,6 +753,10 @@ def _boot_id() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return f"unknown-{time.time_ns()}"
+
+
+def _said(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _reason(header: Header) -> str | None:

@@ -137,7 +137,17 @@ class _Bulk(NamedTuple):
         return cls(str(compiled), names)
 
 
-LOST = "its edge lost it: it holds neither the part nor its end any more, as after a power cut"
+LOST = "its edge has neither sent its end nor holds one to be sent, as after a power cut"
+MAX_SETTLED = 4096
+# By name, for statistics of a store whose parts have all ended lead SQLite to read every part.
+_CLOSE_LOST = (
+    "UPDATE parts INDEXED BY parts_open SET state = 'missed', verdict = ?, reason = ? "
+    "WHERE state = 'triggered' AND edge_id = ? AND spool_id != ?"
+)
+_SETTLED = (
+    "SELECT edge_id, json_extract(header, '$.events_spool_id'), json_extract(header, '$.settled') FROM edges "
+    "WHERE CASE WHEN json_valid(header) THEN 1 END ORDER BY received_ns DESC LIMIT ?"
+)
 _PART_KEY = [t.parts.c.edge_id, t.parts.c.part_id]
 # One statement whatever the batch's size: the driver would keep one for each count of parameters.
 _KNOWN = "SELECT seq, header FROM events WHERE edge_id = ? AND spool_id = ? AND seq IN (SELECT value FROM json_each(?))"
@@ -167,6 +177,7 @@ class Store:
         self._engine = open_engine(self.path)
         upgrade(self._engine)
         self._connection = self._engine.connect()
+        self._settled = self._read_settled()
 
     def close(self) -> None:
         """Fold the write-ahead log into the file and let go of it."""
@@ -192,7 +203,10 @@ class Store:
             self._insert_attachments(fresh)
             self._insert_gaps(fresh)
             self._count(durable, outcomes)
-            self._keep_states(item for item in batch if isinstance(item.message.header, State))
+            settled = self._keep_states(item for item in batch if isinstance(item.message.header, State))
+        self._settled |= settled
+        while len(self._settled) > MAX_SETTLED:
+            del self._settled[next(iter(self._settled))]
         confirm(self.path)
         return [outcomes.get(id(item), "new") for item in batch]
 
@@ -303,25 +317,36 @@ class Store:
         for (edge_id, spool_id), row in counts.items():
             self._connection.execute(added, {"edge_id": edge_id, "spool_id": spool_id, **row})
 
-    def _keep_states(self, items: Iterable[Received]) -> None:
+    def _keep_states(self, items: Iterable[Received]) -> dict[tuple[str, str], None]:
+        """Each edge's last; returns the spools before which everything is settled, as was not known yet."""
         statement = insert(t.edges)
         newest = statement.on_conflict_do_update(
             index_elements=[t.edges.c.edge_id],
             set_={"received_ns": statement.excluded.received_ns, "header": statement.excluded.header},
         )
+        settled: dict[tuple[str, str], None] = {}
         for item in items:
             state = item.message.header
             row = {"edge_id": state.edge_id, "received_ns": item.received_ns, "header": item.header}
             self._connection.execute(newest, row)
-            if isinstance(state, State) and state.settled and state.events_spool_id is not None:
-                self._close_lost(state)
+            if isinstance(state, State) and (spool := _settled_before(state)) and spool not in self._settled | settled:
+                self._close_lost(*spool)
+                settled[spool] = None
+        return settled
 
-    def _close_lost(self, state: State) -> None:
-        """Parts that were announced in an earlier spool of an edge that has sent all that it had of them."""
-        p = t.parts.c
-        waiting = (p.state == "triggered", p.edge_id == state.edge_id, p.spool_id != state.events_spool_id)
-        ended = {"state": "missed", "verdict": Verdict.NOT_INSPECTED, "reason": LOST}
-        self._connection.execute(sa.update(t.parts).where(*waiting).values(ended))
+    def _close_lost(self, edge_id: str, spool_id: str) -> None:
+        """Parts that were announced in an earlier spool of an edge that has sent all that it had of them.
+
+        Called once for each spool: all such parts are stored by then. A later call would find the parts of a newer
+        spool too, where the last heartbeat of the run before comes after the first triggers of this one.
+        """
+        self._connection.exec_driver_sql(_CLOSE_LOST, (Verdict.NOT_INSPECTED, LOST, edge_id, spool_id))
+
+    def _read_settled(self) -> dict[tuple[str, str], None]:
+        """As the last heartbeats of before say; what they settled is committed with them."""
+        with self._connection.begin():
+            rows = self._connection.exec_driver_sql(_SETTLED, (MAX_SETTLED,)).fetchall()
+        return {(edge_id, spool_id): None for edge_id, spool_id, settled in reversed(rows) if settled and spool_id}
 
     def review(self, part: int, decision: Decision, inspector: str) -> int:
         """Append an inspector's verdict or an undo of the one that stands; returns the row's id."""
@@ -350,6 +375,13 @@ class Store:
             )
             self._connection.execute(sa.update(t.parts).where(t.parts.c.id == part).values(stands))
         return int(added)
+
+
+def _settled_before(state: State) -> tuple[str, str] | None:
+    """The edge and the spool before which it owes nothing; None where it may."""
+    if not state.settled or state.events_spool_id is None:
+        return None
+    return state.edge_id, state.events_spool_id
 
 
 def standing(rows: Sequence[tuple[int, str, str]]) -> list[tuple[int, str, str]]:

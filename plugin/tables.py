@@ -75,6 +75,7 @@ parts = sa.Table(
         "id",
         sqlite_where=sa.text("review IS NULL AND (audited OR verdict IN ('REJECT', 'REVIEW'))"),
     ),
+    sa.Index("parts_open", "edge_id", "spool_id", sqlite_where=sa.text("state = 'triggered'")),
     sa.Index("parts_audited", "review", sqlite_where=sa.text("audited")),
     sa.Index("parts_serial", "serial", sqlite_where=sa.text("serial IS NOT NULL")),
     sa.Index("parts_lot", "lot", sqlite_where=sa.text("lot IS NOT NULL")),

@@ -73,7 +73,10 @@ def test_a_store_of_before_is_brought_forward(tmp_path: Path) -> None:
     store.close()
     connection = sqlite3.connect(tmp_path / "store.sqlite")
     for statement in (
-        *(f"DROP INDEX {index}" for index in ("parts_queue", "parts_audited", "parts_serial", "parts_lot")),
+        *(
+            f"DROP INDEX {index}"
+            for index in ("parts_queue", "parts_audited", "parts_serial", "parts_lot", "parts_open")
+        ),
         *(f"ALTER TABLE parts DROP COLUMN {column}" for column in ("serial", "lot", "encoder")),
         "ALTER TABLE parts DROP COLUMN audited",
         "ALTER TABLE parts DROP COLUMN audit_share",

@@ -96,9 +96,11 @@ def test_a_file_that_cannot_be_opened_is_said_and_tried_again(
     hidden = path.parent.with_name("hidden")
     write(connection, 2 * LONG)
     path.parent.rename(hidden)
-    checkpointer = Checkpointer(path, period_s=0.005, long_pages=LONG)
+    errors: list[Exception] = []
+    checkpointer = Checkpointer(path, period_s=0.005, long_pages=LONG, failed=errors.append)
     checkpointer.start()
     s.until(lambda: any("no checkpoint" in record.message for record in caplog.records))
     hidden.rename(path.parent)
     s.until(lambda: checkpointer.is_long)
     checkpointer.stop()
+    assert isinstance(errors[0], sqlite3.OperationalError), "who gives outputs out hears of it"

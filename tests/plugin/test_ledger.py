@@ -213,8 +213,65 @@ def test_what_is_given_out_is_on_the_disk_and_what_nobody_waits_for_soon(
     assert [output.part_id for output in rig.outputs] == ["a"]
 
 
+@pytest.mark.parametrize("hangs", ["plugin.ledger", "plugin.durability"])
+def test_a_disk_that_hangs_is_told_as_long_as_it_does(
+    make: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch, hangs: str
+) -> None:
+    monkeypatch.setattr("plugin.ledger.STALLED_NS", 10**8)
+    rig = make(publish=False)
+    answers = threading.Event()
+    monkeypatch.setattr(f"{hangs}.sync", lambda _path: answers.wait(20))
+    header = s.result(1, "a") if hangs == "plugin.ledger" else s.trigger(1, "a")
+    rig.ledger.tell([Arrival(from_frames(s.frames(header)), time.monotonic_ns())])
+    assert "has not answered" in s.until(lambda: rig.ledger.trouble)
+    assert rig.outputs == []
+    answers.set()
+    s.until(lambda: rig.ledger.trouble is None)
+
+
 def refuse(_path: Path) -> None:
     raise OSError(errno.EROFS, "Read-only file system")
+
+
+class BadPages:
+    """A disk that refuses one sync of the ledger's log, says so to one asker alone, and never writes those pages again.
+
+    ``after_power_cut`` is what it then holds: the log with nothing where those pages were, unless it began anew.
+    """
+
+    def __init__(self, path: Path, asker: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.path = path
+        self._log = path.with_name(path.name + "-wal")
+        self._kept: tuple[bytes, int] | None = None
+        self._refusing = threading.Event()
+        for module in ("plugin.ledger", "plugin.durability"):
+            monkeypatch.setattr(f"{module}.sync", self._sync if module == asker else self._sync_well)
+
+    def refuse_next(self) -> None:
+        log = self._log.read_bytes()
+        self._kept = log[:32], len(log)
+        self._refusing.set()
+
+    def after_power_cut(self, folder: Path) -> dict[str, str]:
+        """Each part that is on record, and its outcome."""
+        assert self._kept is not None
+        header, length = self._kept
+        log = self._log.read_bytes()
+        folder.mkdir()
+        copy = folder / self.path.name
+        copy.write_bytes(self.path.read_bytes())
+        copy.with_name(self._log.name).write_bytes(log[:length] if log[:32] == header else log)
+        with closing(sqlite3.connect(copy)) as connection:
+            return dict(connection.execute("SELECT part_id, outcome FROM outputs").fetchall())
+
+    def _sync(self, path: Path) -> None:
+        if self._refusing.is_set():
+            self._refusing.clear()
+            refuse(path)
+        sync(path)
+
+    def _sync_well(self, path: Path) -> None:
+        sync(path)
 
 
 def test_what_the_disk_does_not_keep_is_never_given_out(
@@ -225,10 +282,85 @@ def test_what_the_disk_does_not_keep_is_never_given_out(
         patch.setattr("plugin.ledger.sync", refuse)
         rig.tell(s.result(1, "a"))
         s.until(lambda: outcomes(rig) == {"a": ("refused", 1)})
-    rig.tell(s.result(2, "b"))
+        rig.tell(s.trigger(2, "b"))
+        assert "does not keep" in str(rig.ledger.trouble), "what was committed since does not end it"
+    s.until(lambda: rig.ledger.trouble is None)
+    rig.tell(s.result(3, "b"))
     s.until(lambda: outcomes(rig) == {"a": ("refused", 1), "b": ("published", 1)})
     assert [output.part_id for output in rig.outputs] == ["b"]
-    assert rig.ledger.trouble is None
+
+
+@pytest.mark.parametrize("asker", ["plugin.ledger", "plugin.durability"], ids=["an output", "what nobody waits for"])
+def test_after_a_refused_sync_nothing_is_given_out_on_a_torn_log(
+    make: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, asker: str
+) -> None:
+    """The kernel tells of pages that it could not write once, to whoever asks first, and then that all is well."""
+    disk = BadPages(tmp_path / "ledger.sqlite", asker, monkeypatch)
+    rig = make(publish=False)
+    torn, tear = threading.Event(), rig.ledger._tear
+    monkeypatch.setattr(rig.ledger, "_tear", lambda error: (tear(error), torn.set()))
+    rig.tell(s.trigger(1, "b"))
+    disk.refuse_next()
+    rig.tell(s.result(2, "a") if asker == "plugin.ledger" else s.trigger(2, "a"))
+    assert torn.wait(20)
+    s.until(lambda: rig.ledger.trouble is None)
+    rig.tell(s.result(3, "b"))
+    assert [output.part_id for output in rig.outputs] == ["b"]
+    assert disk.after_power_cut(tmp_path / "after")["b"] == "committed"
+
+
+def test_a_start_trusts_no_log_of_the_last_run(make: Callable[..., Rig], tmp_path: Path) -> None:
+    """One that was killed may have known that it is torn; the next one's syncs would not hear of it."""
+    rig = make()
+    rig.tell(s.trigger(1, "a"))
+    log = tmp_path / "ledger.sqlite-wal"
+    assert log.stat().st_size
+    Ledger(tmp_path / "ledger.sqlite", lambda _edge: LINE)._connection.close()
+    assert log.stat().st_size == 0
+
+
+def test_what_another_sync_is_told_meanwhile_counts(make: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was told of the output's pages first, so that the output's own sync says that all is well."""
+    rig = make(publish=False)
+    begun, told = threading.Event(), threading.Event()
+
+    def refuse_slowly(path: Path) -> None:
+        begun.set()
+        assert told.wait(20)
+        refuse(path)
+
+    monkeypatch.setattr("plugin.durability.sync", refuse_slowly)
+    rig.tell(s.trigger(1, "a"))
+    assert begun.wait(20)
+    monkeypatch.setattr("plugin.durability.sync", lambda _path: None)
+    synced = threading.Event()
+    monkeypatch.setattr("plugin.ledger.sync", lambda _path: synced.set())
+    message = from_frames(s.frames(s.result(2, "a")))
+    rig.ledger.tell([Arrival(message, time.monotonic_ns())])
+    assert synced.wait(20)
+    assert rig.outputs == []
+    told.set()
+    s.until(lambda: outcomes(rig) == {"a": ("refused", 1)})
+    assert rig.outputs == []
+
+
+def test_a_log_that_is_being_read_is_not_mended_yet_and_nothing_given_out(
+    make: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    rig = make()
+    rig.tell(s.trigger(1, "a"))
+    with closing(sqlite3.connect(tmp_path / "ledger.sqlite", isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM outputs").fetchone()
+        with monkeypatch.context() as patch:
+            patch.setattr("plugin.ledger.sync", refuse)
+            rig.tell(s.result(2, "a"))
+        rig.tell(s.result(3, "b"))
+        assert rig.outputs == []
+        assert "being read" in str(rig.ledger.trouble)
+    s.until(lambda: rig.ledger.trouble is None)
+    rig.tell(s.result(4, "c"))
+    assert [output.part_id for output in rig.outputs] == ["c"]
 
 
 def test_a_sync_that_says_nothing_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

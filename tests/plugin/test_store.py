@@ -6,6 +6,7 @@ import errno
 import os
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from contract.errors import ConfigError
 from contract.event import Verdict, from_frames, part_ref
 from plugin.errors import ReviewError
 from plugin.queries import Reader
-from plugin.store import LOST, Received, Store, open_engine, severity
+from plugin.store import _CLOSE_LOST, LOST, Received, Store, open_engine, severity
 from plugin.tables import metadata
 from tests.plugin import synthetic as s
 
@@ -174,6 +175,66 @@ def test_a_part_that_its_edge_lost_is_missed_once_the_edge_owes_nothing_more(sto
     put(store, s.frames(s.state(3, events_spool_id="spool-2", settled=True)))
     put(store, s.frames(s.result(4, "slow")), s.frames(s.missed(5, "done")))  # a dead letter that was sent after all
     assert ends(reader) == before | lost | {"slow": ("result", None)}
+
+
+@pytest.mark.parametrize("started_anew", [False, True])
+def test_a_late_heartbeat_of_the_run_before_ends_no_part_of_this_one(tmp_path: Path, started_anew: bool) -> None:
+    old = s.frames(s.state(1, events_spool_id="spool-1", settled=True))
+    with closing(Store(tmp_path)) as store:
+        put(store, old)
+        if not started_anew:
+            put_and_look(store, old)
+    if started_anew:
+        with closing(Store(tmp_path)) as store:
+            put_and_look(store, old)
+
+
+def put_and_look(store: Store, old: list[bytes]) -> None:
+    put(store, s.frames(s.trigger(1, "live", spool_id="spool-2")))
+    put(store, old)
+    with closing(Reader(store.path)) as reader:
+        assert ends(reader) == {"live": ("triggered", None)}
+        put(store, s.frames(s.state(1, events_spool_id="spool-3", settled=True)))
+        assert ends(reader) == {"live": ("missed", LOST)}
+
+
+def test_an_edge_whose_settled_heartbeat_was_not_committed_is_asked_again(store: Store, reader: Reader) -> None:
+    put(store, s.frames(s.trigger(1, "lost")))
+    said = received(s.frames(s.state(1, events_spool_id="spool-2", settled=True)))
+    broken = received(s.frames(s.state(1)))._replace(received_ns=2**70)
+    with pytest.raises(OverflowError):
+        store.commit([said, broken])
+    store.commit([said])
+    assert ends(reader) == {"lost": ("missed", LOST)}
+
+
+def test_the_reason_of_a_lost_part_is_brought_forward(tmp_path: Path) -> None:
+    """It is compared: an end that comes after all takes the place of a loss alone."""
+    store = Store(tmp_path)
+    put(store, s.frames(s.trigger(1, "lost")), s.frames(s.state(1, events_spool_id="spool-2", settled=True)))
+    store.close()
+    with closing(sqlite3.connect(tmp_path / "store.sqlite")) as connection, connection:
+        connection.execute("DROP INDEX parts_open")
+        before = "its edge lost it: it holds neither the part nor its end any more, as after a power cut"
+        connection.execute("UPDATE parts SET reason = ?", (before,))
+        connection.execute("UPDATE alembic_version SET version_num = '0003'")
+    store = Store(tmp_path)
+    reader = Reader(tmp_path / "store.sqlite")
+    assert ends(reader) == {"lost": ("missed", LOST)}
+    reader.close()
+    store.close()
+
+
+@pytest.mark.parametrize("analyzed", [False, True])
+def test_lost_parts_are_found_by_their_index_whatever_the_statistics_say(store: Store, analyzed: bool) -> None:
+    ended = [s.frames(s.result(seq, f"p{seq}")) for seq in range(1, 201)]
+    put(store, *ended, s.frames(s.trigger(300, "open")))
+    with closing(sqlite3.connect(store.path)) as connection, connection:
+        if analyzed:
+            connection.execute("ANALYZE")
+    with closing(sqlite3.connect(store.path)) as connection:
+        plan = str(connection.execute(f"EXPLAIN QUERY PLAN {_CLOSE_LOST}", ("", "", "edge-1", "spool-2")).fetchall())
+    assert "SEARCH parts USING INDEX parts_open (edge_id=?" in plan
 
 
 @pytest.mark.parametrize(
