@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from contract.bundle import Precision
 from contract.images import Pixels
 from edge_runtime.engines.base import INPUT, MAP, RECONSTRUCTION, SCORE, SLOTS, Bell, Engine
+from edge_runtime.engines.precedence import precedence
 
 OPTIONS = {
     "PERFORMANCE_HINT": "LATENCY",
@@ -80,7 +81,8 @@ class OpenVinoEngine(Engine):
         model = core.read_model(graph)
         model.reshape({INPUT: [tiles, *self.spec.input_shape[1:]]})
         options = {"INFERENCE_PRECISION_HINT": self.floats, "INFERENCE_NUM_THREADS": str(self.threads), **OPTIONS}
-        return core.compile_model(model, "CPU", options)
+        with precedence():
+            return core.compile_model(model, "CPU", options)
 
     def _make_runs(self) -> None:
         self._runs = {tiles: [_Run(each, tiles) for _ in range(SLOTS)] for tiles, each in self._compiled.items()}

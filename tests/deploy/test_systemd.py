@@ -173,6 +173,8 @@ def test_installed_and_started_by_systemd_parts_are_inspected_and_who_hangs_is_s
     until(
         lambda: box.shown("edge", "StatusText").startswith("running: recipe 1"), "the edge says that it runs", WITHIN_S
     )
+    nices = box.run("ps", "-L", "-o", "ni=", "-p", box.shown("edge", "MainPID")).split()
+    assert set(nices) == {"0", "-5"}, "the engine's threads come before the others of the edge"
     for side in ("edge", "host"):
         box.run("kill", "-STOP", box.shown(side, "MainPID"))
         until(lambda: box.shown(side, "NRestarts") == "1", f"the watchdog of the {side}", WITHIN_S)  # noqa: B023

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import typer
 
+from edge_runtime.engines.precedence import STEPS
 from edge_runtime.settings import EdgeSettings
 from flawline import COMMANDS
 from plugin.settings import HostSettings
@@ -120,6 +121,10 @@ def test_the_clock_may_be_read_and_what_outlives_a_start_is_kept(unit: Path) -> 
     limits = ("CPUWeight", "MemoryMax", "TasksMax", "LimitNOFILE")
     for name in ("ProtectSystem", "NoNewPrivileges", "StateDirectory", *limits):
         assert values(unit, name), name
+
+
+def test_the_engine_s_threads_may_come_before_the_edge_s_others() -> None:
+    assert values(DEPLOY / "flawline-edge.service", "LimitNICE") == [f"-{STEPS}"]
 
 
 @every_unit
