@@ -30,7 +30,8 @@ with precedence():
     ours.start()
     compiled = openvino.Core().compile_model(model, "CPU", {{"NUM_STREAMS": "1", "INFERENCE_NUM_THREADS": "1"}})
     request = compiled.create_infer_request()
-nices = {{int(each.name): os.getpriority(os.PRIO_PROCESS, int(each.name)) for each in Path("/proc/self/task").iterdir()}}
+tasks = [int(each.name) for each in Path("/proc/self/task").iterdir()]
+nices = {{task: os.getpriority(os.PRIO_PROCESS, task) for task in tasks}}
 print(nices.pop(os.getpid()), nices.pop(ours.native_id), min(nices.values()))
 ended.set()
 """
