@@ -22,12 +22,12 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "Installing torch ... this takes a minute or two"
 	@$(PIP) $(TORCH_FROM) $$(grep '^torch==' constraints.txt)
 	@echo "Installing everything else ... another minute or two"
-	@$(PIP) -e '.[edge,host,modbus,train,calibrate]'
+	@$(PIP) -e '.[edge,host,modbus,mqtt,webhook,opcua,train,calibrate]'
 	@touch $(STAMP)
 
 $(DEV): $(STAMP)
 	@echo "Installing what the tests need ... half a minute"
-	@$(PIP) -e '.[edge,codes,gentl,host,modbus,train,calibrate,dev]'
+	@$(PIP) -e '.[edge,codes,gentl,host,modbus,mqtt,webhook,opcua,postgresql,s3,train,calibrate,dev]'
 	@touch $(DEV)
 
 demo: $(STAMP)  ## train, calibrate and run a whole line; DATA=DIR VIDEO=FILE for your own
