@@ -29,8 +29,11 @@ SCORE = "score"
 MAP = "map"
 RECONSTRUCTION = "reconstruction"
 OUTPUTS = (SCORE, MAP, RECONSTRUCTION)
-SLOTS = 2
-"""Inferences that may be under way in an engine: one computes, the next one waits with its tiles in place."""
+SLOTS = 3
+"""Inferences that may be under way in an engine: one computes, the next two wait with their tiles in place.
+
+With one waiting the engine stood idle whenever its station was held up for as long as one inference takes.
+"""
 
 TRIES = 15
 """Of an inference whose time is measured; the quickest counts, since whatever else runs only makes it longer."""

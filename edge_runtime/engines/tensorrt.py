@@ -177,9 +177,9 @@ class Slot(NamedTuple):
 
 
 class Session:
-    """A plan on the card: two slots of buffers, one stream, a CUDA graph for each slot. Belongs to one thread.
+    """A plan on the card: a few slots of buffers, one stream, a CUDA graph for each slot. Belongs to one thread.
 
-    Nothing is allocated after the constructor. The second slot lets the next tiles be copied and queued while the card
+    Nothing is allocated after the constructor. The other slots let the next tiles be copied and queued while the card
     still computes the ones before.
     """
 
@@ -315,7 +315,7 @@ class Session:
         return slot.reconstruction
 
     def try_once(self) -> float:
-        """Run on grey in both slots and return the highest score. Raises EngineError where it is no number."""
+        """Run on grey in every slot and return the highest score. Raises EngineError where it is no number."""
         highest = 0.0
         for index in range(SLOTS):
             self.start(index, np.full(self.input_shape, GREY, np.uint8))

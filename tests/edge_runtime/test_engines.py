@@ -7,6 +7,7 @@ import select
 import subprocess
 import sys
 import threading
+from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
 
@@ -159,6 +160,7 @@ def test_probe_runs_the_engine(name: str) -> None:
 
 STOPPED_AFTER_A_SWAP = """
 import os, signal, sys, threading
+from itertools import islice
 from pathlib import Path
 from contract.bundle import open_bundle
 from edge_runtime.engines import open_engine
@@ -353,24 +355,25 @@ def test_many_parts_come_back_in_order(bundle: Bundle) -> None:
     assert found == [float(engine.infer(part).scores[0]) for part in parts]
 
 
-def test_two_parts_under_way_get_their_own_results_in_order(name: str, bundle: Bundle) -> None:
+def test_parts_under_way_get_their_own_results_in_order(name: str, bundle: Bundle) -> None:
     engine, alone = open_engine(name, bundle), open_engine("onnxruntime", bundle)
-    first, second, third = (prepare(part, bundle.manifest.recipe).tiles for part in GOOD[:3])
-    tickets = [engine.start(first), engine.start(second)]
-    assert engine.under_way == SLOTS == 2 and not engine.failing, "who waits has not failed"
-    for refused in (lambda: engine.start(third), lambda: engine.infer(third), engine.prove):
+    first, second, third, fourth = (prepare(part, bundle.manifest.recipe).tiles for part in GOOD[:4])
+    tickets = [engine.start(first), engine.start(second), engine.start(third)]
+    assert engine.under_way == SLOTS == 3 and not engine.failing, "who waits has not failed"
+    for refused in (lambda: engine.start(fourth), lambda: engine.infer(fourth), engine.prove):
         with pytest.raises(EngineError, match="under way"):
             refused()
-    assert engine.under_way == 2 and not engine.failing
-    for ticket, tiles in zip(tickets, (first, second), strict=True):
+    assert engine.under_way == 3 and not engine.failing
+    for ticket, tiles in zip(tickets, (first, second, third), strict=True):
         assert select.select([engine], [], [], 30)[0], "whoever waits beside it is woken"
         np.testing.assert_allclose(engine.finish(ticket).maps, alone.infer(tiles).maps, rtol=1e-4, atol=1e-5)
         assert engine.reconstruction().shape == tiles.shape
     assert not select.select([engine], [], [], 0)[0]
-    engine.finish(engine.start(third))
+    engine.finish(engine.start(fourth))
     engine.start(first)
-    assert engine.reconstruction().any(), "it is still the third's"
     engine.start(second)
+    assert engine.reconstruction().any(), "it is still the fourth's"
+    engine.start(third)
     with pytest.raises(EngineError, match="no reconstruction"):
         engine.reconstruction()
     engine.close()
@@ -462,13 +465,14 @@ def test_parts_in_one_inference_get_their_own_results(
     engine = open_engine(name, bundle)
     join(engine, engines.base.read_graph(bundle), 4, monkeypatch)
     at = 0
-    for sizes in ((1, 4), (4, 1), (2, 3), (1, 1), (4, 3), (1, 2)):  # of the two inferences that are under way
+    for sizes in ((1, 4, 1), (4, 1, 4), (2, 3, 2), (1, 1, 1), (4, 3, 1), (1, 2, 3)):  # of what is under way
         here = [(at + place) % len(parts) for place in range(sum(sizes))]
-        tickets = engine.start_together([parts[each] for each in here[: sizes[0]]])
-        assert not engine.full
-        tickets += engine.start_together([parts[each] for each in here[sizes[0] :]])
+        waiting, tickets = iter(here), []
+        for size in sizes:
+            assert not engine.full
+            tickets += engine.start_together([parts[each] for each in islice(waiting, size)])
         assert engine.full and engine.under_way == len(tickets) == len(set(tickets))
-        with pytest.raises(EngineError, match="2 inferences are under way"):
+        with pytest.raises(EngineError, match="3 inferences are under way"):
             engine.start(parts[0])
         for ticket, place in zip(tickets, here, strict=True):
             if not engine.ready():

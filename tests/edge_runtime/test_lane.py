@@ -173,8 +173,8 @@ def test_the_next_part_is_prepared_while_one_infers_and_each_gets_its_own_score(
     box: Box, alone: Callable[[int], float | None]
 ) -> None:
     box.take(0, 1, 2, -3, 4, 5)
-    assert box.advance() == SLOTS == 2
-    assert box.cameras["every"].released == [0, 1], "two are cut, the others wait in shared memory"
+    assert box.advance() == SLOTS == 3
+    assert box.cameras["every"].released == [0, 1, 2], "three are cut, the others wait in shared memory"
     assert not box.results
     box.engine.let_go(1)
     box.until_results(1)
@@ -196,21 +196,22 @@ def test_parts_that_wait_while_one_infers_go_through_the_next_inference_together
     box.engine.joined = box.engine._pays_from = 4
     box.take(0, 1, 2, -3, 4)
     box.take(5, camera="fresh")
-    box.take(6, 7, 8)
-    assert box.advance() == 4, "one at once; of the four that follow one cannot be cut"
+    box.take(*range(6, 13))
+    assert box.advance() == 8, "one at once; of the four that follow one cannot be cut; four behind them"
     until(lambda: box.engine.begun == 1, "the first one infers")
-    assert len(box.station._lane) == 5 and len(box.station._pending) == 4
+    assert len(box.station._lane) == 9 and len(box.station._pending) == 4
     box.engine.let_go(1)
     box.until_results(1)
     box.advance()
     assert len(box.station._pending) == 0, "the other four follow them"
     box.engine.let_go()
-    box.until_results(9)
-    assert box.engine.begun == 3
-    parts = ["every-0", "every-1", "every-2", "every--3", "every-4", "fresh-5", "every-6", "every-7", "every-8"]
-    assert [result.part_id for result in box.results] == parts
+    box.until_results(13)
+    assert box.engine.begun == 4
+    cameras = ["fresh" if number == 5 else "every" for number in range(13)]
+    numbers = [-3 if number == 3 else number for number in range(13)]
+    assert [result.part_id for result in box.results] == [f"{c}-{n}" for c, n in zip(cameras, numbers, strict=True)]
     assert [result.score for result in box.results] == [
-        None if number == 3 else pytest.approx(alone(number), rel=1e-4) for number in range(9)
+        None if number < 0 else pytest.approx(alone(number), rel=1e-4) for number in numbers
     ]
     for result in box.results:
         t = result.timing
@@ -221,14 +222,14 @@ def test_parts_that_wait_while_one_infers_go_through_the_next_inference_together
 def test_fewer_parts_than_are_worth_it_are_inferred_one_by_one(box: Box) -> None:
     box.engine.joined, box.engine._pays_from = 4, 3
     box.take(0, 1, 2)
-    assert box.advance() == 2 and len(box.station._pending) == 1, "two wait"
-    box.take(3, 4)
+    assert box.advance() == 3, "two wait behind the first"
+    box.take(3, 4, 5)
     box.engine.let_go(1)
     box.until_results(1)
-    assert box.advance() == 4, "three wait"
+    assert box.advance() == 5, "three wait"
     box.engine.let_go()
-    box.until_results(5)
-    assert box.engine.begun == 3
+    box.until_results(6)
+    assert box.engine.begun == 4
 
 
 def test_an_inference_of_several_parts_that_fails_leaves_each_one_without_a_verdict(box: Box) -> None:
