@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import json
 import statistics
-from pathlib import Path
 from typing import Any, Literal
 
 import sqlalchemy as sa
@@ -14,7 +13,7 @@ from contract import stats
 from contract.event import HEADER, Result, Verdict
 from contract.verdicts import SampledPart, Unsampled, VerdictPage
 from plugin import tables as t
-from plugin.store import open_engine
+from plugin.database import Place, open_engine
 
 FLAGGED = ("REJECT", "REVIEW")
 LATENCY_PARTS = 1000
@@ -24,8 +23,8 @@ p = t.parts.c
 class Reader:
     """Read-only questions to the store; any thread may ask."""
 
-    def __init__(self, path: Path) -> None:
-        self._engine = open_engine(path)
+    def __init__(self, where: Place) -> None:
+        self._engine = open_engine(where)
 
     def close(self) -> None:
         self._engine.dispose()
@@ -96,7 +95,8 @@ class Reader:
         found = sa.select(t.parts).where(*_WAITING)
         if after is not None:
             worst, number = after
-            found = found.where(sa.or_(p.severity < worst, sa.and_(p.severity == worst, p.id > number)))
+            # The first condition is the index's, from where it is read on; the other decides among the equally bad.
+            found = found.where(p.severity <= worst, sa.or_(p.severity < worst, p.id > number))
         rows = self._all(found.order_by(p.severity.desc(), p.id).limit(limit))
         return [_part(row) for row in rows]
 
@@ -106,8 +106,8 @@ class Reader:
         if side == "next":
             found = self.queue(1, (worst, number))
             return int(found[0]["id"]) if found else None
-        before = sa.or_(p.severity > worst, sa.and_(p.severity == worst, p.id < number))
-        rows = self._all(sa.select(p.id).where(*_WAITING, before).order_by(p.severity.asc(), p.id.desc()).limit(1))
+        before = (p.severity >= worst, sa.or_(p.severity > worst, p.id < number))
+        rows = self._all(sa.select(p.id).where(*_WAITING, *before).order_by(p.severity.asc(), p.id.desc()).limit(1))
         return int(rows[0]["id"]) if rows else None
 
     def waiting(self) -> int:

@@ -29,6 +29,7 @@ from plugin import accounts
 from plugin.accounts import Accounts
 from plugin.connectors.base import LineOutput, Plant
 from plugin.control import ControlServer
+from plugin.database import place_of
 from plugin.dispatch import Dispatcher, Sent, make_connector
 from plugin.errors import ConfigError, FlawlineError
 from plugin.gate import Gate
@@ -94,8 +95,9 @@ class Service:
         self.ledger = Ledger(state_dir / "ledger.sqlite", settings.line_of)
         self.dispatcher = Dispatcher(connectors, self.ledger.record)
         self.ledger.connect(self.dispatcher.publish, self.dispatcher.serves)
+        where = place_of(state_dir, settings.store.url, settings.store.password_file)
         self._writer = Writer(
-            Store(state_dir, settings.review.blind_share), self.ledger.has, settings.events.backlog_mb << 20
+            Store(state_dir, settings.review.blind_share, where), self.ledger.has, settings.events.backlog_mb << 20
         )
         self.liveness = Liveness(settings.lines, settings.line_of)
         self._gate = None if settings.keys is None else Gate(self._context, settings.keys)
@@ -109,7 +111,7 @@ class Service:
             line_of = partial(_line_id, settings)
             self.control = ControlServer(self._context, settings.control.bind, self._gate, line_of)
         self._terminal_token = secrets.token_hex(32)
-        self.reader = Reader(state_dir / "store.sqlite")
+        self.reader = Reader(where)
         self.app = create_app(
             Host(
                 reader=self.reader,

@@ -63,6 +63,10 @@ port = 8765                     # 0 takes any free port and writes it to host-st
 [review]
 # blind_share = 0.5             # where edges audit passed parts, so many flagged ones are shown as blindly as those
 
+[store]
+# url = "postgresql://flawline@db.plant.local/flawline"   # instead of SQLite in state_dir (docs/store.md)
+# password_file = "store.password"                        # or FLAWLINE_STORE_PASSWORD in the environment
+
 [[lines]]
 id = "line-1"
 edges = []                      # edge ids; an edge that no line names belongs to the first line
@@ -171,6 +175,24 @@ class ConnectorSettings(Strict):
     queue: int = Field(4096, ge=1, le=65536, description="outputs that may wait for this connector")
 
 
+def _postgresql(value: str) -> str:
+    if not re.match(r"postgresql://[^/]*/.", value):
+        raise ValueError("expected postgresql://USER@ADDRESS:PORT/DATABASE")
+    if re.match(r"postgresql://[^/@]*:[^/@]*@", value) or "password=" in value:
+        raise ValueError(
+            "a password does not belong into this file: set store.password_file, or FLAWLINE_STORE_PASSWORD in the "
+            "environment"
+        )
+    return value
+
+
+class StoreSettings(Strict):
+    """Where events, verdicts and reviews are kept; SQLite in the state folder where no URL is given."""
+
+    url: Annotated[str, Field(max_length=500), AfterValidator(_postgresql)] | None = None
+    password_file: Path | None = Field(None, description="its first line; mode 0600")
+
+
 class HostSettings(Strict):
     """``host.toml``. Paths are relative to the file's folder."""
 
@@ -182,6 +204,7 @@ class HostSettings(Strict):
     control: ControlSettings | None = None
     http: HttpSettings = Field(default_factory=HttpSettings)
     review: ReviewSettings = Field(default_factory=ReviewSettings)
+    store: StoreSettings = Field(default_factory=StoreSettings)
     lines: list[LineSettings] = Field(default_factory=lambda: [LineSettings(id="line-1")], min_length=1, max_length=64)
     connectors: list[ConnectorSettings] = Field(default_factory=list, max_length=64)
 
@@ -229,6 +252,8 @@ def load_settings(path: Path) -> HostSettings:
     http = settings.http
     if http.certificate is not None and http.key is not None:
         http.certificate, http.key = path.parent / http.certificate, path.parent / http.key
+    if settings.store.password_file is not None:
+        settings.store.password_file = path.parent / settings.store.password_file
     if settings.keys is not None:
         settings.keys = (path.parent / settings.keys).resolve()
     return settings
