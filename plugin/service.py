@@ -27,6 +27,7 @@ from contract.notify import Notifier
 from contract.overseer import Overseer
 from plugin import accounts
 from plugin.accounts import Accounts
+from plugin.backup import UNFINISHED
 from plugin.connectors.base import LineOutput, Plant
 from plugin.control import ControlServer
 from plugin.database import place_of
@@ -381,6 +382,9 @@ def _lock_folder(state_dir: Path) -> int:
     except OSError as error:
         os.close(handle)
         raise ConfigError(f"{state_dir}: another host is using this folder; stop it or change `state_dir`") from error
+    if (state_dir / UNFINISHED).exists():
+        os.close(handle)
+        raise ConfigError(f"{state_dir}: a restore was broken off here; empty the folder and restore again")
     for name in ("endpoint", "control", "terminal.token", "http.json"):
         with suppress(FileNotFoundError):
             (state_dir / name).unlink()  # of an earlier run: nobody may take it for this one's

@@ -264,9 +264,10 @@ class Store:
             header = item.message.header
             if not isinstance(header, Result | Attachment):
                 continue
-            rows += [_attachment_row(header.edge_id, header.part_id, reference) for reference in header.parts]
+            own = [_attachment_row(header.edge_id, header.part_id, reference) for reference in header.parts]
             if isinstance(header, Attachment) and header.dropped:
-                rows.append(_dropped_row(header.edge_id, header.part_id))
+                own.append(_dropped_row(header.edge_id, header.part_id))
+            rows += [row | {"received_ns": item.received_ns} for row in own]
         if rows:
             self._connection.execute(sa.insert(t.attachments), rows)
 

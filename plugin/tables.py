@@ -105,7 +105,11 @@ attachments = sa.Table(
     sa.Column("to_part", sa.Text),
     sa.Column("sha256", sa.Text),
     sa.Column("size", sa.BigInteger, nullable=False),
+    sa.Column("received_ns", sa.BigInteger),
+    sa.Column("removed_ns", sa.BigInteger),
+    sa.Column("removed_by", sa.Text),
     sa.Index("attachments_of_part", "edge_id", "part_id"),
+    sa.Index("attachments_kept", "sha256", **_where(sa.text("removed_ns IS NULL"))),
 )
 
 gaps = sa.Table(

@@ -76,8 +76,16 @@ def test_a_store_of_before_is_brought_forward(tmp_path: Path) -> None:
     for statement in (
         *(
             f"DROP INDEX {index}"
-            for index in ("parts_queue", "parts_audited", "parts_serial", "parts_lot", "parts_open")
+            for index in (
+                "parts_queue",
+                "parts_audited",
+                "parts_serial",
+                "parts_lot",
+                "parts_open",
+                "attachments_kept",
+            )
         ),
+        *(f"ALTER TABLE attachments DROP COLUMN {column}" for column in ("received_ns", "removed_ns", "removed_by")),
         *(f"ALTER TABLE parts DROP COLUMN {column}" for column in ("serial", "lot", "encoder")),
         "ALTER TABLE parts DROP COLUMN audited",
         "ALTER TABLE parts DROP COLUMN audit_share",

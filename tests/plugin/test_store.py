@@ -228,6 +228,9 @@ def test_the_reason_of_a_lost_part_is_brought_forward(tmp_path: Path) -> None:
     store.close()
     with closing(sqlite3.connect(tmp_path / "store.sqlite")) as connection, connection:
         connection.execute("DROP INDEX parts_open")
+        connection.execute("DROP INDEX attachments_kept")
+        for column in ("received_ns", "removed_ns", "removed_by"):
+            connection.execute(f"ALTER TABLE attachments DROP COLUMN {column}")
         before = "its edge lost it: it holds neither the part nor its end any more, as after a power cut"
         connection.execute("UPDATE parts SET reason = ?", (before,))
         connection.execute("UPDATE alembic_version SET version_num = '0003'")
