@@ -17,6 +17,7 @@ from plugin.database import Place, open_engine
 
 FLAGGED = ("REJECT", "REVIEW")
 LATENCY_PARTS = 1000
+NAMES = 500
 p = t.parts.c
 
 
@@ -74,6 +75,7 @@ class Reader:
         wanted = sa.and_(
             sa.tuple_(a.edge_id, a.part_id).in_([(part["edge_id"], part["part_id"]) for part in parts]),
             a.role.in_(("thumbnail", "image")),
+            a.removed_ns.is_(None),
             a.codec != "raw",
         )
         # "image" sorts before "thumbnail", so that the smaller one is written last and stays
@@ -85,6 +87,26 @@ class Reader:
         """One picture or map by its row."""
         rows = self._all(sa.select(t.attachments).where(t.attachments.c.id == number))
         return rows[0] if rows else None
+
+    def pictures(self, after: int, limit: int) -> list[dict[str, Any]]:
+        """Pictures that are kept, behind row ``after``, with what became of their part."""
+        a = t.attachments.c
+        of = sa.and_(p.edge_id == a.edge_id, p.part_id == a.part_id)
+        found = sa.select(a.id, a.sha256, a.received_ns, p.verdict, p.review, p.audited)
+        kept = (a.id > after, a.removed_ns.is_(None), a.sha256.is_not(None))
+        return self._all(
+            found.select_from(t.attachments.outerjoin(t.parts, of)).where(*kept).order_by(a.id).limit(limit)
+        )
+
+    def unnamed(self, names: list[str]) -> list[str]:
+        """Those of which no row says that they are kept."""
+        a = t.attachments.c
+        named: set[str] = set()
+        for first in range(0, len(names), NAMES):
+            some = names[first : first + NAMES]
+            rows = self._all(sa.select(a.sha256).where(a.removed_ns.is_(None), a.sha256.in_(some)).distinct())
+            named |= {row["sha256"] for row in rows}
+        return [name for name in names if name not in named]
 
     def reviews(self, part: int) -> list[dict[str, Any]]:
         """Everything that inspectors said about a part, oldest first."""

@@ -39,6 +39,7 @@ from plugin.liveness import Liveness
 from plugin.partials import Partials
 from plugin.queries import Reader
 from plugin.receiver import Receiver
+from plugin.retention import Retention
 from plugin.review.app import Host, create_app
 from plugin.review.door import KEEP_ALIVE_S, LEAVING, Door, at_door, raise_file_limit
 from plugin.review.host import Asking
@@ -97,9 +98,8 @@ class Service:
         self.dispatcher = Dispatcher(connectors, self.ledger.record)
         self.ledger.connect(self.dispatcher.publish, self.dispatcher.serves)
         where = place_of(state_dir, settings.store.url, settings.store.password_file)
-        self._writer = Writer(
-            Store(state_dir, settings.review.blind_share, where), self.ledger.has, settings.events.backlog_mb << 20
-        )
+        store = Store(state_dir, settings.review.blind_share, where)
+        self._writer = Writer(store, self.ledger.has, settings.events.backlog_mb << 20)
         self.liveness = Liveness(settings.lines, settings.line_of)
         self._gate = None if settings.keys is None else Gate(self._context, settings.keys)
         if self._gate is not None:
@@ -113,6 +113,7 @@ class Service:
             self.control = ControlServer(self._context, settings.control.bind, self._gate, line_of)
         self._terminal_token = secrets.token_hex(32)
         self.reader = Reader(where)
+        self._retention = Retention(settings.retention, state_dir, self.reader, store.blobs, self._writer.call)
         self.app = create_app(
             Host(
                 reader=self.reader,
@@ -190,7 +191,8 @@ class Service:
     def health(self) -> dict[str, Any]:
         """What works, and the receiver's counts since the start."""
         gate_trouble = None if self._gate is None else self._gate.trouble
-        trouble = [text for text in (self._writer.trouble, self.ledger.trouble, gate_trouble) if text]
+        troubles = (self._writer.trouble, self.ledger.trouble, gate_trouble, self._retention.trouble)
+        trouble = [text for text in troubles if text]
         counts = {**vars(self._receiver.counts), "conflicts": self._writer.conflicts, "ledger_lost": self.ledger.lost}
         counts["ledger_skipped"] = self.ledger.skipped
         lines = {line.id: self._trouble_of(line.id) for line in self.settings.lines}
@@ -198,6 +200,7 @@ class Service:
         counts["unknown_key"] = 0 if self._gate is None else self._gate.counts.unknown_key
         health = {"ok": not trouble, "trouble": trouble, "receiver": counts, "lines": lines, "connectors": connectors}
         health["pages"] = self._door.status()
+        health["retention"] = {"removed": self._retention.removed}
         if self.control is not None:
             health["control"] = self.control.health()
         return health if self._sign_in is None else {**health, "sign_in": self._sign_in.counts()}
@@ -275,6 +278,7 @@ class Service:
         self._spawn("writer", lambda: self._writer.run(self._receiver.answer))
         self._spawn("http", lambda: self._http.run(sockets=[self._door]))
         self._spawn("receiver", self._receiver.run)
+        self._spawn("retention", self._retention.run)
         if self.control is not None:
             self._spawn("control", self.control.run)
             _write(self.settings.state_dir / "control", self.control.endpoint + "\n")
@@ -303,8 +307,10 @@ class Service:
         self.dispatcher.stop(STOP_S / 4)
         self.ledger.stop()  # after the connectors: it notes what became of their last outputs
         self._join("ledger")
+        self._retention.stop()
         self._writer.stop()
         self._join("writer")
+        self._join("retention")
         self._join("http")
         self._stop_control()
         self._stop_gate()

@@ -67,6 +67,10 @@ port = 8765                     # 0 takes any free port and writes it to host-st
 # url = "postgresql://flawline@db.plant.local/flawline"   # instead of SQLite in state_dir (docs/store.md)
 # password_file = "store.password"                        # or FLAWLINE_STORE_PASSWORD in the environment
 
+[retention]                     # of pictures and maps; rows are kept (docs/store.md)
+# pass_days = 30                # not_inspected_days, waiting_days (flagged, not judged), reviewed_days: the same
+# free_gb = 10                  # with less free the oldest pictures go, those of passed parts first
+
 [[lines]]
 id = "line-1"
 edges = []                      # edge ids; an edge that no line names belongs to the first line
@@ -193,6 +197,21 @@ class StoreSettings(Strict):
     password_file: Path | None = Field(None, description="its first line; mode 0600")
 
 
+class RetentionSettings(Strict):
+    """How long pictures are kept, by what became of their part; nothing is removed where nothing is said."""
+
+    pass_days: float | None = Field(None, gt=0, le=36500, description="of parts that passed and were not drawn")
+    not_inspected_days: float | None = Field(None, gt=0, le=36500)
+    waiting_days: float | None = Field(None, gt=0, le=36500, description="flagged or audited, and judged by nobody")
+    reviewed_days: float | None = Field(None, gt=0, le=36500, description="judged by an inspector")
+    free_gb: float = Field(0.0, ge=0, le=1e6, description="below it the oldest pictures go, passed parts' first")
+
+    def days(self) -> dict[str, float]:
+        """Class and days, of those that are said."""
+        said = {name: getattr(self, f"{name}_days") for name in ("pass", "not_inspected", "waiting", "reviewed")}
+        return {name: days for name, days in said.items() if days is not None}
+
+
 class HostSettings(Strict):
     """``host.toml``. Paths are relative to the file's folder."""
 
@@ -205,6 +224,7 @@ class HostSettings(Strict):
     http: HttpSettings = Field(default_factory=HttpSettings)
     review: ReviewSettings = Field(default_factory=ReviewSettings)
     store: StoreSettings = Field(default_factory=StoreSettings)
+    retention: RetentionSettings = Field(default_factory=RetentionSettings)
     lines: list[LineSettings] = Field(default_factory=lambda: [LineSettings(id="line-1")], min_length=1, max_length=64)
     connectors: list[ConnectorSettings] = Field(default_factory=list, max_length=64)
 

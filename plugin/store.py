@@ -12,7 +12,7 @@ import logging
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, NamedTuple
@@ -173,12 +173,12 @@ class Store:
         unreferenced.
         """
         durable = [item for item in batch if not isinstance(item.message.header, State)]
-        for item in durable:
-            for reference, data in zip(item.message.header.parts, item.message.parts, strict=True):
-                self.blobs.put(reference.sha256, data)
         with self._connection.begin():
             outcomes = self._classify(durable)
             fresh = [item for item in durable if outcomes[id(item)] == "new"]
+            for item in fresh:
+                for reference, data in zip(item.message.header.parts, item.message.parts, strict=True):
+                    self.blobs.put(reference.sha256, data)
             self._insert_events(fresh)
             self._insert_parts(fresh)
             self._insert_attachments(fresh)
@@ -188,8 +188,7 @@ class Store:
         self._settled |= settled
         while len(self._settled) > MAX_SETTLED:
             del self._settled[next(iter(self._settled))]
-        if is_sqlite(self._engine):
-            confirm(self.path)
+        self._confirm()
         return [outcomes.get(id(item), "new") for item in batch]
 
     def _classify(self, items: Sequence[Received]) -> dict[int, Outcome]:
@@ -333,6 +332,41 @@ class Store:
         rows = connection.execute(sa.select(e.header).order_by(e.received_ns.desc()).limit(MAX_SETTLED)).scalars()
         spools = [spool for header in rows if (spool := _settled_in(header)) is not None]
         self._settled = dict.fromkeys(reversed(spools))
+
+    def remove_pictures(self, rows: Sequence[int], due: Callable[[Mapping[str, Any]], str | None]) -> int:
+        """Let go of the pictures of these rows that are still ``due``, which names the rule; returns how many.
+
+        The rows say so first; then each file goes that no row names any more.
+        """
+        a, p = t.attachments.c, t.parts.c
+        of = sa.and_(p.edge_id == a.edge_id, p.part_id == a.part_id)
+        found = sa.select(a.id, a.sha256, a.received_ns, p.verdict, p.review, p.audited)
+        found = found.select_from(t.attachments.outerjoin(t.parts, of)).where(a.id.in_(rows), a.removed_ns.is_(None))
+        names: set[str] = set()
+        with self._connection.begin():
+            for row in self._connection.execute(found).mappings().all():
+                rule = due(row)
+                if rule is not None and row["sha256"] is not None:
+                    said = {"removed_ns": time.time_ns(), "removed_by": rule}
+                    self._connection.execute(sa.update(t.attachments).where(a.id == row["id"]).values(said))
+                    names.add(row["sha256"])
+        self._confirm()
+        self.remove_unnamed(sorted(names))
+        return len(names)
+
+    def remove_unnamed(self, names: Sequence[str]) -> int:
+        """Remove the files of those names of which no row says that they are kept; returns how many."""
+        a = t.attachments.c
+        with self._connection.begin():
+            found = sa.select(a.sha256).where(a.removed_ns.is_(None), a.sha256.in_(names)).distinct()
+            named = set(self._connection.execute(found).scalars())
+        for name in (gone := [name for name in names if name not in named]):
+            self.blobs.remove(name)
+        return len(gone)
+
+    def _confirm(self) -> None:
+        if is_sqlite(self._engine):
+            confirm(self.path)
 
     def review(self, part: int, decision: Decision, inspector: str) -> int:
         """Append an inspector's verdict or an undo of the one that stands; returns the row's id."""

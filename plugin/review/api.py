@@ -131,6 +131,8 @@ def attachment(request: Request, number: Row) -> Response:
     """The bytes of a picture (PNG, JPEG) or a map (raw, C order, little endian; dtype and shape stand in the part)."""
     host = host_of(request)
     found = host.reader.attachment(number)
+    if found is not None and found["removed_ns"] is not None:
+        raise HTTPException(410, f"this picture was removed at {found['removed_ns']} ns UTC by {found['removed_by']}")
     path = None if found is None or found["sha256"] is None else BlobStore(host.blobs).find(found["sha256"])
     if found is None or path is None:
         raise HTTPException(404, f"there is no attachment {number}")
