@@ -90,21 +90,21 @@ def place_of(state_dir: Path, url: str | None, password_file: Path | None) -> Pl
     made = sa.make_url(url).set(drivername="postgresql+psycopg")
     password = os.environ.get(PASSWORD)
     if password_file is not None:
-        password = read_secret(password_file, "store.password_file")
+        (password,) = read_lines(password_file, "store.password_file", 1)
     return made if password is None else made.set(password=password)
 
 
-def read_secret(path: Path, setting: str) -> str:
-    """The first line of a file that nobody else may read. Raises ConfigError."""
+def read_lines(path: Path, setting: str, count: int) -> list[str]:
+    """The first lines of a file of secrets that nobody else may read. Raises ConfigError."""
     try:
         if path.stat().st_mode & 0o077:
             raise ConfigError(f"{setting}: others may read {path}; chmod 600 {path}")
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").splitlines()[:count]
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{setting}: {path} cannot be read ({error})") from error
-    if not lines or not lines[0]:
-        raise ConfigError(f"{setting}: {path} is empty")
-    return lines[0]
+    if len(lines) < count or not all(lines):
+        raise ConfigError(f"{setting}: {path} must have {count} line(s) with a secret each")
+    return lines
 
 
 def is_sqlite(bind: sa.Engine | sa.Connection) -> bool:

@@ -28,6 +28,8 @@ from contract.overseer import Overseer
 from plugin import accounts
 from plugin.accounts import Accounts
 from plugin.backup import UNFINISHED
+from plugin.blob_places import open_blobs
+from plugin.bucket import Bucket
 from plugin.connectors.base import LineOutput, Plant
 from plugin.control import ControlServer
 from plugin.database import place_of
@@ -98,7 +100,8 @@ class Service:
         self.dispatcher = Dispatcher(connectors, self.ledger.record)
         self.ledger.connect(self.dispatcher.publish, self.dispatcher.serves)
         where = place_of(state_dir, settings.store.url, settings.store.password_file)
-        store = Store(state_dir, settings.review.blind_share, where)
+        self._blobs = open_blobs(settings)
+        store = Store(state_dir, settings.review.blind_share, where, self._blobs)
         self._writer = Writer(store, self.ledger.has, settings.events.backlog_mb << 20)
         self.liveness = Liveness(settings.lines, settings.line_of)
         self._gate = None if settings.keys is None else Gate(self._context, settings.keys)
@@ -118,7 +121,7 @@ class Service:
             Host(
                 reader=self.reader,
                 ledger=LedgerReader(self.ledger.path),
-                blobs=state_dir / "blobs",
+                blobs=self._blobs,
                 write=self._writer.call,
                 health=self.health,
                 sign_in=self._sign_in,
@@ -191,7 +194,8 @@ class Service:
     def health(self) -> dict[str, Any]:
         """What works, and the receiver's counts since the start."""
         gate_trouble = None if self._gate is None else self._gate.trouble
-        troubles = (self._writer.trouble, self.ledger.trouble, gate_trouble, self._retention.trouble)
+        bucket = self._blobs.trouble if isinstance(self._blobs, Bucket) else None
+        troubles = (self._writer.trouble, self.ledger.trouble, gate_trouble, self._retention.trouble, bucket)
         trouble = [text for text in troubles if text]
         counts = {**vars(self._receiver.counts), "conflicts": self._writer.conflicts, "ledger_lost": self.ledger.lost}
         counts["ledger_skipped"] = self.ledger.skipped
@@ -279,6 +283,8 @@ class Service:
         self._spawn("http", lambda: self._http.run(sockets=[self._door]))
         self._spawn("receiver", self._receiver.run)
         self._spawn("retention", self._retention.run)
+        if isinstance(self._blobs, Bucket):
+            self._spawn("pictures", self._blobs.run)
         if self.control is not None:
             self._spawn("control", self.control.run)
             _write(self.settings.state_dir / "control", self.control.endpoint + "\n")
@@ -308,6 +314,9 @@ class Service:
         self.ledger.stop()  # after the connectors: it notes what became of their last outputs
         self._join("ledger")
         self._retention.stop()
+        if isinstance(self._blobs, Bucket):
+            self._blobs.stop()
+            self._join("pictures")
         self._writer.stop()
         self._join("writer")
         self._join("retention")

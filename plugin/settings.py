@@ -66,6 +66,8 @@ port = 8765                     # 0 takes any free port and writes it to host-st
 [store]
 # url = "postgresql://flawline@db.plant.local/flawline"   # instead of SQLite in state_dir (docs/store.md)
 # password_file = "store.password"                        # or FLAWLINE_STORE_PASSWORD in the environment
+# pictures = "s3://bucket/flawline"                       # pictures in S3-compatible storage; pictures_endpoint = "https://..."
+# pictures_credentials = "s3.secret"                      # key id and secret, a line each; or the environment's
 
 [retention]                     # of pictures and maps; rows are kept (docs/store.md)
 # pass_days = 30                # not_inspected_days, waiting_days (flagged, not judged), reviewed_days: the same
@@ -195,6 +197,11 @@ class StoreSettings(Strict):
 
     url: Annotated[str, Field(max_length=500), AfterValidator(_postgresql)] | None = None
     password_file: Path | None = Field(None, description="its first line; mode 0600")
+    pictures: str | None = Field(
+        None, pattern=r"^s3://[a-z0-9][a-z0-9.-]*(/[A-Za-z0-9._-]+)*/?$", description="a bucket and a folder in it"
+    )
+    pictures_endpoint: str | None = Field(None, pattern=r"^https?://[^@]+$", description="of storage that is not AWS")
+    pictures_credentials: Path | None = Field(None, description="key id and secret, a line each; mode 0600")
 
 
 class RetentionSettings(Strict):
@@ -239,6 +246,10 @@ class HostSettings(Strict):
             raise ValueError(
                 f"an edge belongs to two lines: {sorted({edge for edge in edges if edges.count(edge) > 1})}"
             )
+        if self.store.pictures is not None and self.retention.free_gb:
+            raise ValueError(
+                "`retention.free_gb` is of pictures on this disk, and `store.pictures` puts them elsewhere"
+            )
         for connector in self.connectors:
             if unknown := sorted(set(connector.lines) - set(ids)):
                 raise ValueError(
@@ -272,8 +283,10 @@ def load_settings(path: Path) -> HostSettings:
     http = settings.http
     if http.certificate is not None and http.key is not None:
         http.certificate, http.key = path.parent / http.certificate, path.parent / http.key
-    if settings.store.password_file is not None:
-        settings.store.password_file = path.parent / settings.store.password_file
+    for name in ("password_file", "pictures_credentials"):
+        secret = getattr(settings.store, name)
+        if secret is not None:
+            setattr(settings.store, name, path.parent / secret)
     if settings.keys is not None:
         settings.keys = (path.parent / settings.keys).resolve()
     return settings

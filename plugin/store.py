@@ -22,7 +22,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from contract.event import Attachment, Gap, Message, Missed, PartHeader, PartRef, Result, State, Trigger, Verdict
 from plugin import tables as t
-from plugin.blobs import BlobStore
+from plugin.blobs import Blobs, BlobStore
 from plugin.database import Hand, Place, is_passing, is_sqlite, name_of, open_engine, short
 from plugin.durability import confirm
 from plugin.errors import ReviewError
@@ -141,7 +141,9 @@ class _Words(NamedTuple):
 class Store:
     """Writes events, parts, pictures and reviews. Not safe to share: one thread, one connection."""
 
-    def __init__(self, state_dir: Path, blind_share: float = 0.0, where: Place | None = None) -> None:
+    def __init__(
+        self, state_dir: Path, blind_share: float = 0.0, where: Place | None = None, blobs: Blobs | None = None
+    ) -> None:
         """``blind_share``: of the flagged parts of an audited line, shown as blindly as audited ones (``is_blind``).
 
         ``where``: the database, a file of the folder where nothing is said. A server that does not answer is waited
@@ -149,7 +151,7 @@ class Store:
         """
         self._blind_share = blind_share
         self.path = state_dir / DATABASE
-        self.blobs = BlobStore(state_dir / "blobs")
+        self.blobs: Blobs = blobs or BlobStore(state_dir / "blobs")
         self._engine = open_engine(where or self.path)
         self._words = _Words.of(self._engine)
         self._settled: dict[tuple[str, str], None] = {}

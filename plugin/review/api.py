@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, FastAPI, HTTPException, Path, Query, Request, Response
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.responses import JSONResponse
 from pydantic import Field
 
 from contract.config import Strict
 from contract.verdicts import MAX_PAGE, VerdictPage
-from plugin.blobs import BlobStore
 from plugin.review.host import Host
 from plugin.review.signin import ENGINEER, INSPECTOR, INSPECTOR_BACKGROUND, OPEN, viewer_of
 from plugin.store import Decision
@@ -133,12 +132,17 @@ def attachment(request: Request, number: Row) -> Response:
     found = host.reader.attachment(number)
     if found is not None and found["removed_ns"] is not None:
         raise HTTPException(410, f"this picture was removed at {found['removed_ns']} ns UTC by {found['removed_by']}")
-    path = None if found is None or found["sha256"] is None else BlobStore(host.blobs).find(found["sha256"])
-    if found is None or path is None:
+    if found is None or found["sha256"] is None:
         raise HTTPException(404, f"there is no attachment {number}")
     if found["role"] == "map" and _unseen(request, host.reader.part_named(found["edge_id"], found["part_id"])):
         raise HTTPException(403, "The map of a part that is judged blindly is shown when you have decided.")
-    return FileResponse(path, media_type=MEDIA[found["codec"]], headers={"cache-control": FOREVER})
+    try:
+        data = host.blobs.read(found["sha256"])
+    except OSError as error:
+        raise HTTPException(503, f"the picture cannot be read now: {error}") from error
+    if data is None:
+        raise HTTPException(404, f"there is no attachment {number}")
+    return Response(data, media_type=MEDIA[found["codec"]], headers={"cache-control": FOREVER})
 
 
 @router.get("/api/queue", dependencies=[INSPECTOR])
