@@ -18,6 +18,9 @@ class Blobs(Protocol):
     def put(self, sha256: str, data: bytes) -> None:
         """Keep ``data`` under its (already verified) hash; returns once it would survive a power cut."""
 
+    def find(self, sha256: str) -> Path | None:
+        """The file of a hash, where it stays on this machine; None for any other, and where the name is no hash."""
+
     def read(self, sha256: str) -> bytes | None:
         """The bytes of a hash, from wherever they are; None where they are nowhere."""
 
@@ -50,7 +53,6 @@ class BlobStore:
         _sync_folder(self.folder)
 
     def find(self, sha256: str) -> Path | None:
-        """The file of a hash, or None where there is none or the name is not a hash."""
         if _NAME.fullmatch(sha256) is None:
             return None
         path = self._path(sha256)

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from contract.overseer import Pulse
 from plugin.database import blames_the_event, short
-from plugin.errors import ReviewError, StoreLostError
+from plugin.errors import FlawlineError, ReviewError
 from plugin.logs import LimitedLog
 from plugin.store import Outcome, Received, Store
 
@@ -160,7 +160,7 @@ class Writer:
             self.pulse.turn(COMMIT_S)
             try:
                 answers = self._committed(batch, self._store.commit(batch))
-            except (ValueError, OverflowError, OSError, StoreLostError, sa.exc.SQLAlchemyError) as error:
+            except (ValueError, OverflowError, OSError, FlawlineError, sa.exc.SQLAlchemyError) as error:
                 if not blames_the_event(error):
                     self.trouble = f"the store cannot be written ({short(error)}); nothing is acknowledged until it can"
                     self._log.warning("disk", self.trouble)
@@ -195,7 +195,7 @@ class Writer:
             self.pulse.turn(COMMIT_S)
             try:
                 answers += self._committed([item], self._store.commit([item]))
-            except (ValueError, OverflowError, OSError, StoreLostError, sa.exc.SQLAlchemyError) as error:
+            except (ValueError, OverflowError, OSError, FlawlineError, sa.exc.SQLAlchemyError) as error:
                 self._log.warning("unstorable", f"an event cannot be stored: {short(error)}")
                 if not blames_the_event(error):
                     continue  # the disk's trouble, not the event's: unanswered, so it is sent again

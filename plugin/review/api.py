@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, FastAPI, HTTPException, Path, Query, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import FileResponse, JSONResponse
 from pydantic import Field
 
 from contract.config import Strict
@@ -136,13 +136,17 @@ def attachment(request: Request, number: Row) -> Response:
         raise HTTPException(404, f"there is no attachment {number}")
     if found["role"] == "map" and _unseen(request, host.reader.part_named(found["edge_id"], found["part_id"])):
         raise HTTPException(403, "The map of a part that is judged blindly is shown when you have decided.")
+    media, headers = MEDIA[found["codec"]], {"cache-control": FOREVER}
+    path = host.blobs.find(found["sha256"])
+    if path is not None:
+        return FileResponse(path, media_type=media, headers=headers)  # piece by piece, however slowly it is read
     try:
         data = host.blobs.read(found["sha256"])
     except OSError as error:
         raise HTTPException(503, f"the picture cannot be read now: {error}") from error
     if data is None:
         raise HTTPException(404, f"there is no attachment {number}")
-    return Response(data, media_type=MEDIA[found["codec"]], headers={"cache-control": FOREVER})
+    return Response(data, media_type=media, headers=headers)
 
 
 @router.get("/api/queue", dependencies=[INSPECTOR])
