@@ -4,8 +4,13 @@ event_to_register_ms   a verdict leaves a ZeroMQ socket until a Modbus read show
                        second, each announced before; the read's own round trip and up to a millisecond of polling are
                        in it
 modbus_round_trip_ms   such a read alone, in the same run
-events_per_s_sqlite    events (announcements and verdicts in turn, no images) committed to store and ledger and
-                       acknowledged, per second, as fast as the host takes them; parts_per_s is half of it
+next_part_page_ms      the page of the next part after a verdict, by HTTP, median of 200, from a store of so many
+                       parts, of which one in ten waits to be judged; verdict_and_next_part_page_ms with the verdict's
+                       own request
+events_per_s_sqlite    events (announcements and verdicts in turn, with images an attachment for every tenth part)
+                       committed to store and ledger and acknowledged, per second, by number of edges that send as fast
+                       as the host takes them; all on this machine, the clients too
+events_per_s_postgresql the same into a PostgreSQL server of Debian's package, synced as it is by default
 bare_sqlite_rows_per_s the same headers inserted into one plain table, 64 a transaction, synced to disk: what disk and
                        library allow
 
@@ -14,6 +19,7 @@ bare_sqlite_rows_per_s the same headers inserted into one plain table, 64 a tran
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import signal
 import socket
@@ -24,31 +30,24 @@ import subprocess
 import sys
 import tempfile
 import time
-from operator import truediv
 from pathlib import Path
 from typing import Any
 
 import zmq
 
 from benchmarks.common import machine, parser, write
-from contract.event import (
-    REPLY,
-    Ack,
-    Envelope,
-    Result,
-    Timing,
-    Trigger,
-    Verdict,
-    encode_header,
-    to_frames,
-)
+from benchmarks.host_edges import dealer, envelope, header, ingestion
+from benchmarks.host_pages import PAGES, fill, medians, walk
+from contract.event import Result, Trigger, to_frames
 from plugin.connectors.registers import SEQ_MAX, WORDS
+from tests.postgres import PostgreSQL
 
 RATE = 200
 SECONDS = 60.0
 EVENTS = 20_000
 ROUNDS = 3
-WINDOW = 512
+EDGES = (1, 10, 50)
+PARTS = (1000, 100_000)
 BATCH = 64
 
 
@@ -56,14 +55,22 @@ def main() -> None:
     made = parser(__doc__)
     made.add_argument("--seconds", type=float, default=SECONDS, help="how long verdicts are timed")
     made.add_argument("--events", type=int, default=EVENTS, help="events of one round of ingestion")
+    made.add_argument("--rounds", type=int, default=ROUNDS)
+    made.add_argument("--edges", type=int, nargs="+", default=EDGES)
+    made.add_argument("--parts", type=int, nargs="+", default=PARTS, help="in the stores whose pages are timed")
+    made.add_argument("--pages", type=int, default=PAGES, help="timed in each of them")
     options = made.parse_args()
     before = machine()
     latencies, trips = latency(options.seconds)
-    ingested, bare = [], []
-    for _ in range(ROUNDS):
-        ingested.append(ingestion(options.events))
-        bare.append(plain_sqlite(options.events))
-    rate = statistics.median(ingested)
+    shown = pages(tuple(options.parts), options.pages)
+    edges = tuple(options.edges)
+    sqlite = rates(options.events, edges, options.rounds, None)
+    server = PostgreSQL()
+    try:
+        postgresql = rates(options.events, edges, options.rounds, server)
+    finally:
+        server.close()
+    bare = statistics.median(plain_sqlite(options.events) for _ in range(options.rounds))
     write(
         options.json,
         {
@@ -72,13 +79,14 @@ def main() -> None:
             "verdicts": len(latencies),
             "event_to_register_ms": percentiles(latencies),
             "modbus_round_trip_ms": percentiles(trips),
+            **shown,
+            "pages": options.pages,
             "events": options.events,
-            "rounds": ROUNDS,
-            "events_per_s_sqlite": round(rate),
-            "events_per_s_sqlite_rounds": [round(each) for each in ingested],
-            "parts_per_s": round(rate / 2),
-            "bare_sqlite_rows_per_s": round(statistics.median(bare)),
-            "ratio_to_bare_sqlite": round(statistics.median(map(truediv, ingested, bare)), 3),
+            "rounds": options.rounds,
+            "events_per_s_sqlite": sqlite,
+            "events_per_s_postgresql": postgresql,
+            "bare_sqlite_rows_per_s": round(bare),
+            "ratio_to_bare_sqlite": round(sqlite[str(edges[0])]["without_images"] / bare, 3),
         },
         before,
     )
@@ -93,12 +101,16 @@ def percentiles(values: list[float]) -> dict[str, float]:
 class Host:
     """A real ``flawline host run`` in a folder of its own."""
 
-    def __init__(self, connector: str | None = None) -> None:
+    def __init__(self, connector: str | None = None, store: str | None = None, parts: int = 0) -> None:
+        """``parts``: already in its store."""
         self._folder = tempfile.TemporaryDirectory()
         folder = Path(self._folder.name)
+        if parts:
+            fill(folder / "state", parts)
+        database = "" if store is None else f'[store]\nurl = "{store}"\n'
         connectors = "" if connector is None else f'[[connectors]]\nurl = "{connector}"\n'
         (folder / "host.toml").write_text(
-            'state_dir = "state"\n[events]\nbind = "tcp://127.0.0.1:*"\n[http]\nport = 0\n'
+            f'state_dir = "state"\n{database}[events]\nbind = "tcp://127.0.0.1:*"\n[http]\nport = 0\n'
             f'[[lines]]\nid = "line-1"\ndeadline_ms = 60000\n{connectors}'
         )
         self._process = subprocess.Popen(
@@ -108,49 +120,12 @@ class Host:
         if b"ready" not in self._process.stdout.readline():
             raise SystemExit("the host did not start")
         self.endpoint = (folder / "state" / "endpoint").read_text().strip()
+        self.url = json.loads((folder / "state" / "http.json").read_text())["url"]
 
     def close(self) -> None:
         self._process.send_signal(signal.SIGTERM)
         self._process.wait(20)
         self._folder.cleanup()
-
-
-def header(part: int, seq: int, kind: type[Trigger] | type[Result]) -> bytes:
-    fields: dict[str, Any] = {
-        "edge_id": "edge-1",
-        "spool_id": "spool-1",
-        "run_id": "run-1",
-        "seq": seq,
-        "t_wall_ns": time.time_ns(),
-        "part_id": f"top-run-{part:06d}",
-        "camera_id": "top",
-        "trigger_id": part,
-        "frame_no": part,
-        "timing": Timing(t_capture_ns=time.monotonic_ns()),
-    }
-    if kind is Result:
-        verdict = Verdict.REJECT if part % 20 == 0 else Verdict.PASS
-        fields |= {
-            "verdict": verdict,
-            "score": 0.4,
-            "threshold": 1.0,
-            "recipe": "plate",
-            "bundle_id": "plate-1",
-            "model_sha256": "ab" * 32,
-            "engine": "openvino fp32",
-        }
-    return encode_header(kind(**fields))
-
-
-def envelope(age_ms: float = 1.0) -> Envelope:
-    return Envelope(age_ms=age_ms, t_sent_ns=time.monotonic_ns(), clock_id="bench")
-
-
-def dealer(context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[bytes]:
-    made = context.socket(zmq.DEALER)
-    made.set(zmq.LINGER, 0)
-    made.connect(endpoint)
-    return made
 
 
 def latency(seconds: float) -> tuple[list[float], list[float]]:
@@ -222,32 +197,34 @@ def read_word(modbus: socket.socket, address: int) -> int:
     return int.from_bytes(answer[9:11])
 
 
-def ingestion(events: int) -> float:
-    """Events per second that a host commits and acknowledges."""
-    host = Host()
-    messages = [
-        to_frames(header(n // 2, n, Trigger if n % 2 == 0 else Result), (), envelope()) for n in range(2, events + 2)
-    ]
-    try:
-        with zmq.Context() as context:
-            edge = dealer(context, host.endpoint)
-            start = time.monotonic()
-            acked = sent = 0
-            while acked < events:
-                while sent < events and sent - acked < WINDOW:
-                    edge.send_multipart(messages[sent])
-                    sent += 1
-                if not edge.poll(10_000):
-                    raise SystemExit("the host acknowledges nothing more")
-                reply = REPLY.validate_json(edge.recv_multipart()[1])
-                if not isinstance(reply, Ack):
-                    raise SystemExit(f"the host refuses: {reply}")
-                acked += len(reply.seqs)
-            took = time.monotonic() - start
-            edge.close(0)
-    finally:
-        host.close()
-    return events / took
+def rates(events: int, edges: tuple[int, ...], rounds: int, server: PostgreSQL | None) -> dict[str, dict[str, int]]:
+    """Medians of events per second by number of edges, without and with images."""
+    found: dict[str, dict[str, int]] = {}
+    for count in edges:
+        found[str(count)] = {}
+        for name, images in (("without_images", False), ("with_images", True)):
+            each = []
+            for _ in range(rounds):
+                host = Host(store=None if server is None else server.database())
+                try:
+                    each.append(ingestion(host.endpoint, count, events, images))
+                finally:
+                    host.close()
+            found[str(count)][name] = round(statistics.median(each))
+    return found
+
+
+def pages(parts: tuple[int, ...], asked: int) -> dict[str, dict[str, float]]:
+    """Medians over stores of so many parts."""
+    alone: dict[str, float] = {}
+    whole: dict[str, float] = {}
+    for count in parts:
+        host = Host(parts=count)
+        try:
+            alone[str(count)], whole[str(count)] = medians(walk(host.url, asked))
+        finally:
+            host.close()
+    return {"next_part_page_ms": alone, "verdict_and_next_part_page_ms": whole}
 
 
 def plain_sqlite(events: int) -> float:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from plugin import control_cli, export_cli, user_cli
+from plugin import backup_cli, control_cli, export_cli, user_cli
 
 if TYPE_CHECKING:
     from plugin.service import Service
@@ -23,6 +23,8 @@ app.add_typer(user_cli.app, name="user")
 app.command("control", help=control_cli.HELP)(control_cli.control)
 
 app.command("export", help=export_cli.HELP)(export_cli.export)
+app.command("backup", help=backup_cli.BACKUP_HELP)(backup_cli.backup)
+app.command("restore", help=backup_cli.RESTORE_HELP)(backup_cli.restore)
 
 RUN_HELP = """Run the host until it is told to stop (Ctrl-C or SIGTERM).
 

@@ -5,14 +5,23 @@ FlawlineError
 ├── AskError        an edge or the running host did not do what was asked
 ├── ConfigError     host.toml, or a port or folder that is taken
 ├── ConnectorError  a line controller did not take an output; recorded as refused
-└── ReviewError     an inspector's verdict that cannot stand
+├── ReviewError     an inspector's verdict that cannot stand
+└── StoreLostError  the store's database cannot be written by this host now
 """
 
 from __future__ import annotations
 
 from contract.errors import ConfigError, FlawlineError
 
-__all__ = ["AccountError", "AskError", "ConfigError", "ConnectorError", "FlawlineError", "ReviewError"]
+__all__ = [
+    "AccountError",
+    "AskError",
+    "ConfigError",
+    "ConnectorError",
+    "FlawlineError",
+    "ReviewError",
+    "StoreLostError",
+]
 
 
 class AccountError(FlawlineError):
@@ -33,3 +42,7 @@ class ConnectorError(FlawlineError):
 
 class ReviewError(FlawlineError):
     """There is nothing to undo, or no such part."""
+
+
+class StoreLostError(FlawlineError):
+    """Another host holds the store, or its server would lose what it acknowledges; tried again while the host runs."""

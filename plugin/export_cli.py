@@ -27,17 +27,20 @@ def export(
 ) -> None:
     """Read the store page by page."""
     from contract.verdicts import MAX_PAGE
+    from plugin.database import place_of, shown_as, upgraded
     from plugin.queries import Reader
     from plugin.settings import load_settings
-    from plugin.store import DATABASE, upgraded
 
-    store = load_settings(config).state_dir / DATABASE
-    if not store.is_file():
+    settings = load_settings(config)
+    store = place_of(settings.state_dir, settings.store.url, settings.store.password_file)
+    if isinstance(store, Path) and not store.is_file():
         raise ConfigError(f"{store}: there is no store; a host writes it: flawline host run {config}")
     reader, shown, judged, after = Reader(store), 0, 0, 0
     try:
         if not upgraded(store):
-            raise ConfigError(f"{store}: written by an older Flawline; start the host once: flawline host run {config}")
+            raise ConfigError(
+                f"{shown_as(store)}: written by an older Flawline; start the host once: flawline host run {config}"
+            )
         with file.open("x", encoding="utf-8") as output:
             more = True
             while more:

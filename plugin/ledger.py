@@ -32,6 +32,7 @@ from plugin.durability import LOCK_S, LogSync, empty_log, first_number, is_log_f
 from plugin.errors import ConfigError
 from plugin.logs import LimitedLog
 from plugin.matching import Row, Seen
+from plugin.renumber import not_before_ns
 from plugin.settings import LineSettings
 from plugin.transit import Arrival
 
@@ -208,6 +209,7 @@ class Ledger:
         except sqlite3.Error as error:
             self._tear(error)
         self._first_number = _first_number(self._connection, path, self._boot_id)
+        self._not_before_ns = not_before_ns(self._connection, self._boot_id)
         unknown = self._connection.execute(
             "UPDATE outputs SET outcome = 'unknown' WHERE outcome = 'committed'"
         ).rowcount
@@ -515,6 +517,8 @@ class Ledger:
             part = as_told
             self._find_counter(key, part)
         in_time = time.monotonic_ns() <= min(part.due_ns, as_told.due_ns)  # the older of what was said of its age
+        # A ledger from a backup cannot know which parts of before the line was told of.
+        in_time = in_time and min(part.captured_ns, as_told.captured_ns) >= self._not_before_ns
         if isinstance(header, Trigger):
             if announced:
                 return

@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import json
 import statistics
-from pathlib import Path
 from typing import Any, Literal
 
 import sqlalchemy as sa
@@ -14,18 +13,19 @@ from contract import stats
 from contract.event import HEADER, Result, Verdict
 from contract.verdicts import SampledPart, Unsampled, VerdictPage
 from plugin import tables as t
-from plugin.store import open_engine
+from plugin.database import Place, open_engine
 
 FLAGGED = ("REJECT", "REVIEW")
 LATENCY_PARTS = 1000
+NAMES = 500
 p = t.parts.c
 
 
 class Reader:
     """Read-only questions to the store; any thread may ask."""
 
-    def __init__(self, path: Path) -> None:
-        self._engine = open_engine(path)
+    def __init__(self, where: Place) -> None:
+        self._engine = open_engine(where)
 
     def close(self) -> None:
         self._engine.dispose()
@@ -75,6 +75,7 @@ class Reader:
         wanted = sa.and_(
             sa.tuple_(a.edge_id, a.part_id).in_([(part["edge_id"], part["part_id"]) for part in parts]),
             a.role.in_(("thumbnail", "image")),
+            a.removed_ns.is_(None),
             a.codec != "raw",
         )
         # "image" sorts before "thumbnail", so that the smaller one is written last and stays
@@ -87,6 +88,26 @@ class Reader:
         rows = self._all(sa.select(t.attachments).where(t.attachments.c.id == number))
         return rows[0] if rows else None
 
+    def pictures(self, after: int, limit: int) -> list[dict[str, Any]]:
+        """Pictures that are kept, behind row ``after``, with what became of their part."""
+        a = t.attachments.c
+        of = sa.and_(p.edge_id == a.edge_id, p.part_id == a.part_id)
+        found = sa.select(a.id, a.sha256, a.received_ns, p.verdict, p.review, p.audited)
+        kept = (a.id > after, a.removed_ns.is_(None), a.sha256.is_not(None))
+        return self._all(
+            found.select_from(t.attachments.outerjoin(t.parts, of)).where(*kept).order_by(a.id).limit(limit)
+        )
+
+    def unnamed(self, names: list[str]) -> list[str]:
+        """Those of which no row says that they are kept."""
+        a = t.attachments.c
+        named: set[str] = set()
+        for first in range(0, len(names), NAMES):
+            some = names[first : first + NAMES]
+            rows = self._all(sa.select(a.sha256).where(a.removed_ns.is_(None), a.sha256.in_(some)).distinct())
+            named |= {row["sha256"] for row in rows}
+        return [name for name in names if name not in named]
+
     def reviews(self, part: int) -> list[dict[str, Any]]:
         """Everything that inspectors said about a part, oldest first."""
         return self._all(sa.select(t.reviews).where(t.reviews.c.part == part).order_by(t.reviews.c.id))
@@ -96,7 +117,8 @@ class Reader:
         found = sa.select(t.parts).where(*_WAITING)
         if after is not None:
             worst, number = after
-            found = found.where(sa.or_(p.severity < worst, sa.and_(p.severity == worst, p.id > number)))
+            # The first condition is the index's, from where it is read on; the other decides among the equally bad.
+            found = found.where(p.severity <= worst, sa.or_(p.severity < worst, p.id > number))
         rows = self._all(found.order_by(p.severity.desc(), p.id).limit(limit))
         return [_part(row) for row in rows]
 
@@ -106,8 +128,8 @@ class Reader:
         if side == "next":
             found = self.queue(1, (worst, number))
             return int(found[0]["id"]) if found else None
-        before = sa.or_(p.severity > worst, sa.and_(p.severity == worst, p.id < number))
-        rows = self._all(sa.select(p.id).where(*_WAITING, before).order_by(p.severity.asc(), p.id.desc()).limit(1))
+        before = (p.severity >= worst, sa.or_(p.severity > worst, p.id < number))
+        rows = self._all(sa.select(p.id).where(*_WAITING, *before).order_by(p.severity.asc(), p.id.desc()).limit(1))
         return int(rows[0]["id"]) if rows else None
 
     def waiting(self) -> int:

@@ -27,8 +27,12 @@ from contract.notify import Notifier
 from contract.overseer import Overseer
 from plugin import accounts
 from plugin.accounts import Accounts
+from plugin.backup import UNFINISHED
+from plugin.blob_places import open_blobs
+from plugin.bucket import Bucket
 from plugin.connectors.base import LineOutput, Plant
 from plugin.control import ControlServer
+from plugin.database import place_of
 from plugin.dispatch import Dispatcher, Sent, make_connector
 from plugin.errors import ConfigError, FlawlineError
 from plugin.gate import Gate
@@ -37,6 +41,7 @@ from plugin.liveness import Liveness
 from plugin.partials import Partials
 from plugin.queries import Reader
 from plugin.receiver import Receiver
+from plugin.retention import Retention
 from plugin.review.app import Host, create_app
 from plugin.review.door import KEEP_ALIVE_S, LEAVING, Door, at_door, raise_file_limit
 from plugin.review.host import Asking
@@ -94,9 +99,10 @@ class Service:
         self.ledger = Ledger(state_dir / "ledger.sqlite", settings.line_of)
         self.dispatcher = Dispatcher(connectors, self.ledger.record)
         self.ledger.connect(self.dispatcher.publish, self.dispatcher.serves)
-        self._writer = Writer(
-            Store(state_dir, settings.review.blind_share), self.ledger.has, settings.events.backlog_mb << 20
-        )
+        where = place_of(state_dir, settings.store.url, settings.store.password_file)
+        self._blobs = open_blobs(settings)
+        store = Store(state_dir, settings.review.blind_share, where, self._blobs)
+        self._writer = Writer(store, self.ledger.has, settings.events.backlog_mb << 20)
         self.liveness = Liveness(settings.lines, settings.line_of)
         self._gate = None if settings.keys is None else Gate(self._context, settings.keys)
         if self._gate is not None:
@@ -109,12 +115,13 @@ class Service:
             line_of = partial(_line_id, settings)
             self.control = ControlServer(self._context, settings.control.bind, self._gate, line_of)
         self._terminal_token = secrets.token_hex(32)
-        self.reader = Reader(state_dir / "store.sqlite")
+        self.reader = Reader(where)
+        self._retention = Retention(settings.retention, state_dir, self.reader, store.blobs, self._writer.call)
         self.app = create_app(
             Host(
                 reader=self.reader,
                 ledger=LedgerReader(self.ledger.path),
-                blobs=state_dir / "blobs",
+                blobs=self._blobs,
                 write=self._writer.call,
                 health=self.health,
                 sign_in=self._sign_in,
@@ -187,7 +194,9 @@ class Service:
     def health(self) -> dict[str, Any]:
         """What works, and the receiver's counts since the start."""
         gate_trouble = None if self._gate is None else self._gate.trouble
-        trouble = [text for text in (self._writer.trouble, self.ledger.trouble, gate_trouble) if text]
+        bucket = self._blobs.trouble if isinstance(self._blobs, Bucket) else None
+        troubles = (self._writer.trouble, self.ledger.trouble, gate_trouble, self._retention.trouble, bucket)
+        trouble = [text for text in troubles if text]
         counts = {**vars(self._receiver.counts), "conflicts": self._writer.conflicts, "ledger_lost": self.ledger.lost}
         counts["ledger_skipped"] = self.ledger.skipped
         lines = {line.id: self._trouble_of(line.id) for line in self.settings.lines}
@@ -195,6 +204,7 @@ class Service:
         counts["unknown_key"] = 0 if self._gate is None else self._gate.counts.unknown_key
         health = {"ok": not trouble, "trouble": trouble, "receiver": counts, "lines": lines, "connectors": connectors}
         health["pages"] = self._door.status()
+        health["retention"] = {"removed": self._retention.removed}
         if self.control is not None:
             health["control"] = self.control.health()
         return health if self._sign_in is None else {**health, "sign_in": self._sign_in.counts()}
@@ -272,6 +282,9 @@ class Service:
         self._spawn("writer", lambda: self._writer.run(self._receiver.answer))
         self._spawn("http", lambda: self._http.run(sockets=[self._door]))
         self._spawn("receiver", self._receiver.run)
+        self._spawn("retention", self._retention.run)
+        if isinstance(self._blobs, Bucket):
+            self._spawn("pictures", self._blobs.run)
         if self.control is not None:
             self._spawn("control", self.control.run)
             _write(self.settings.state_dir / "control", self.control.endpoint + "\n")
@@ -300,8 +313,13 @@ class Service:
         self.dispatcher.stop(STOP_S / 4)
         self.ledger.stop()  # after the connectors: it notes what became of their last outputs
         self._join("ledger")
+        self._retention.stop()
+        if isinstance(self._blobs, Bucket):
+            self._blobs.stop()
+            self._join("pictures")
         self._writer.stop()
         self._join("writer")
+        self._join("retention")
         self._join("http")
         self._stop_control()
         self._stop_gate()
@@ -379,6 +397,9 @@ def _lock_folder(state_dir: Path) -> int:
     except OSError as error:
         os.close(handle)
         raise ConfigError(f"{state_dir}: another host is using this folder; stop it or change `state_dir`") from error
+    if (state_dir / UNFINISHED).exists():
+        os.close(handle)
+        raise ConfigError(f"{state_dir}: a restore was broken off here; empty the folder and restore again")
     for name in ("endpoint", "control", "terminal.token", "http.json"):
         with suppress(FileNotFoundError):
             (state_dir / name).unlink()  # of an earlier run: nobody may take it for this one's

@@ -63,6 +63,16 @@ port = 8765                     # 0 takes any free port and writes it to host-st
 [review]
 # blind_share = 0.5             # where edges audit passed parts, so many flagged ones are shown as blindly as those
 
+[store]
+# url = "postgresql://flawline@db.plant.local/flawline"   # instead of SQLite in state_dir (docs/store.md)
+# password_file = "store.password"                        # or FLAWLINE_STORE_PASSWORD in the environment
+# pictures = "s3://bucket/flawline"                       # pictures in S3-compatible storage; pictures_endpoint = "https://..."
+# pictures_credentials = "s3.secret"                      # key id and secret, a line each; or the environment's
+
+[retention]                     # of pictures and maps; rows are kept (docs/store.md)
+# pass_days = 30                # not_inspected_days, waiting_days (flagged, not judged), reviewed_days: the same
+# free_gb = 10                  # with less free the oldest pictures go, those of passed parts first
+
 [[lines]]
 id = "line-1"
 edges = []                      # edge ids; an edge that no line names belongs to the first line
@@ -171,6 +181,44 @@ class ConnectorSettings(Strict):
     queue: int = Field(4096, ge=1, le=65536, description="outputs that may wait for this connector")
 
 
+def _postgresql(value: str) -> str:
+    if not re.match(r"postgresql://[^/]*/.", value):
+        raise ValueError("expected postgresql://USER@ADDRESS:PORT/DATABASE")
+    if re.match(r"postgresql://[^/@]*:[^/@]*@", value) or "password=" in value:
+        raise ValueError(
+            "a password does not belong into this file: set store.password_file, or FLAWLINE_STORE_PASSWORD in the "
+            "environment"
+        )
+    return value
+
+
+class StoreSettings(Strict):
+    """Where events, verdicts and reviews are kept; SQLite in the state folder where no URL is given."""
+
+    url: Annotated[str, Field(max_length=500), AfterValidator(_postgresql)] | None = None
+    password_file: Path | None = Field(None, description="its first line; mode 0600")
+    pictures: str | None = Field(
+        None, pattern=r"^s3://[a-z0-9][a-z0-9.-]*(/[A-Za-z0-9._-]+)*/?$", description="a bucket and a folder in it"
+    )
+    pictures_endpoint: str | None = Field(None, pattern=r"^https?://[^@]+$", description="of storage that is not AWS")
+    pictures_credentials: Path | None = Field(None, description="key id and secret, a line each; mode 0600")
+
+
+class RetentionSettings(Strict):
+    """How long pictures are kept, by what became of their part; nothing is removed where nothing is said."""
+
+    pass_days: float | None = Field(None, gt=0, le=36500, description="of parts that passed and were not drawn")
+    not_inspected_days: float | None = Field(None, gt=0, le=36500)
+    waiting_days: float | None = Field(None, gt=0, le=36500, description="flagged or audited, and judged by nobody")
+    reviewed_days: float | None = Field(None, gt=0, le=36500, description="judged by an inspector")
+    free_gb: float = Field(0.0, ge=0, le=1e6, description="below it the oldest pictures go, passed parts' first")
+
+    def days(self) -> dict[str, float]:
+        """Class and days, of those that are said."""
+        said = {name: getattr(self, f"{name}_days") for name in ("pass", "not_inspected", "waiting", "reviewed")}
+        return {name: days for name, days in said.items() if days is not None}
+
+
 class HostSettings(Strict):
     """``host.toml``. Paths are relative to the file's folder."""
 
@@ -182,6 +230,8 @@ class HostSettings(Strict):
     control: ControlSettings | None = None
     http: HttpSettings = Field(default_factory=HttpSettings)
     review: ReviewSettings = Field(default_factory=ReviewSettings)
+    store: StoreSettings = Field(default_factory=StoreSettings)
+    retention: RetentionSettings = Field(default_factory=RetentionSettings)
     lines: list[LineSettings] = Field(default_factory=lambda: [LineSettings(id="line-1")], min_length=1, max_length=64)
     connectors: list[ConnectorSettings] = Field(default_factory=list, max_length=64)
 
@@ -195,6 +245,10 @@ class HostSettings(Strict):
         if len(set(edges)) != len(edges):
             raise ValueError(
                 f"an edge belongs to two lines: {sorted({edge for edge in edges if edges.count(edge) > 1})}"
+            )
+        if self.store.pictures is not None and self.retention.free_gb:
+            raise ValueError(
+                "`retention.free_gb` is of pictures on this disk, and `store.pictures` puts them elsewhere"
             )
         for connector in self.connectors:
             if unknown := sorted(set(connector.lines) - set(ids)):
@@ -229,6 +283,10 @@ def load_settings(path: Path) -> HostSettings:
     http = settings.http
     if http.certificate is not None and http.key is not None:
         http.certificate, http.key = path.parent / http.certificate, path.parent / http.key
+    for name in ("password_file", "pictures_credentials"):
+        secret = getattr(settings.store, name)
+        if secret is not None:
+            setattr(settings.store, name, path.parent / secret)
     if settings.keys is not None:
         settings.keys = (path.parent / settings.keys).resolve()
     return settings

@@ -1,35 +1,34 @@
 """Every event, once, on disk: the only code that writes the store (hop 8).
 
-One thread owns a Store. ``commit`` returns after the disk has the batch (SQLite WAL, synchronous=FULL), so that what
-it returned for may be acknowledged.
+One thread owns a Store. ``commit`` returns after the disk has the batch (SQLite's WAL with synchronous=FULL, or
+PostgreSQL's with synchronous_commit), so that what it returned for may be acknowledged.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
-import sqlite3
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from types import ModuleType
+from typing import Any, Literal, NamedTuple
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import sqlite
-from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.dialects import postgresql, sqlite
 
 from contract.event import Attachment, Gap, Message, Missed, PartHeader, PartRef, Result, State, Trigger, Verdict
 from plugin import tables as t
-from plugin.blobs import BlobStore
+from plugin.blobs import Blobs, BlobStore
+from plugin.database import Hand, Place, is_passing, is_sqlite, name_of, open_engine, short
 from plugin.durability import confirm
-from plugin.errors import ConfigError, ReviewError
-
-if TYPE_CHECKING:
-    from alembic.config import Config
+from plugin.errors import ReviewError
 
 DATABASE = "store.sqlite"
+log = logging.getLogger(__name__)
 Outcome = Literal["new", "duplicate", "conflict"]
 MAX_SEVERITY = 1e9
 Decision = Literal["defect", "good", "undo"]
@@ -69,74 +68,6 @@ class Received(NamedTuple):
         return header.edge_id, header.spool_id, header.seq
 
 
-def open_engine(path: Path) -> sa.Engine:
-    """An engine on the store's file; every connection waits for locks and checks references."""
-    engine = sa.create_engine(f"sqlite:///{path}", connect_args={"timeout": 10})
-
-    @sa.event.listens_for(engine, "connect")
-    def _prepare(connection: sqlite3.Connection, _record: object) -> None:
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=FULL")
-        connection.execute("PRAGMA foreign_keys=ON")
-        connection.execute("PRAGMA cache_size=-16000")
-
-    return engine
-
-
-def upgrade(engine: sa.Engine) -> None:
-    """Bring the tables to the newest form; raises ConfigError where the file is not a store of this product."""
-    from alembic import command
-    from alembic.util import CommandError
-
-    config = _migrations()
-    try:
-        with engine.begin() as connection:
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
-    except (sa.exc.DatabaseError, CommandError) as error:
-        raise ConfigError(
-            f"{engine.url.database}: the store cannot be opened ({_short(error)}); a newer Flawline may have written "
-            "it, or the file is damaged: restore a backup or move it away"
-        ) from error
-
-
-def _migrations() -> Config:
-    from alembic.config import Config
-
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
-    config.set_main_option("path_separator", "os")
-    return config
-
-
-def upgraded(path: Path) -> bool:
-    """Whether a store that lies there has the newest tables."""
-    from alembic.script import ScriptDirectory
-
-    engine = open_engine(path)
-    try:
-        with engine.connect() as connection:
-            found = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
-    except sa.exc.DatabaseError as error:
-        raise ConfigError(f"{path}: the store cannot be read ({_short(error)})") from error
-    finally:
-        engine.dispose()
-    return bool(found == ScriptDirectory.from_config(_migrations()).get_current_head())
-
-
-class _Bulk(NamedTuple):
-    """A statement for many rows, compiled once: SQLAlchemy's work for each row costs more than SQLite's."""
-
-    sql: str
-    names: list[str]
-
-    @classmethod
-    def of(cls, statement: sa.Insert, table: sa.Table) -> _Bulk:
-        names = [column.name for column in table.columns if column.name not in ("id", "review", "review_by")]
-        compiled = statement.compile(dialect=sqlite.dialect(), column_keys=names)
-        return cls(str(compiled), names)
-
-
 LOST = "its edge has neither sent its end nor holds one to be sent, as after a power cut"
 MAX_SETTLED = 4096
 # By name, for statistics of a store whose parts have all ended lead SQLite to read every part.
@@ -144,46 +75,98 @@ _CLOSE_LOST = (
     "UPDATE parts INDEXED BY parts_open SET state = 'missed', verdict = ?, reason = ? "
     "WHERE state = 'triggered' AND edge_id = ? AND spool_id != ?"
 )
-_SETTLED = (
-    "SELECT edge_id, json_extract(header, '$.events_spool_id'), json_extract(header, '$.settled') FROM edges "
-    "WHERE CASE WHEN json_valid(header) THEN 1 END ORDER BY received_ns DESC LIMIT ?"
-)
 _PART_KEY = [t.parts.c.edge_id, t.parts.c.part_id]
 # One statement whatever the batch's size: the driver would keep one for each count of parameters.
 _KNOWN = "SELECT seq, header FROM events WHERE edge_id = ? AND spool_id = ? AND seq IN (SELECT value FROM json_each(?))"
-_RECORD = _Bulk.of(insert(t.events), t.events)
-_ANNOUNCE = _Bulk.of(insert(t.parts).on_conflict_do_nothing(index_elements=_PART_KEY), t.parts)
-_CONCLUDE = _Bulk.of(
-    insert(t.parts).on_conflict_do_update(
-        index_elements=_PART_KEY,
-        set_={name: insert(t.parts).excluded[name] for name in _FINAL},
-        # The first end that is said of a part stands; that none will come was only concluded.
-        where=sa.or_(
-            t.parts.c.state == sa.literal_column("'triggered'"), t.parts.c.reason == sa.literal_column(f"'{LOST}'")
-        ),
-    ),
-    t.parts,
+_KNOWN_POSTGRESQL = (
+    "SELECT seq, header FROM events WHERE edge_id = %s AND spool_id = %s "
+    "AND seq IN (SELECT value::bigint FROM json_array_elements_text(%s::json))"
 )
+
+
+class _Bulk(NamedTuple):
+    """A statement for many rows, compiled once: SQLAlchemy's work for each row costs more than the database's."""
+
+    sql: str
+    names: list[str]
+    positional: bool
+
+    @classmethod
+    def of(cls, statement: sa.Insert, table: sa.Table, dialect: sa.Dialect) -> _Bulk:
+        names = [column.name for column in table.columns if column.name not in ("id", "review", "review_by")]
+        compiled = statement.compile(dialect=dialect, column_keys=names)
+        return cls(str(compiled), names, dialect.positional)
+
+    def values(self, row: Mapping[str, Any]) -> Any:
+        """What the driver is given of a row."""
+        if self.positional:
+            return tuple(map(row.__getitem__, self.names))
+        return {name: row[name] for name in self.names}
+
+
+class _Words(NamedTuple):
+    """The writer's statements in the words of one database."""
+
+    dialect: ModuleType
+    known: str
+    close_lost: str
+    record: _Bulk
+    announce: _Bulk
+    conclude: _Bulk
+
+    @classmethod
+    def of(cls, engine: sa.Engine) -> _Words:
+        ours = is_sqlite(engine)
+        dialect: ModuleType = sqlite if ours else postgresql
+        lost = _CLOSE_LOST if ours else _CLOSE_LOST.replace(" INDEXED BY parts_open", "").replace("?", "%s")
+        part = dialect.insert(t.parts)
+        conclude = part.on_conflict_do_update(
+            index_elements=_PART_KEY,
+            set_={name: part.excluded[name] for name in _FINAL},
+            # The first end that is said of a part stands; that none will come was only concluded.
+            where=sa.or_(
+                t.parts.c.state == sa.literal_column("'triggered'"), t.parts.c.reason == sa.literal_column(f"'{LOST}'")
+            ),
+        )
+        return cls(
+            dialect,
+            _KNOWN if ours else _KNOWN_POSTGRESQL,
+            lost,
+            _Bulk.of(dialect.insert(t.events), t.events, engine.dialect),
+            _Bulk.of(part.on_conflict_do_nothing(index_elements=_PART_KEY), t.parts, engine.dialect),
+            _Bulk.of(conclude, t.parts, engine.dialect),
+        )
 
 
 class Store:
     """Writes events, parts, pictures and reviews. Not safe to share: one thread, one connection."""
 
-    def __init__(self, state_dir: Path, blind_share: float = 0.0) -> None:
-        """``blind_share``: of the flagged parts of an audited line, shown as blindly as audited ones (``is_blind``)."""
+    def __init__(
+        self, state_dir: Path, blind_share: float = 0.0, where: Place | None = None, blobs: Blobs | None = None
+    ) -> None:
+        """``blind_share``: of the flagged parts of an audited line, shown as blindly as audited ones (``is_blind``).
+
+        ``where``: the database, a file of the folder where nothing is said. A server that does not answer is waited
+        for by ``commit``: the line must not wait for it. Raises ConfigError where the store is none of ours.
+        """
         self._blind_share = blind_share
         self.path = state_dir / DATABASE
-        self.blobs = BlobStore(state_dir / "blobs")
-        self._engine = open_engine(self.path)
-        upgrade(self._engine)
-        self._connection = self._engine.connect()
-        self._settled = self._read_settled()
+        self.blobs: Blobs = blobs or BlobStore(state_dir / "blobs")
+        self._engine = open_engine(where or self.path)
+        self._words = _Words.of(self._engine)
+        self._settled: dict[tuple[str, str], None] = {}
+        self._connection = Hand(self._engine, self._read_settled)
+        try:
+            with self._connection.begin():
+                pass
+        except sa.exc.DBAPIError as error:
+            if is_sqlite(self._engine) or not is_passing(error):
+                raise
+            log.warning("%s does not answer yet (%s)", name_of(self._engine), short(error))
 
     def close(self) -> None:
         """Fold the write-ahead log into the file and let go of it."""
-        self._connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
         self._connection.close()
-        self._engine.dispose()
 
     def commit(self, batch: Sequence[Received]) -> list[Outcome]:
         """Store a batch in one transaction: ``new``, ``duplicate`` or ``conflict`` (same identity, other words).
@@ -192,12 +175,12 @@ class Store:
         unreferenced.
         """
         durable = [item for item in batch if not isinstance(item.message.header, State)]
-        for item in durable:
-            for reference, data in zip(item.message.header.parts, item.message.parts, strict=True):
-                self.blobs.put(reference.sha256, data)
         with self._connection.begin():
             outcomes = self._classify(durable)
             fresh = [item for item in durable if outcomes[id(item)] == "new"]
+            for item in fresh:
+                for reference, data in zip(item.message.header.parts, item.message.parts, strict=True):
+                    self.blobs.put(reference.sha256, data)
             self._insert_events(fresh)
             self._insert_parts(fresh)
             self._insert_attachments(fresh)
@@ -207,7 +190,7 @@ class Store:
         self._settled |= settled
         while len(self._settled) > MAX_SETTLED:
             del self._settled[next(iter(self._settled))]
-        confirm(self.path)
+        self._confirm()
         return [outcomes.get(id(item), "new") for item in batch]
 
     def _classify(self, items: Sequence[Received]) -> dict[int, Outcome]:
@@ -217,7 +200,7 @@ class Store:
             asked[edge_id, spool_id].append(seq)
         known: dict[tuple[str, str, int], str] = {}
         for (edge_id, spool_id), seqs in asked.items():
-            found = self._connection.exec_driver_sql(_KNOWN, (edge_id, spool_id, json.dumps(seqs)))
+            found = self._connection.exec_driver_sql(self._words.known, (edge_id, spool_id, json.dumps(seqs)))
             known |= {(edge_id, spool_id, seq): header for seq, header in found}
         outcomes: dict[int, Outcome] = {}
         for item in items:
@@ -251,7 +234,7 @@ class Store:
                     "header": item.header,
                 }
             )
-        self._write(_RECORD, rows)
+        self._write(self._words.record, rows)
 
     def _insert_parts(self, items: Sequence[Received]) -> None:
         announced, final = [], []
@@ -269,12 +252,12 @@ class Store:
             if is_blind(row, self._blind_share):
                 # Anywhere among the others: a place by severity would tell what the page does not.
                 row["severity"] = 1.0 - math.log1p(-chance("place", row))
-        self._write(_ANNOUNCE, announced)
-        self._write(_CONCLUDE, final)
+        self._write(self._words.announce, announced)
+        self._write(self._words.conclude, final)
 
     def _write(self, bulk: _Bulk, rows: list[dict[str, Any]]) -> None:
         if rows:
-            self._connection.exec_driver_sql(bulk.sql, [tuple(map(row.__getitem__, bulk.names)) for row in rows])
+            self._connection.exec_driver_sql(bulk.sql, [bulk.values(row) for row in rows])
 
     def _insert_attachments(self, items: Sequence[Received]) -> None:
         rows = []
@@ -282,15 +265,17 @@ class Store:
             header = item.message.header
             if not isinstance(header, Result | Attachment):
                 continue
-            rows += [_attachment_row(header.edge_id, header.part_id, reference) for reference in header.parts]
+            own = [_attachment_row(header.edge_id, header.part_id, reference) for reference in header.parts]
             if isinstance(header, Attachment) and header.dropped:
-                rows.append(_dropped_row(header.edge_id, header.part_id))
+                own.append(_dropped_row(header.edge_id, header.part_id))
+            rows += [row | {"received_ns": item.received_ns} for row in own]
         if rows:
             self._connection.execute(sa.insert(t.attachments), rows)
 
     def _insert_gaps(self, items: Sequence[Received]) -> None:
+        names = {"edge_id", "camera_id", "from_wall_ns", "to_wall_ns", "duration_ns"}
         rows = [
-            header.model_dump(include={"edge_id", "camera_id", "reason", "from_wall_ns", "to_wall_ns", "duration_ns"})
+            header.model_dump(include=names) | {"reason": _holdable(header.reason)}
             for header in (item.message.header for item in items)
             if isinstance(header, Gap)
         ]
@@ -305,12 +290,13 @@ class Store:
             row["max_seq"] = max(row["max_seq"], seq)
             row["stored"] += outcomes[id(item)] == "new"
             row["duplicates"] += outcomes[id(item)] == "duplicate"
-        statement = insert(t.spools)
+        statement = self._words.dialect.insert(t.spools)
+        largest = sa.func.max if is_sqlite(self._engine) else sa.func.greatest
         added = statement.on_conflict_do_update(
             index_elements=[t.spools.c.edge_id, t.spools.c.spool_id],
             set_={
                 "stored": t.spools.c.stored + statement.excluded.stored,
-                "max_seq": sa.func.max(t.spools.c.max_seq, statement.excluded.max_seq),
+                "max_seq": largest(t.spools.c.max_seq, statement.excluded.max_seq),
                 "duplicates": t.spools.c.duplicates + statement.excluded.duplicates,
             },
         )
@@ -319,7 +305,7 @@ class Store:
 
     def _keep_states(self, items: Iterable[Received]) -> dict[tuple[str, str], None]:
         """Each edge's last; returns the spools before which everything is settled, as was not known yet."""
-        statement = insert(t.edges)
+        statement = self._words.dialect.insert(t.edges)
         newest = statement.on_conflict_do_update(
             index_elements=[t.edges.c.edge_id],
             set_={"received_ns": statement.excluded.received_ns, "header": statement.excluded.header},
@@ -340,13 +326,49 @@ class Store:
         Called once for each spool: all such parts are stored by then. A later call would find the parts of a newer
         spool too, where the last heartbeat of the run before comes after the first triggers of this one.
         """
-        self._connection.exec_driver_sql(_CLOSE_LOST, (Verdict.NOT_INSPECTED, LOST, edge_id, spool_id))
+        self._connection.exec_driver_sql(self._words.close_lost, (Verdict.NOT_INSPECTED, LOST, edge_id, spool_id))
 
-    def _read_settled(self) -> dict[tuple[str, str], None]:
+    def _read_settled(self, connection: sa.Connection) -> None:
         """As the last heartbeats of before say; what they settled is committed with them."""
+        e = t.edges.c
+        rows = connection.execute(sa.select(e.header).order_by(e.received_ns.desc()).limit(MAX_SETTLED)).scalars()
+        spools = [spool for header in rows if (spool := _settled_in(header)) is not None]
+        self._settled = dict.fromkeys(reversed(spools))
+
+    def remove_pictures(self, rows: Sequence[int], due: Callable[[Mapping[str, Any]], str | None]) -> int:
+        """Let go of the pictures of these rows that are still ``due``, which names the rule; returns how many.
+
+        The rows say so first; then each file goes that no row names any more.
+        """
+        a, p = t.attachments.c, t.parts.c
+        of = sa.and_(p.edge_id == a.edge_id, p.part_id == a.part_id)
+        found = sa.select(a.id, a.sha256, a.received_ns, p.verdict, p.review, p.audited)
+        found = found.select_from(t.attachments.outerjoin(t.parts, of)).where(a.id.in_(rows), a.removed_ns.is_(None))
+        names: set[str] = set()
         with self._connection.begin():
-            rows = self._connection.exec_driver_sql(_SETTLED, (MAX_SETTLED,)).fetchall()
-        return {(edge_id, spool_id): None for edge_id, spool_id, settled in reversed(rows) if settled and spool_id}
+            for row in self._connection.execute(found).mappings().all():
+                rule = due(row)
+                if rule is not None and row["sha256"] is not None:
+                    said = {"removed_ns": time.time_ns(), "removed_by": rule}
+                    self._connection.execute(sa.update(t.attachments).where(a.id == row["id"]).values(said))
+                    names.add(row["sha256"])
+        self._confirm()
+        self.remove_unnamed(sorted(names))
+        return len(names)
+
+    def remove_unnamed(self, names: Sequence[str]) -> int:
+        """Remove the files of those names of which no row says that they are kept; returns how many."""
+        a = t.attachments.c
+        with self._connection.begin():
+            found = sa.select(a.sha256).where(a.removed_ns.is_(None), a.sha256.in_(names)).distinct()
+            named = set(self._connection.execute(found).scalars())
+        for name in (gone := [name for name in names if name not in named]):
+            self.blobs.remove(name)
+        return len(gone)
+
+    def _confirm(self) -> None:
+        if is_sqlite(self._engine):
+            confirm(self.path)
 
     def review(self, part: int, decision: Decision, inspector: str) -> int:
         """Append an inspector's verdict or an undo of the one that stands; returns the row's id."""
@@ -382,6 +404,13 @@ def _settled_before(state: State) -> tuple[str, str] | None:
     if not state.settled or state.events_spool_id is None:
         return None
     return state.edge_id, state.events_spool_id
+
+
+def _settled_in(header: str) -> tuple[str, str] | None:
+    try:
+        return _settled_before(State.model_validate_json(header))
+    except ValueError:  # a heartbeat of an older kind
+        return None
 
 
 def standing(rows: Sequence[tuple[int, str, str]]) -> list[tuple[int, str, str]]:
@@ -439,7 +468,7 @@ def _part_row(
         "trigger_id": header.trigger_id,
         "state": state,
         "verdict": verdict,
-        "reason": reason,
+        "reason": _holdable(reason),
         "score": score,
         "threshold": threshold,
         "severity": severity(verdict, score, threshold),
@@ -454,6 +483,11 @@ def _part_row(
         "lot": header.lot,
         "encoder": header.encoder,
     }
+
+
+def _holdable(text: str | None) -> str | None:
+    """Free text without what PostgreSQL cannot hold; the event's header keeps it as it came."""
+    return text and text.replace("\0", "\ufffd")
 
 
 def _audited(header: PartHeader) -> bool:
@@ -489,7 +523,3 @@ def _dropped_row(edge_id: str, part_id: str) -> dict[str, Any]:
         "sha256": None,
         "size": 0,
     }
-
-
-def _short(error: Exception) -> str:
-    return str(getattr(error, "orig", None) or error).splitlines()[0][:200]

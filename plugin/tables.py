@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import sqlalchemy as sa
 
 metadata = sa.MetaData()
+Whole = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+"""64 bits in both; only so named is a key of SQLite its row's own number."""
+
+
+def _where(condition: sa.TextClause) -> dict[str, Any]:
+    """The rows that an index has, in both databases."""
+    return {"sqlite_where": condition, "postgresql_where": condition}
+
 
 events = sa.Table(
     "events",
     metadata,
-    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("id", Whole, primary_key=True),
     sa.Column("edge_id", sa.Text, nullable=False),
     sa.Column("spool_id", sa.Text, nullable=False),
     sa.Column("seq", sa.BigInteger, nullable=False),
@@ -18,7 +28,7 @@ events = sa.Table(
     sa.Column("verdict", sa.Text),
     sa.Column("score", sa.Float),
     sa.Column("age_ms", sa.Float, nullable=False),
-    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("attempt", Whole, nullable=False),
     sa.Column("t_wall_ns", sa.BigInteger, nullable=False),
     sa.Column("received_ns", sa.BigInteger, nullable=False),
     sa.Column("header", sa.Text, nullable=False),
@@ -39,7 +49,7 @@ spools = sa.Table(
 parts = sa.Table(
     "parts",
     metadata,
-    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("id", Whole, primary_key=True),
     sa.Column("edge_id", sa.Text, nullable=False),
     sa.Column("part_id", sa.Text, nullable=False),
     sa.Column("camera_id", sa.Text, nullable=False),
@@ -60,31 +70,31 @@ parts = sa.Table(
     sa.Column("review", sa.Text),
     sa.Column("review_by", sa.Text),
     sa.Column("audit_share", sa.Float, nullable=False, server_default="0"),
-    sa.Column("audited", sa.Boolean, nullable=False, server_default="0"),
+    sa.Column("audited", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Column("serial", sa.Text),
     sa.Column("lot", sa.Text),
     sa.Column("encoder", sa.BigInteger),
     sa.UniqueConstraint("edge_id", "part_id", name="parts_identity"),
     # The state comes first so that SQLite is not led to search the queue by its verdicts.
     sa.Index("parts_by_state", "state", "verdict"),
-    sa.Index("parts_reviewed", "verdict", "review", sqlite_where=sa.text("review IS NOT NULL")),
-    sa.Index("parts_lost", "id", sqlite_where=sa.text("verdict = 'NOT_INSPECTED'")),
+    sa.Index("parts_reviewed", "verdict", "review", **_where(sa.text("review IS NOT NULL"))),
+    sa.Index("parts_lost", "id", **_where(sa.text("verdict = 'NOT_INSPECTED'"))),
     sa.Index(
         "parts_queue",
         sa.text("severity DESC"),
         "id",
-        sqlite_where=sa.text("review IS NULL AND (audited OR verdict IN ('REJECT', 'REVIEW'))"),
+        **_where(sa.text("review IS NULL AND (audited OR verdict IN ('REJECT', 'REVIEW'))")),
     ),
-    sa.Index("parts_open", "edge_id", "spool_id", sqlite_where=sa.text("state = 'triggered'")),
-    sa.Index("parts_audited", "review", sqlite_where=sa.text("audited")),
-    sa.Index("parts_serial", "serial", sqlite_where=sa.text("serial IS NOT NULL")),
-    sa.Index("parts_lot", "lot", sqlite_where=sa.text("lot IS NOT NULL")),
+    sa.Index("parts_open", "edge_id", "spool_id", **_where(sa.text("state = 'triggered'"))),
+    sa.Index("parts_audited", "review", **_where(sa.text("audited"))),
+    sa.Index("parts_serial", "serial", **_where(sa.text("serial IS NOT NULL"))),
+    sa.Index("parts_lot", "lot", **_where(sa.text("lot IS NOT NULL"))),
 )
 
 attachments = sa.Table(
     "attachments",
     metadata,
-    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("id", Whole, primary_key=True),
     sa.Column("edge_id", sa.Text, nullable=False),
     sa.Column("part_id", sa.Text, nullable=False),
     sa.Column("role", sa.Text, nullable=False),
@@ -95,13 +105,17 @@ attachments = sa.Table(
     sa.Column("to_part", sa.Text),
     sa.Column("sha256", sa.Text),
     sa.Column("size", sa.BigInteger, nullable=False),
+    sa.Column("received_ns", sa.BigInteger),
+    sa.Column("removed_ns", sa.BigInteger),
+    sa.Column("removed_by", sa.Text),
     sa.Index("attachments_of_part", "edge_id", "part_id"),
+    sa.Index("attachments_kept", "sha256", **_where(sa.text("removed_ns IS NULL"))),
 )
 
 gaps = sa.Table(
     "gaps",
     metadata,
-    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("id", Whole, primary_key=True),
     sa.Column("edge_id", sa.Text, nullable=False),
     sa.Column("camera_id", sa.Text),
     sa.Column("reason", sa.Text, nullable=False),
@@ -121,12 +135,12 @@ edges = sa.Table(
 reviews = sa.Table(
     "reviews",
     metadata,
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("part", sa.Integer, sa.ForeignKey("parts.id"), nullable=False),
+    sa.Column("id", Whole, primary_key=True),
+    sa.Column("part", Whole, sa.ForeignKey("parts.id"), nullable=False),
     sa.Column("decision", sa.Text, nullable=False),
     sa.Column("inspector", sa.Text, nullable=False),
     sa.Column("t_wall_ns", sa.BigInteger, nullable=False),
-    sa.Column("supersedes", sa.Integer, sa.ForeignKey("reviews.id")),
+    sa.Column("supersedes", Whole, sa.ForeignKey("reviews.id")),
     sa.CheckConstraint("decision IN ('defect', 'good', 'undo')", name="reviews_decision"),
     sa.Index("reviews_of_part", "part"),
 )

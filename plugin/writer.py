@@ -15,7 +15,8 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import sqlalchemy as sa
 
 from contract.overseer import Pulse
-from plugin.errors import ReviewError
+from plugin.database import blames_the_event, short
+from plugin.errors import FlawlineError, ReviewError
 from plugin.logs import LimitedLog
 from plugin.store import Outcome, Received, Store
 
@@ -159,13 +160,13 @@ class Writer:
             self.pulse.turn(COMMIT_S)
             try:
                 answers = self._committed(batch, self._store.commit(batch))
-            except (OSError, sa.exc.OperationalError) as error:
-                self.trouble = f"the store cannot be written ({_reason(error)}); nothing is acknowledged until it can"
-                self._log.warning("disk", self.trouble)
-                if self._wait_or_stop():
-                    return False
-                continue
-            except (ValueError, OverflowError, sa.exc.SQLAlchemyError):
+            except (ValueError, OverflowError, OSError, FlawlineError, sa.exc.SQLAlchemyError) as error:
+                if not blames_the_event(error):
+                    self.trouble = f"the store cannot be written ({short(error)}); nothing is acknowledged until it can"
+                    self._log.warning("disk", self.trouble)
+                    if self._wait_or_stop():
+                        return False
+                    continue
                 answers = self._one_by_one(batch)
             break
         self.trouble = None
@@ -194,12 +195,12 @@ class Writer:
             self.pulse.turn(COMMIT_S)
             try:
                 answers += self._committed([item], self._store.commit([item]))
-            except (ValueError, OverflowError, sa.exc.SQLAlchemyError, OSError) as error:
-                self._log.warning("unstorable", f"an event cannot be stored: {_reason(error)}")
-                if isinstance(error, OSError | sa.exc.OperationalError):
+            except (ValueError, OverflowError, OSError, FlawlineError, sa.exc.SQLAlchemyError) as error:
+                self._log.warning("unstorable", f"an event cannot be stored: {short(error)}")
+                if not blames_the_event(error):
                     continue  # the disk's trouble, not the event's: unanswered, so it is sent again
                 _, spool_id, seq = item.identity
-                answers.append(Verdicted(item.route, spool_id, seq, ("schema", f"cannot be stored: {_reason(error)}")))
+                answers.append(Verdicted(item.route, spool_id, seq, ("schema", f"cannot be stored: {short(error)}")))
         return answers
 
     def _wait_or_stop(self) -> bool:
@@ -219,7 +220,3 @@ def _run_job(job: Callable[[Store], Any], future: Future[Any], store: Store) -> 
 
 def _size(item: Received) -> int:
     return len(item.header) + sum(map(len, item.message.parts))
-
-
-def _reason(error: Exception) -> str:
-    return str(getattr(error, "orig", None) or error).splitlines()[0][:200]

@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import sqlalchemy as sa
 from alembic import context
 
+from plugin.database import REFUSE, in_postgresql, is_sqlite
 from plugin.tables import metadata
 
-context.configure(
-    connection=context.config.attributes["connection"], target_metadata=metadata, transaction_per_migration=True
-)
-with context.begin_transaction():
-    context.run_migrations()
+
+def _translate(
+    _connection: object, _cursor: object, statement: str, parameters: Any, _context: object, _many: bool
+) -> tuple[str, Any]:
+    return in_postgresql(statement), parameters
+
+
+connection: sa.Connection = context.config.attributes["connection"]
+context.configure(connection=connection, target_metadata=metadata, transaction_per_migration=True)
+if is_sqlite(connection):
+    with context.begin_transaction():
+        context.run_migrations()
+else:
+    connection.execute(sa.text(REFUSE.replace("%%", "%")))
+    sa.event.listen(connection, "before_cursor_execute", _translate, retval=True)
+    try:
+        with context.begin_transaction():
+            context.run_migrations()
+    finally:
+        sa.event.remove(connection, "before_cursor_execute", _translate)

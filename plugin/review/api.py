@@ -10,7 +10,6 @@ from pydantic import Field
 
 from contract.config import Strict
 from contract.verdicts import MAX_PAGE, VerdictPage
-from plugin.blobs import BlobStore
 from plugin.review.host import Host
 from plugin.review.signin import ENGINEER, INSPECTOR, INSPECTOR_BACKGROUND, OPEN, viewer_of
 from plugin.store import Decision
@@ -131,12 +130,23 @@ def attachment(request: Request, number: Row) -> Response:
     """The bytes of a picture (PNG, JPEG) or a map (raw, C order, little endian; dtype and shape stand in the part)."""
     host = host_of(request)
     found = host.reader.attachment(number)
-    path = None if found is None or found["sha256"] is None else BlobStore(host.blobs).find(found["sha256"])
-    if found is None or path is None:
+    if found is not None and found["removed_ns"] is not None:
+        raise HTTPException(410, f"this picture was removed at {found['removed_ns']} ns UTC by {found['removed_by']}")
+    if found is None or found["sha256"] is None:
         raise HTTPException(404, f"there is no attachment {number}")
     if found["role"] == "map" and _unseen(request, host.reader.part_named(found["edge_id"], found["part_id"])):
         raise HTTPException(403, "The map of a part that is judged blindly is shown when you have decided.")
-    return FileResponse(path, media_type=MEDIA[found["codec"]], headers={"cache-control": FOREVER})
+    media, headers = MEDIA[found["codec"]], {"cache-control": FOREVER}
+    path = host.blobs.find(found["sha256"])
+    if path is not None:
+        return FileResponse(path, media_type=media, headers=headers)  # piece by piece, however slowly it is read
+    try:
+        data = host.blobs.read(found["sha256"])
+    except OSError as error:
+        raise HTTPException(503, f"the picture cannot be read now: {error}") from error
+    if data is None:
+        raise HTTPException(404, f"there is no attachment {number}")
+    return Response(data, media_type=media, headers=headers)
 
 
 @router.get("/api/queue", dependencies=[INSPECTOR])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 
+import sqlalchemy as sa
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
@@ -40,6 +41,7 @@ def create_app(host: Host) -> FastAPI:
     app.add_exception_handler(AccountError, _conflict)
     app.add_exception_handler(TimeoutError, _busy)
     app.add_exception_handler(sqlite3.OperationalError, _disk)
+    app.add_exception_handler(sa.exc.DBAPIError, _disk)
     return app
 
 
@@ -78,6 +80,6 @@ def _busy(request: Request, _error: Exception) -> Response:
 
 
 def _disk(request: Request, error: Exception) -> Response:
-    log.warning("accounts or ledger: %s", error)
+    log.warning("store, accounts or ledger: %s", str(error).splitlines()[0])
     text = "The host's files cannot be read or written now; nothing was changed. Try again."
     return JSONResponse({"error": text}, 503) if _for_programs(request) else PlainTextResponse(text, 503)

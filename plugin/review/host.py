@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from plugin.blobs import Blobs
 from plugin.control import ControlServer
 from plugin.ledger import LedgerReader
 from plugin.queries import Reader
@@ -35,14 +35,14 @@ class Asking:
 
 @dataclass(frozen=True)
 class Host:
-    """The store's and the ledger's readers, the folder of pictures, the writer, how the host fares, who may come in.
+    """The store's and the ledger's readers, the pictures, the writer, how the host fares, who may come in.
 
     Without ``sign_in`` only this machine reaches the pages. ``names`` are those that browsers may call the host by.
     """
 
     reader: Reader
     ledger: LedgerReader
-    blobs: Path
+    blobs: Blobs
     write: Write
     health: Callable[[], dict[str, Any]]
     sign_in: SignIn | None = None

@@ -145,6 +145,9 @@ def part(request: Request, number: Row, last: After = 0) -> Response:
         header=header,
         views=views(header, attachments, blind),
         dropped=any(each["role"] == "dropped" for each in attachments),
+        removed=max(
+            (each for each in attachments if each["removed_ns"]), key=lambda each: each["removed_ns"], default=None
+        ),
         stages=stages(found["timing"]),
         reviews=host.reader.reviews(number),
         output=host.ledger.output_of(found["edge_id"], found["part_id"]),
@@ -220,7 +223,7 @@ def views(header: dict[str, Any], attachments: list[dict[str, Any]], blind: bool
     """What the canvas of each view needs: pictures and, unless ``blind``, map, regions, the map's threshold."""
     found: dict[str, dict[str, Any]] = {}
     for each in attachments:
-        if each["role"] == "dropped" or (blind and each["role"] == "map"):
+        if each["role"] == "dropped" or each["removed_ns"] is not None or (blind and each["role"] == "map"):
             continue
         view = found.setdefault(each["view"], {"name": each["view"], "pictures": {}, "map": None})
         entry = {"url": f"/api/attachments/{each['id']}", "toPart": each["to_part"], "shape": each["shape"]}
@@ -259,7 +262,7 @@ def _preload(request: Request, number: int | None) -> list[str]:
     return [
         f"/api/attachments/{each['id']}"
         for each in reader.attachments(found["edge_id"], found["part_id"])
-        if each["sha256"]
+        if each["sha256"] and each["removed_ns"] is None
     ]
 
 

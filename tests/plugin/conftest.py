@@ -7,8 +7,27 @@ from pathlib import Path
 
 import pytest
 
+from plugin.database import Place, place_of
 from tests.plugin.synthetic import HostProcess
 from tests.plugin.synthetic import make_dealer as make_dealer
+from tests.postgres import PostgreSQL
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgreSQL]:
+    """One real server for all tests; each takes a database of its own."""
+    server = PostgreSQL()
+    yield server
+    server.close()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def where(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """An empty place for a store, in either database."""
+    if request.param == "sqlite":
+        return tmp_path / "store.sqlite"
+    server: PostgreSQL = request.getfixturevalue("postgres")
+    return place_of(tmp_path, server.database(), None)
 
 
 @pytest.fixture

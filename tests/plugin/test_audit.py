@@ -16,6 +16,7 @@ import pytest
 
 from contract.event import Verdict
 from contract.verdicts import VerdictPage
+from plugin.database import Place
 from plugin.errors import AccountError
 from plugin.queries import Reader
 from plugin.store import Store, chance
@@ -35,15 +36,15 @@ def audited(seq: int, part: str, score: float = 0.4) -> list[list[bytes]]:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store(tmp_path)
+def store(tmp_path: Path, where: Place) -> Iterator[Store]:
+    store = Store(tmp_path, where=where)
     yield store
     store.close()
 
 
 @pytest.fixture
-def reader(store: Store) -> Iterator[Reader]:
-    reader = Reader(store.path)
+def reader(store: Store, where: Place) -> Iterator[Reader]:
+    reader = Reader(where)
     yield reader
     reader.close()
 
@@ -75,8 +76,16 @@ def test_a_store_of_before_is_brought_forward(tmp_path: Path) -> None:
     for statement in (
         *(
             f"DROP INDEX {index}"
-            for index in ("parts_queue", "parts_audited", "parts_serial", "parts_lot", "parts_open")
+            for index in (
+                "parts_queue",
+                "parts_audited",
+                "parts_serial",
+                "parts_lot",
+                "parts_open",
+                "attachments_kept",
+            )
         ),
+        *(f"ALTER TABLE attachments DROP COLUMN {column}" for column in ("received_ns", "removed_ns", "removed_by")),
         *(f"ALTER TABLE parts DROP COLUMN {column}" for column in ("serial", "lot", "encoder")),
         "ALTER TABLE parts DROP COLUMN audited",
         "ALTER TABLE parts DROP COLUMN audit_share",
