@@ -10,7 +10,6 @@ import hashlib
 import json
 import math
 import sqlite3
-import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -24,7 +23,8 @@ from contract.event import Attachment, Gap, Message, Missed, PartHeader, PartRef
 from plugin import tables as t
 from plugin.blobs import BlobStore
 from plugin.durability import confirm
-from plugin.errors import ConfigError, ReviewError
+from plugin.errors import ConfigError
+from plugin.reviews import JOURNAL, Decision, Journal, Said, record
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 DATABASE = "store.sqlite"
 Outcome = Literal["new", "duplicate", "conflict"]
 MAX_SEVERITY = 1e9
-Decision = Literal["defect", "good", "undo"]
 _FINAL = (
     "state",
     "verdict",
@@ -178,6 +177,7 @@ class Store:
         upgrade(self._engine)
         self._connection = self._engine.connect()
         self._settled = self._read_settled()
+        self._journal = Journal(state_dir / JOURNAL, self._connection)
 
     def close(self) -> None:
         """Fold the write-ahead log into the file and let go of it."""
@@ -348,33 +348,15 @@ class Store:
             rows = self._connection.exec_driver_sql(_SETTLED, (MAX_SETTLED,)).fetchall()
         return {(edge_id, spool_id): None for edge_id, spool_id, settled in reversed(rows) if settled and spool_id}
 
-    def review(self, part: int, decision: Decision, inspector: str) -> int:
-        """Append an inspector's verdict or an undo of the one that stands; returns the row's id."""
+    def review(self, part: int, decision: Decision, inspector: str, **more: Any) -> int:
+        """Append an inspector's verdict or an undo of the one that stands; returns the record's number.
+
+        ``more``: what else ``Said`` holds. Raises ReviewError where it cannot stand.
+        """
         with self._connection.begin():
-            if self._connection.execute(sa.select(t.parts.c.id).where(t.parts.c.id == part)).first() is None:
-                raise ReviewError(f"there is no part {part}")
-            rows = self._connection.execute(
-                sa.select(t.reviews.c.id, t.reviews.c.decision, t.reviews.c.inspector)
-                .where(t.reviews.c.part == part)
-                .order_by(t.reviews.c.id)
-            ).all()
-            stack = standing([(row.id, row.decision, row.inspector) for row in rows])
-            if decision == "undo" and not stack:
-                raise ReviewError("there is no verdict to undo on this part")
-            row = {
-                "part": part,
-                "decision": decision,
-                "inspector": inspector,
-                "t_wall_ns": time.time_ns(),
-                "supersedes": stack[-1][0] if stack else None,
-            }
-            added = self._connection.execute(sa.insert(t.reviews).returning(t.reviews.c.id), row).scalar_one()
-            stack = stack[:-1] if decision == "undo" else [*stack, (added, decision, inspector)]
-            stands = (
-                {"review": stack[-1][1], "review_by": stack[-1][2]} if stack else {"review": None, "review_by": None}
-            )
-            self._connection.execute(sa.update(t.parts).where(t.parts.c.id == part).values(stands))
-        return int(added)
+            added = record(self._connection, part, Said(decision, inspector, **more))
+        self._journal.note(self._connection, added)
+        return added
 
 
 def _settled_before(state: State) -> tuple[str, str] | None:
@@ -382,17 +364,6 @@ def _settled_before(state: State) -> tuple[str, str] | None:
     if not state.settled or state.events_spool_id is None:
         return None
     return state.edge_id, state.events_spool_id
-
-
-def standing(rows: Sequence[tuple[int, str, str]]) -> list[tuple[int, str, str]]:
-    """(id, decision, inspector) rows in order -> those not undone; the last one stands."""
-    stack: list[tuple[int, str, str]] = []
-    for row in rows:
-        if row[1] != "undo":
-            stack.append(row)
-        elif stack:
-            stack.pop()
-    return stack
 
 
 def is_blind(part: Mapping[str, Any], blind_share: float) -> bool:

@@ -13,7 +13,7 @@ from contract.verdicts import MAX_PAGE, VerdictPage
 from plugin.blobs import BlobStore
 from plugin.review.host import Host
 from plugin.review.signin import ENGINEER, INSPECTOR, INSPECTOR_BACKGROUND, OPEN, viewer_of
-from plugin.store import Decision
+from plugin.reviews import Decision
 
 MEDIA = {"png": "image/png", "jpeg": "image/jpeg", "raw": "application/octet-stream"}
 FOREVER = "private, max-age=31536000, immutable"

@@ -11,7 +11,8 @@ from plugin.control import ControlServer
 from plugin.ledger import LedgerReader
 from plugin.queries import Reader
 from plugin.review.signin import SignIn
-from plugin.store import Decision, Store, is_blind
+from plugin.reviews import Decision
+from plugin.store import Store, is_blind
 
 Value = TypeVar("Value")
 TERMINAL_HEADER = "x-flawline-terminal"

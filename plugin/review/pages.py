@@ -14,7 +14,8 @@ from starlette.templating import Jinja2Templates
 from contract.stats import Rate
 from plugin.review.api import DEFAULT_NAME, After, Inspector, Row, host_of
 from plugin.review.signin import INSPECTOR, viewer_of
-from plugin.store import Decision, severity
+from plugin.reviews import Decision
+from plugin.store import severity
 
 FOLDER = FilePath(__file__).parent
 COOKIE = "inspector"
