@@ -128,8 +128,11 @@ class Reader:
         called = sa.select(p.edge_id, p.part_id, r.recipe).join_from(t.reviews, t.parts, r.part == p.id)
         called = called.where(r.edge_id == part["edge_id"], r.recipe == recipe, r.decision == "good", *same)
         called = called.where(p.review == "good").order_by(r.id.desc()).limit(GOLDEN_TRIES)
-        passed = sa.select(p.edge_id, p.part_id, p.spool_id, p.seq).where(p.id > self._newest() - NEWEST_PARTS, *same)
-        passed = passed.where(p.verdict == "PASS", p.review.is_(None), sa.not_(p.audited))
+        # A subquery with a limit is answered by itself: no index of one edge's parts leads away from the newest.
+        a = sa.select(t.attachments).order_by(t.attachments.c.id.desc()).limit(NEWEST_PARTS).subquery()
+        passed = sa.select(p.edge_id, p.part_id, p.spool_id, p.seq).distinct().add_columns(p.id)
+        passed = passed.join_from(a, t.parts, sa.and_(p.edge_id == a.c.edge_id, p.part_id == a.c.part_id))
+        passed = passed.where(a.c.role == "image", p.verdict == "PASS", p.review.is_(None), sa.not_(p.audited), *same)
         for found in (called, passed.order_by(p.id.desc()).limit(GOLDEN_TRIES)):
             for row in self._all(found):
                 pictures = [each for each in self.attachments(row["edge_id"], row["part_id"]) if _is_picture(each)]
@@ -139,11 +142,9 @@ class Reader:
 
     def latest(self, edge_id: str, limit: int) -> list[dict[str, Any]]:
         """The newest parts of an edge among the store's newest, newest first."""
-        found = sa.select(t.parts).where(p.id > self._newest() - NEWEST_PARTS, p.edge_id == edge_id)
-        return [_part(row) for row in self._all(found.order_by(p.id.desc()).limit(limit))]
-
-    def _newest(self) -> int:
-        return int(self._all(sa.select(sa.func.max(p.id).label("n")))[0]["n"] or 0)
+        newest = sa.select(t.parts).order_by(p.id.desc()).limit(NEWEST_PARTS).subquery()
+        found = sa.select(newest).where(newest.c.edge_id == edge_id).order_by(newest.c.id.desc()).limit(limit)
+        return [_part(row) for row in self._all(found)]
 
     def beside(self, part: dict[str, Any], side: Literal["next", "previous"]) -> int | None:
         """The neighbour of a part in the order of the queue, decided parts left out."""

@@ -14,7 +14,9 @@ from plugin.review.pages import page
 from plugin.review.signin import INSPECTOR, INSPECTOR_BACKGROUND
 from plugin.review.texts import texts_of
 
-PARTS, STRIP = 24, 6
+LOOKED_AT = 120
+"""Of an edge's newest parts, for those that have pictures: most pass, and passed parts have none."""
+
 SILENT_S = 5.0
 """An edge says something several times a second."""
 
@@ -51,7 +53,7 @@ def station_latest(request: Request, edge: Edge = "") -> Response:
 def _all(request: Request) -> dict[str, Any]:
     reader = host_of(request).reader
     edges = reader.edges()
-    latest = {edge["edge_id"]: reader.latest(edge["edge_id"], STRIP) for edge in edges}
+    latest = {edge["edge_id"]: reader.latest(edge["edge_id"], LOOKED_AT) for edge in edges}
     shown = [part for parts in latest.values() for part in parts]
     return {"edges": edges, "latest": latest, **_shown(request, shown)}
 
@@ -61,7 +63,7 @@ def _one(request: Request, edge_id: str) -> dict[str, Any]:
     edge = next((edge for edge in reader.edges() if edge["edge_id"] == edge_id), None)
     if edge is None:
         raise HTTPException(404, texts_of(request)("error.no_station"))
-    parts = reader.latest(edge_id, PARTS)
+    parts = reader.latest(edge_id, LOOKED_AT)
     return {"edge": edge, "parts": parts, "window": NEWEST_PARTS, **_shown(request, parts)}
 
 
