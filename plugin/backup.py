@@ -28,6 +28,7 @@ from plugin.blobs import Blobs
 from plugin.database import Place, migrations, open_engine, short, shown_as, upgraded
 from plugin.errors import ConfigError
 from plugin.renumber import renumber
+from plugin.reviews import JOURNAL
 from plugin.store import DATABASE, LOST
 
 MANIFEST = "backup.json"
@@ -37,7 +38,7 @@ LOCK = "backup.lock"
 UNFINISHED = "restore.unfinished"
 COPY_BYTES = 1 << 20
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-FileName = Annotated[str, Field(pattern=r"^[a-z_]+\.(sqlite|copy|txt)$")]
+FileName = Annotated[str, Field(pattern=r"^[a-z_]+\.(sqlite|copy|txt|chain)$")]
 Identifier = Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_]{0,62}$")]
 
 
@@ -86,6 +87,8 @@ def back_up(state_dir: Path, where: Place, blobs: Blobs, folder: Path) -> Manife
     try:
         (folder / "blobs").mkdir(parents=True, exist_ok=True)
         with pictures_stay(state_dir, wait=True):
+            if (state_dir / JOURNAL).is_file():  # before the store: it must not note what that copy lacks
+                shutil.copyfile(state_dir / JOURNAL, folder / JOURNAL)
             revision, tables, names = _copy_store(where, folder)
             for name in (LEDGER, accounts.DATABASE):
                 if (state_dir / name).is_file():
@@ -146,6 +149,9 @@ def restore(
         _say_what_is_lacking(where, manifest.made_ns, now_ns)
         if accounts.DATABASE in manifest.files:
             _put_back_accounts(folder, state_dir)
+        if JOURNAL in manifest.files:
+            shutil.copyfile(folder / JOURNAL, state_dir / JOURNAL)
+            _sync(state_dir / JOURNAL)
         if LEDGER in manifest.files:
             shutil.copyfile(folder / LEDGER, state_dir / LEDGER)
             renumber(state_dir / LEDGER, manifest.made_ns, now_ns, last)

@@ -18,6 +18,10 @@ from plugin.database import Place, open_engine
 FLAGGED = ("REJECT", "REVIEW")
 LATENCY_PARTS = 1000
 NAMES = 500
+NEWEST_PARTS = 2000
+"""Among so many parts those of one edge are looked for: a bounded time, whatever the store holds."""
+
+GOLDEN_TRIES = 12
 p = t.parts.c
 
 
@@ -122,6 +126,48 @@ class Reader:
         rows = self._all(found.order_by(p.severity.desc(), p.id).limit(limit))
         return [_part(row) for row in rows]
 
+    def unsure(self, limit: int) -> list[dict[str, Any]]:
+        """Parts that an inspector was unsure of and nobody has decided since, worst first."""
+        found = sa.select(t.parts).where(p.verdict.is_not(None), p.review == "unsure")
+        return [_part(row) for row in self._all(found.order_by(p.severity.desc(), p.id).limit(limit))]
+
+    def count_unsure(self) -> int:
+        """How many those are."""
+        asked = sa.select(sa.func.count().label("n")).where(p.verdict.is_not(None), p.review == "unsure")
+        return int(self._all(asked)[0]["n"])
+
+    def golden(self, part: dict[str, Any], header: dict[str, Any]) -> list[dict[str, Any]]:
+        """Pictures of a good part of the same recipe before the same camera, if there is one; the newest of them.
+
+        One that an inspector called good comes first, then one that passed. Passed parts that wait to be judged
+        blindly are left out: to be shown here would tell that they passed.
+        """
+        recipe = header.get("recipe")
+        if not isinstance(recipe, str):
+            return []
+        r = t.reviews.c
+        same = (p.edge_id == part["edge_id"], p.camera_id == part["camera_id"], p.id != part["id"])
+        called = sa.select(p.edge_id, p.part_id, r.recipe).join_from(t.reviews, t.parts, r.part == p.id)
+        called = called.where(r.edge_id == part["edge_id"], r.recipe == recipe, r.decision == "good", *same)
+        called = called.where(p.review == "good").order_by(r.id.desc()).limit(GOLDEN_TRIES)
+        # A subquery with a limit is answered by itself: no index of one edge's parts leads away from the newest.
+        a = sa.select(t.attachments).order_by(t.attachments.c.id.desc()).limit(NEWEST_PARTS).subquery()
+        passed = sa.select(p.edge_id, p.part_id, p.spool_id, p.seq).distinct().add_columns(p.id)
+        passed = passed.join_from(a, t.parts, sa.and_(p.edge_id == a.c.edge_id, p.part_id == a.c.part_id))
+        passed = passed.where(a.c.role == "image", p.verdict == "PASS", p.review.is_(None), sa.not_(p.audited), *same)
+        for found in (called, passed.order_by(p.id.desc()).limit(GOLDEN_TRIES)):
+            for row in self._all(found):
+                pictures = [each for each in self.attachments(row["edge_id"], row["part_id"]) if _is_picture(each)]
+                if pictures and (row.get("recipe") or self.header_of(row).get("recipe")) == recipe:
+                    return pictures
+        return []
+
+    def latest(self, edge_id: str, limit: int) -> list[dict[str, Any]]:
+        """The newest parts of an edge among the store's newest, newest first."""
+        newest = sa.select(t.parts).order_by(p.id.desc()).limit(NEWEST_PARTS).subquery()
+        found = sa.select(newest).where(newest.c.edge_id == edge_id).order_by(newest.c.id.desc()).limit(limit)
+        return [_part(row) for row in self._all(found)]
+
     def beside(self, part: dict[str, Any], side: Literal["next", "previous"]) -> int | None:
         """The neighbour of a part in the order of the queue, decided parts left out."""
         worst, number = part["severity"] or 0.0, part["id"]
@@ -177,7 +223,7 @@ class Reader:
         rows = self.counts()["reviews"]
         rates = {}
         for verdict in FLAGGED:
-            mine = [row for row in rows if row["verdict"] == verdict]
+            mine = [row for row in rows if row["verdict"] == verdict and row["review"] != "unsure"]
             good = sum(row["n"] for row in mine if row["review"] == "good")
             rates[verdict] = stats.rate(good, sum(row["n"] for row in mine))
         return rates
@@ -187,7 +233,7 @@ class Reader:
         n = sa.func.count().label("n")
         rows = self._all(sa.select(p.review, n).where(sa.text("audited")).group_by(p.review))
         said = {row["review"]: row["n"] for row in rows}
-        drawn, waiting = sum(said.values()), said.get(None, 0)
+        drawn, waiting = sum(said.values()), said.get(None, 0) + said.get("unsure", 0)
         return {
             "drawn": drawn,
             "waiting": waiting,
@@ -244,6 +290,10 @@ _WAITING = (
     # word for word the index's condition, so that SQLite uses it
     sa.text("(audited OR verdict IN ('REJECT', 'REVIEW'))"),
 )
+
+
+def _is_picture(attachment: dict[str, Any]) -> bool:
+    return attachment["role"] == "image" and attachment["codec"] in ("png", "jpeg")
 
 
 def _result_of(row: dict[str, Any]) -> Result | None:

@@ -44,6 +44,7 @@ from plugin.receiver import Receiver
 from plugin.retention import Retention
 from plugin.review.app import Host, create_app
 from plugin.review.door import KEEP_ALIVE_S, LEAVING, Door, at_door, raise_file_limit
+from plugin.review.holds import Holds
 from plugin.review.host import Asking
 from plugin.review.signin import SignIn
 from plugin.settings import HostSettings, HttpSettings
@@ -128,6 +129,8 @@ class Service:
                 names=settings.http.reached_as,
                 asking=self._asking(),
                 blind_share=settings.review.blind_share,
+                classes=tuple(settings.review.classes),
+                holds=Holds(settings.review.hold_s),
             )
         )
         config = uvicorn.Config(

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from contract.config import Strict, load_toml
 from contract.keys import is_loopback as is_loopback
@@ -61,6 +61,8 @@ port = 8765                     # 0 takes any free port and writes it to host-st
 # patience_s = 10               # whoever connects and does not finish a request by then is closed
 
 [review]
+# classes = ["scratch", "dent"] # of defects, at most nine: an inspector gives one by its digit
+# hold_s = 60                   # a part that an inspector has open and does not touch is free for others after this
 # blind_share = 0.5             # where edges audit passed parts, so many flagged ones are shown as blindly as those
 
 [store]
@@ -149,12 +151,28 @@ class HttpSettings(Strict):
         return self.certificate is not None or self.tls == "proxy"
 
 
+DefectClass = Annotated[str, Field(pattern=r"^\S(.{0,38}\S)?$")]
+
+
 class ReviewSettings(Strict):
     """How parts are shown to inspectors."""
 
     blind_share: float = Field(
         0.5, ge=0, le=1, description="of flagged parts shown without verdict and map, where passes are audited"
     )
+    classes: list[DefectClass] = Field(
+        default_factory=list, max_length=9, description="of defects, by the digits 1 to 9 in this order"
+    )
+    hold_s: float = Field(
+        60.0, ge=5, le=3600, description="a part that is open and not touched is free for others then"
+    )
+
+    @field_validator("classes")
+    @classmethod
+    def _once(cls, classes: list[str]) -> list[str]:
+        if twice := sorted({name for name in classes if classes.count(name) > 1}):
+            raise ValueError(f"stands there twice: {twice}")
+        return classes
 
 
 class LineSettings(Strict):

@@ -13,6 +13,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, NamedTuple
@@ -25,13 +26,12 @@ from plugin import tables as t
 from plugin.blobs import Blobs, BlobStore
 from plugin.database import Hand, Place, is_passing, is_sqlite, name_of, open_engine, short
 from plugin.durability import confirm
-from plugin.errors import ReviewError
+from plugin.reviews import JOURNAL, Decision, Journal, Said, record
 
 DATABASE = "store.sqlite"
 log = logging.getLogger(__name__)
 Outcome = Literal["new", "duplicate", "conflict"]
 MAX_SEVERITY = 1e9
-Decision = Literal["defect", "good", "undo"]
 _FINAL = (
     "state",
     "verdict",
@@ -155,7 +155,7 @@ class Store:
         self._engine = open_engine(where or self.path)
         self._words = _Words.of(self._engine)
         self._settled: dict[tuple[str, str], None] = {}
-        self._connection = Hand(self._engine, self._read_settled)
+        self._connection = Hand(self._engine, self._opened)
         try:
             with self._connection.begin():
                 pass
@@ -328,6 +328,10 @@ class Store:
         """
         self._connection.exec_driver_sql(self._words.close_lost, (Verdict.NOT_INSPECTED, LOST, edge_id, spool_id))
 
+    def _opened(self, connection: sa.Connection) -> None:
+        self._read_settled(connection)
+        self._journal = Journal(self.path.with_name(JOURNAL), connection)
+
     def _read_settled(self, connection: sa.Connection) -> None:
         """As the last heartbeats of before say; what they settled is committed with them."""
         e = t.edges.c
@@ -370,33 +374,17 @@ class Store:
         if is_sqlite(self._engine):
             confirm(self.path)
 
-    def review(self, part: int, decision: Decision, inspector: str) -> int:
-        """Append an inspector's verdict or an undo of the one that stands; returns the row's id."""
-        with self._connection.begin():
-            if self._connection.execute(sa.select(t.parts.c.id).where(t.parts.c.id == part)).first() is None:
-                raise ReviewError(f"there is no part {part}")
-            rows = self._connection.execute(
-                sa.select(t.reviews.c.id, t.reviews.c.decision, t.reviews.c.inspector)
-                .where(t.reviews.c.part == part)
-                .order_by(t.reviews.c.id)
-            ).all()
-            stack = standing([(row.id, row.decision, row.inspector) for row in rows])
-            if decision == "undo" and not stack:
-                raise ReviewError("there is no verdict to undo on this part")
-            row = {
-                "part": part,
-                "decision": decision,
-                "inspector": inspector,
-                "t_wall_ns": time.time_ns(),
-                "supersedes": stack[-1][0] if stack else None,
-            }
-            added = self._connection.execute(sa.insert(t.reviews).returning(t.reviews.c.id), row).scalar_one()
-            stack = stack[:-1] if decision == "undo" else [*stack, (added, decision, inspector)]
-            stands = (
-                {"review": stack[-1][1], "review_by": stack[-1][2]} if stack else {"review": None, "review_by": None}
-            )
-            self._connection.execute(sa.update(t.parts).where(t.parts.c.id == part).values(stands))
-        return int(added)
+    def review(self, part: int, decision: Decision, inspector: str, **more: Any) -> int:
+        """Append an inspector's verdict or an undo of the one that stands; returns the record's number.
+
+        ``more``: what else ``Said`` holds. Raises ReviewError where it cannot stand.
+        """
+        with self._connection.begin() as connection:
+            added = record(connection, part, Said(decision, inspector, **more))
+        # It stands; a database that goes away now has it noted when it is there again.
+        with suppress(sa.exc.DBAPIError), self._connection.begin() as connection:
+            self._journal.note(connection, added)
+        return added
 
 
 def _settled_before(state: State) -> tuple[str, str] | None:
@@ -411,17 +399,6 @@ def _settled_in(header: str) -> tuple[str, str] | None:
         return _settled_before(State.model_validate_json(header))
     except ValueError:  # a heartbeat of an older kind
         return None
-
-
-def standing(rows: Sequence[tuple[int, str, str]]) -> list[tuple[int, str, str]]:
-    """(id, decision, inspector) rows in order -> those not undone; the last one stands."""
-    stack: list[tuple[int, str, str]] = []
-    for row in rows:
-        if row[1] != "undo":
-            stack.append(row)
-        elif stack:
-            stack.pop()
-    return stack
 
 
 def is_blind(part: Mapping[str, Any], blind_share: float) -> bool:

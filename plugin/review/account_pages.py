@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 from typing import Annotated, Any
 from urllib.parse import quote, urlsplit
@@ -14,7 +13,7 @@ from fastapi.responses import RedirectResponse
 from plugin.accounts import ROLES, Actor, Role
 from plugin.errors import AccountError
 from plugin.review.api import host_of
-from plugin.review.pages import page
+from plugin.review.pages import HOME, page, within
 from plugin.review.signin import (
     ADMINISTRATOR,
     INSPECTOR,
@@ -26,14 +25,8 @@ from plugin.review.signin import (
     viewer_of,
 )
 
-HOME = "/queue"
 AUDIT_LENGTH = 100
-NOTES = {
-    "ended": "Your session has ended.",
-    "unsaved": "Your session has ended. What was sent last was not recorded; do it again after signing in.",
-    "out": "You are signed out.",
-    "changed": "Your password is changed. Sign in with the new one.",
-}
+NOTES = ("ended", "unsaved", "out", "changed")
 Text = Annotated[str, Form()]
 
 router = APIRouter(include_in_schema=False)
@@ -44,7 +37,7 @@ def to_sign_in(request: Request) -> Response:
     reading = request.method in READING
     came_from = urlsplit(request.headers.get("referer", ""))
     target = request.url if reading else came_from
-    path = _within(f"{target.path}?{target.query}" if target.query else target.path)
+    path = within(f"{target.path}?{target.query}" if target.query else target.path)
     if request.url.path == "/sign-out":
         return RedirectResponse("/sign-in?why=out", 303)
     why = "unsaved" if not reading else "ended" if _sign_in(request).cookie in request.cookies else ""
@@ -54,8 +47,10 @@ def to_sign_in(request: Request) -> Response:
 @router.get("/sign-in", dependencies=[OPEN])
 def ask(request: Request, next: str = HOME, why: str = "") -> Response:
     if viewer_of(request) is not None:
-        return RedirectResponse(_within(next), 303)
-    return page(request, "signin.html", tab="", next=_within(next), note=NOTES.get(why), typed="", problem=None)
+        return RedirectResponse(within(next), 303)
+    return page(
+        request, "signin.html", tab="", next=within(next), note=why if why in NOTES else None, typed="", problem=None
+    )
 
 
 @router.post("/sign-in", dependencies=[OPEN])
@@ -63,8 +58,8 @@ def sign_in(request: Request, name: Text, password: Text, next: Text = HOME) -> 
     signs = _sign_in(request)
     done = signs.sign_in(name.strip(), password, address_of(request), request.cookies.get(signs.cookie))
     if isinstance(done, Refused):
-        return _refused(request, "signin.html", done, next=_within(next), note=None, typed=name[:80])
-    response = RedirectResponse(_within(next), 303)
+        return _refused(request, "signin.html", done, next=within(next), note=None, typed=name[:80])
+    response = RedirectResponse(within(next), 303)
     response.set_cookie(signs.cookie, done.token, httponly=True, samesite="strict", secure=signs.secure, path="/")
     return response
 
@@ -175,12 +170,6 @@ def _sign_in(request: Request) -> SignIn:
     if found is None:  # these routes exist with sign-in only
         raise HTTPException(404, "Not Found")
     return found
-
-
-def _within(path: str) -> str:
-    """A path on this host to go on to; anything else, such as ``//elsewhere``, is the queue."""
-    inside = re.fullmatch(r"/(?!/)[!-~]*", path) and "\\" not in path and not path.startswith(("/sign-", "/api/"))
-    return path if inside else HOME
 
 
 def _sentence(error: AccountError) -> str:

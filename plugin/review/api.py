@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
+from urllib.parse import unquote
 
 from fastapi import APIRouter, FastAPI, HTTPException, Path, Query, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
-from pydantic import Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from contract.config import Strict
 from contract.verdicts import MAX_PAGE, VerdictPage
 from plugin.review.host import Host
-from plugin.review.signin import ENGINEER, INSPECTOR, INSPECTOR_BACKGROUND, OPEN, viewer_of
-from plugin.store import Decision
+from plugin.review.signin import ENGINEER, INSPECTOR, INSPECTOR_BACKGROUND, OPEN, address_of, viewer_of
+from plugin.reviews import Decision
 
 MEDIA = {"png": "image/png", "jpeg": "image/jpeg", "raw": "application/octet-stream"}
 FOREVER = "private, max-age=31536000, immutable"
@@ -28,11 +30,30 @@ Bears = Annotated[str | None, Query(min_length=1, max_length=100)]
 Inspector = Annotated[str, Field(min_length=1, max_length=60)]
 
 
+def _plain(text: str | None) -> str | None:
+    """What people type, without control characters and lone surrogates that no database takes."""
+    return None if text is None else "".join(each for each in text if each.isprintable()).strip() or None
+
+
+Comment = Annotated[str | None, Field(max_length=500), AfterValidator(_plain)]
+Dwell = Annotated[int | None, Field(ge=0, le=86_400_000), BeforeValidator(lambda value: None if value == "" else value)]
+Seen = Annotated[int | None, Field(ge=0, le=2**63 - 1)]
+Station = Annotated[str | None, Field(max_length=60), AfterValidator(_plain)]
+
+
 class VerdictBody(Strict):
-    """An inspector's verdict as JSON; with sign-in the name is the session's and is left out here."""
+    """An inspector's verdict as JSON; with sign-in the name is the session's and is left out here.
+
+    ``seen``: the part's last record that whoever decides knows, 0 for none; where another came since, it is refused.
+    """
 
     decision: Decision
-    inspector: Inspector | None = None
+    inspector: Annotated[Inspector | None, AfterValidator(_plain)] = None
+    defect_class: str | None = Field(None, max_length=60, description="of `[review] classes`; with a defect")
+    comment: Comment = None
+    dwell_ms: Dwell = None
+    station: Station = None
+    seen: Seen = None
 
 
 router = APIRouter()
@@ -42,6 +63,17 @@ def host_of(request: Request) -> Host:
     """The host that this application shows."""
     host: Host = request.app.state.host
     return host
+
+
+def desk_of(request: Request) -> str:
+    """The browser that asks, by a name that it was given; empty where it has none."""
+    found = request.cookies.get("desk", "")
+    return found if re.fullmatch(r"[0-9a-f]{32}", found) else ""
+
+
+def station_of(request: Request) -> str:
+    """Where a verdict is given: what the desk is called, or else its address."""
+    return _plain(unquote(request.cookies.get("station", ""))[:60]) or address_of(request)
 
 
 def _unseen(request: Request, part: dict[str, Any] | None) -> bool:
@@ -122,7 +154,13 @@ def decide(request: Request, number: Row, body: VerdictBody) -> dict[str, int]:
         host.sign_in.count("beyond_role", f"refused: {viewer.name} sent a verdict in another name, part {number}")
         raise HTTPException(403, f"Verdicts of this session are {viewer.name}'s; leave `inspector` out.")
     inspector = (body.inspector or DEFAULT_NAME) if viewer is None else viewer.name
-    return {"review": host.decide(number, body.decision, inspector)}
+    if body.defect_class is not None and (body.decision != "defect" or body.defect_class not in host.classes):
+        raise HTTPException(422, "`defect_class` belongs to a defect and is one of `[review] classes`.")
+    if holder := host.holds.others(desk_of(request)).get(number):
+        raise HTTPException(409, f"{holder} has part {number} open; nothing was written.")
+    more = body.model_dump(include={"defect_class", "comment", "dwell_ms", "seen"})
+    station = body.station or station_of(request)
+    return {"review": host.decide(number, body.decision, inspector, station=station, **more)}
 
 
 @router.get("/api/attachments/{number}", dependencies=[INSPECTOR])

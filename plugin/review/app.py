@@ -13,10 +13,11 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
 from plugin.errors import AccountError, ReviewError
-from plugin.review import account_pages, api, control_api, pages
+from plugin.review import account_pages, api, control_api, pages, stations
 from plugin.review.guard import Guard
 from plugin.review.host import Host
 from plugin.review.signin import undeclared
+from plugin.review.texts import texts_of
 
 __all__ = ["Host", "create_app"]
 log = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ def create_app(host: Host) -> FastAPI:
     app.include_router(api.router)
     app.include_router(control_api.router)
     app.include_router(pages.router)
+    app.include_router(stations.router)
     if host.sign_in is not None:
         app.include_router(account_pages.router)
     app.mount("/static", StaticFiles(directory=pages.FOLDER / "static"), name="static")
@@ -60,13 +62,13 @@ def _http_error(request: Request, error: Exception) -> Response:
     detail = str(error.detail) if isinstance(error, HTTPException) else ""
     if status == 401 and not _for_programs(request):
         return account_pages.to_sign_in(request)
-    return _answer(request, status, "There is no such page." if detail == "Not Found" else detail)
+    return _answer(request, status, texts_of(request)("error.no_page") if detail == "Not Found" else detail)
 
 
 def _bad_request(request: Request, error: Exception) -> Response:
     problems = error.errors() if isinstance(error, RequestValidationError) else []
     if problems and problems[0]["loc"][0] == "path":
-        return _answer(request, 404, "There is no such page.")
+        return _answer(request, 404, texts_of(request)("error.no_page"))
     text = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in problems)
     return _answer(request, 422, f"The request is not understood: {text}"[:1000])
 

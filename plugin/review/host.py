@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from plugin.blobs import Blobs
 from plugin.control import ControlServer
 from plugin.ledger import LedgerReader
 from plugin.queries import Reader
+from plugin.review.holds import Holds
 from plugin.review.signin import SignIn
-from plugin.store import Decision, Store, is_blind
+from plugin.reviews import Decision
+from plugin.store import Store, is_blind
 
 Value = TypeVar("Value")
 TERMINAL_HEADER = "x-flawline-terminal"
@@ -49,14 +51,16 @@ class Host:
     names: tuple[str, ...] = ()
     asking: Asking | None = None
     blind_share: float = 0.0
+    classes: tuple[str, ...] = ()
+    holds: Holds = field(default_factory=Holds)
 
     def is_blind(self, part: dict[str, Any]) -> bool:
-        """Whether a part is shown without what the machine said of it, until it is judged."""
-        return part["review"] is None and is_blind(part, self.blind_share)
+        """Whether a part is shown without what the machine said of it, until it is judged; unsure is no judgement."""
+        return part["review"] in (None, "unsure") and is_blind(part, self.blind_share)
 
-    def decide(self, part: int, decision: Decision, inspector: str) -> int:
-        """Hop 12: append an inspector's verdict."""
-        return self.write(lambda store: store.review(part, decision, inspector))
+    def decide(self, part: int, decision: Decision, inspector: str, **more: Any) -> int:
+        """Hop 12: append an inspector's verdict; ``more`` as ``plugin.reviews.Said`` has it."""
+        return self.write(lambda store: store.review(part, decision, inspector, **more))
 
     def summary(self) -> dict[str, Any]:
         """Everything that is counted, for the API and the page of counts."""

@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
+import re
+import secrets
+from collections.abc import Collection
 from datetime import UTC, datetime
 from pathlib import Path as FilePath
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import quote, unquote
 
 from fastapi import APIRouter, Form, HTTPException, Query, Request, Response
-from fastapi.responses import RedirectResponse
+from fastapi.responses import JSONResponse, RedirectResponse
 from starlette.templating import Jinja2Templates
 
 from contract.stats import Rate
-from plugin.review.api import DEFAULT_NAME, After, Inspector, Row, host_of
-from plugin.review.signin import INSPECTOR, viewer_of
-from plugin.store import Decision, severity
+from plugin.queries import Reader
+from plugin.review.api import DEFAULT_NAME, After, Comment, Dwell, Inspector, Row, Seen, desk_of, host_of, station_of
+from plugin.review.signin import INSPECTOR, INSPECTOR_BACKGROUND, OPEN, viewer_of
+from plugin.review.texts import HTML, LANGUAGE_COOKIE, LANGUAGES, THEME_COOKIE, THEMES, texts_of, theme_of
+from plugin.reviews import Decision
+from plugin.store import severity
 
 FOLDER = FilePath(__file__).parent
-COOKIE = "inspector"
+COOKIE, DESK_COOKIE, STATION_COOKIE = "inspector", "desk", "station"
+HOME = "/queue"
+YEAR_S = 365 * 86400
 QUEUE_LENGTH = 60
 LOST_LENGTH = 300
-OUTCOMES = {
-    "committed": "on its way",
-    "unconnected": "no connector set up",
-    "late": "too late, not sent",
-    "unknown": "unknown after a restart, not repeated",
-}
 STAGES = [
     ("t_trigger_ns", "trigger"),
-    ("t_taken_ns", "taken up"),
+    ("t_taken_ns", "taken"),
     ("t_prepared_ns", "prepared"),
     ("t_inferred_ns", "inferred"),
     ("t_decided_ns", "decided"),
@@ -60,25 +62,7 @@ def percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f} %"
 
 
-def words(verdict: str | None) -> str:
-    """A verdict as words."""
-    return "in inspection" if verdict is None else verdict.replace("_", " ").lower()
-
-
-def outcome(name: str) -> str:
-    """What became of an output, as words."""
-    return OUTCOMES.get(name, name)
-
-
-def ago(seconds: float) -> str:
-    """A time span for people, in its largest unit."""
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit} ago"
-    return f"{max(seconds, 0):.0f} s ago"
-
-
-templates.env.filters.update(when=when, number=number, percent=percent, words=words, outcome=outcome, ago=ago)
+templates.env.filters.update(when=when, number=number, percent=percent)
 
 
 def name_of(request: Request) -> str | None:
@@ -94,15 +78,35 @@ def page(request: Request, name: str, status: int = 200, **values: Any) -> Respo
     host = host_of(request)
     viewer = viewer_of(request)
     inside = host.sign_in is None or viewer is not None
+    texts = texts_of(request)
+    here = f"{request.url.path}?{request.url.query}" if request.url.query else request.url.path
     base = {
+        "t": texts,
+        "html_language": HTML[texts.language],
+        "languages": LANGUAGES,
+        "theme": theme_of(request),
+        "themes": THEMES,
+        "here": here if request.method in ("GET", "HEAD") else HOME,
         "inside": inside,
         "viewer": viewer,
         "waiting": host.reader.waiting() if inside else 0,
         "inspector": name_of(request) or DEFAULT_NAME,
         "asked": name_of(request) is not None,
+        "desk_name": unquote(request.cookies.get(STATION_COOKIE, ""))[:60],
         "trouble": host.health()["trouble"] if inside else [],
     }
     return templates.TemplateResponse(request, name, {**base, **values}, status)
+
+
+def within(path: str) -> str:
+    """A path on this host to go on to; anything else, such as ``//elsewhere``, is the queue."""
+    inside = re.fullmatch(r"/(?!/)[!-~]*", path) and "\\" not in path and not path.startswith(("/sign-", "/api/"))
+    return path if inside else HOME
+
+
+def keep(response: Response, name: str, value: str) -> None:
+    """Have the browser remember something of its own for a year."""
+    response.set_cookie(name, quote(value), max_age=YEAR_S, httponly=True, samesite="strict", path="/")
 
 
 @router.get("/", dependencies=[INSPECTOR])
@@ -111,15 +115,21 @@ def home() -> Response:
 
 
 @router.get("/queue", dependencies=[INSPECTOR])
-def queue(request: Request, last: After = 0) -> Response:
+def queue(request: Request, last: After = 0, show: Literal["waiting", "unsure"] = "waiting") -> Response:
     host = host_of(request)
-    parts = host.reader.queue(QUEUE_LENGTH)
+    desk = desk_of(request)
+    host.holds.leave(desk)
+    unsure = show == "unsure"
+    parts = host.reader.unsure(QUEUE_LENGTH) if unsure else host.reader.queue(QUEUE_LENGTH)
     return page(
         request,
         "queue.html",
         tab="queue",
+        unsure=unsure,
+        n_unsure=host.reader.count_unsure(),
         parts=parts,
         blind={part["id"] for part in parts if host.is_blind(part)},
+        held=host.holds.others(desk),
         pictures=host.reader.thumbnails(parts),
         last=_last(request, last),
     )
@@ -127,58 +137,142 @@ def queue(request: Request, last: After = 0) -> Response:
 
 @router.get("/parts/{number}", dependencies=[INSPECTOR])
 def part(request: Request, number: Row, last: After = 0) -> Response:
-    host = host_of(request)
-    found = host.reader.part(number)
-    if found is None:
-        raise HTTPException(404, f"There is no part {number}.")
-    header = host.reader.header_of(found)
-    attachments = host.reader.attachments(found["edge_id"], found["part_id"])
-    following = host.reader.beside(found, "next")
+    host, reader = host_of(request), host_of(request).reader
+    found = _found(request, number)
+    desk = desk_of(request) or secrets.token_hex(16)
+    hold = host.holds.take(number, desk, name_of(request) or DEFAULT_NAME)
+    others = host.holds.others(desk)
+    header = reader.header_of(found)
+    attachments = reader.attachments(found["edge_id"], found["part_id"])
     blind = host.is_blind(found)
-    return page(
+    following = next(iter(_free(reader, found, others)), None)
+    response = page(
         request,
         "part.html",
         tab="queue",
         part=found,
         blind=blind,
+        hold="" if hold is None else hold.token,
+        hold_every_ms=round(1000 * host.holds.span_s / 3),
+        held_by=others.get(number),
+        classes=host.classes,
         factor=severity(found["verdict"], found["score"], found["threshold"]),
         header=header,
-        views=views(header, attachments, blind),
+        views=views(header, attachments, blind, reader.golden(found, header)),
         dropped=any(each["role"] == "dropped" for each in attachments),
         removed=max(
             (each for each in attachments if each["removed_ns"]), key=lambda each: each["removed_ns"], default=None
         ),
         stages=stages(found["timing"]),
-        reviews=host.reader.reviews(number),
+        reviews=reader.reviews(number),
         output=host.ledger.output_of(found["edge_id"], found["part_id"]),
         following=following,
-        previous=host.reader.beside(found, "previous"),
+        previous=reader.beside(found, "previous"),
         preload=_preload(request, following),
         last=_last(request, last),
     )
+    if desk_of(request) != desk:
+        keep(response, DESK_COOKIE, desk)
+    return response
 
 
 @router.post("/parts/{number}/verdict", dependencies=[INSPECTOR])
 def decide(
-    request: Request, number: Row, decision: Annotated[Decision, Form()], last: Annotated[int, Query(ge=0)] = 0
+    request: Request,
+    number: Row,
+    decision: Annotated[Decision | None, Form()] = None,
+    defect_class: Annotated[str | None, Form(max_length=60)] = None,
+    comment: Annotated[Comment, Form()] = None,
+    dwell_ms: Annotated[Dwell, Form()] = None,
+    seen: Annotated[Seen, Form()] = None,
 ) -> Response:
-    host = host_of(request)
-    found = host.reader.part(number)
-    if found is None:
-        raise HTTPException(404, f"There is no part {number}.")
-    following = host.reader.beside(found, "next")
-    host.decide(number, decision, name_of(request) or DEFAULT_NAME)
+    """``defect_class`` alone is a verdict: a defect of this class. Goes on to the next part that is free."""
+    host, reader, texts = host_of(request), host_of(request).reader, texts_of(request)
+    found = _found(request, number)
+    if decision is None and defect_class is None:
+        raise HTTPException(422, texts("error.no_class"))
+    if defect_class is not None and defect_class not in host.classes:
+        raise HTTPException(422, texts("error.no_class"))
+    desk = desk_of(request)
+    others = host.holds.others(desk)
+    if number in others:
+        return page(request, "error.html", 409, tab="", text=texts("error.held", name=others[number]))
+    name = name_of(request) or DEFAULT_NAME
+    reviews = reader.reviews(number)
+    if seen is not None and reviews and reviews[-1]["id"] != seen:
+        return page(
+            request,
+            "error.html",
+            409,
+            tab="",
+            text=texts("error.meanwhile", name=reviews[-1]["inspector"]),
+            back=number,
+        )
+    host.decide(
+        number,
+        decision or "defect",
+        name,
+        defect_class=defect_class,
+        comment=comment,
+        dwell_ms=dwell_ms,
+        station=station_of(request),
+        seen=seen,
+    )
     if decision == "undo":
         return RedirectResponse(f"/parts/{number}", 303)
-    return RedirectResponse(f"/parts/{following}?last={number}" if following else f"/queue?last={number}", 303)
+    following = _free(reader, found, others) + _free(reader, None, others)
+    # Taken already now, so that the page that follows is not another's by the time it is asked for.
+    taken = next((each for each in following if not desk or host.holds.take(each, desk, name)), None)
+    return RedirectResponse(f"/queue?last={number}" if taken is None else f"/parts/{taken}?last={number}", 303)
+
+
+@router.post("/parts/{number}/hold", dependencies=[INSPECTOR_BACKGROUND])
+def hold(
+    request: Request,
+    number: Row,
+    hold: Annotated[str, Form(max_length=40)],
+    kind: Annotated[Literal["renew", "ask", "release"], Form()],
+) -> Response:
+    """What the page of a part says while it is open: whether somebody is there, and at last that it is left."""
+    holds, desk = host_of(request).holds, desk_of(request)
+    if kind == "release":
+        holds.release(number, desk, hold)
+    elif not holds.renew(number, desk, hold, lengthen=kind == "renew"):
+        return JSONResponse({"taken": number in holds.others(desk)}, 409)
+    return Response(status_code=204)
+
+
+@router.post("/look", dependencies=[OPEN])
+def look(
+    request: Request,
+    here: Annotated[str, Form(max_length=2000)] = HOME,
+    language: Annotated[str | None, Form()] = None,
+    theme: Annotated[str | None, Form()] = None,
+) -> Response:
+    """Language and colours of this browser."""
+    at_sign_in = re.fullmatch(r"/sign-in(\?[!-~]*)?", here) is not None
+    response = RedirectResponse(here if at_sign_in else within(here), 303)
+    if language in LANGUAGES:
+        keep(response, LANGUAGE_COOKIE, str(language))
+    if theme in THEMES:
+        keep(response, THEME_COOKIE, str(theme))
+    return response
+
+
+@router.post("/desk", dependencies=[INSPECTOR])
+def set_desk(request: Request, station: Annotated[str, Form(max_length=60)] = "") -> Response:
+    """What this desk is called in the records; its address where it has no name."""
+    response = RedirectResponse(HOME, 303)
+    keep(response, STATION_COOKIE, station.strip())
+    return response
 
 
 @router.post("/name", dependencies=[INSPECTOR])
 def set_name(request: Request, name: Annotated[Inspector, Form()]) -> Response:
     if viewer_of(request) is not None:
         return RedirectResponse("/account", 303)
-    response = RedirectResponse("/queue", 303)
-    response.set_cookie(COOKIE, quote(name.strip()), max_age=365 * 86400, httponly=True, samesite="strict", path="/")
+    response = RedirectResponse(HOME, 303)
+    keep(response, COOKIE, name.strip())
     return response
 
 
@@ -219,8 +313,16 @@ def counts(request: Request) -> Response:
     return page(request, "counts.html", tab="counts", summary=summary, rates=rates, escapes=escapes, now_ns=_now_ns())
 
 
-def views(header: dict[str, Any], attachments: list[dict[str, Any]], blind: bool = False) -> list[dict[str, Any]]:
-    """What the canvas of each view needs: pictures and, unless ``blind``, map, regions, the map's threshold."""
+def views(
+    header: dict[str, Any],
+    attachments: list[dict[str, Any]],
+    blind: bool = False,
+    golden: list[dict[str, Any]] | None = None,
+) -> list[dict[str, Any]]:
+    """What the canvas of each view needs: pictures and, unless ``blind``, map, regions, the map's threshold.
+
+    ``golden``: the pictures of a good part of the same recipe.
+    """
     found: dict[str, dict[str, Any]] = {}
     for each in attachments:
         if each["role"] == "dropped" or each["removed_ns"] is not None or (blind and each["role"] == "map"):
@@ -237,6 +339,14 @@ def views(header: dict[str, Any], attachments: list[dict[str, Any]], blind: bool
         regions = [] if blind else header.get("regions", [])
         view["threshold"] = None if blind else header.get("map_threshold")
         view["regions"] = [region for region in regions if region.get("view") == view["name"]]
+        view["golden"] = next(
+            (
+                {"url": f"/api/attachments/{each['id']}", "toPart": each["to_part"], "shape": each["shape"]}
+                for each in golden or []
+                if each["view"] == view["name"]
+            ),
+            None,
+        )
     return list(found.values())
 
 
@@ -249,8 +359,25 @@ def stages(timing: dict[str, Any]) -> list[tuple[str, float]]:
 
 def _last(request: Request, number: int) -> dict[str, Any] | None:
     """The part decided just before, to offer its undo."""
-    found = host_of(request).reader.part(number) if number else None
-    return found if found is not None and found["review"] else None
+    reader = host_of(request).reader
+    found = reader.part(number) if number else None
+    if found is None or not found["review"]:
+        return None
+    return {**found, "seen": reader.reviews(number)[-1]["id"]}
+
+
+def _found(request: Request, number: int) -> dict[str, Any]:
+    found = host_of(request).reader.part(number)
+    if found is None:
+        raise HTTPException(404, texts_of(request)("error.no_part", n=number))
+    return found
+
+
+def _free(reader: Reader, part: dict[str, Any] | None, others: Collection[int]) -> list[int]:
+    """The next parts of the queue that nobody else has open; from its beginning without ``part``."""
+    behind = None if part is None else (part["severity"] or 0.0, part["id"])
+    waiting = [each["id"] for each in reader.queue(len(others) + 2, behind)]
+    return [each for each in waiting if each not in others and (part is None or each != part["id"])]
 
 
 def _preload(request: Request, number: int | None) -> list[str]:

@@ -14,7 +14,8 @@ from tests.plugin.synthetic import Dealer, HostProcess
 
 PIXELS = """() => {
   const canvas = document.querySelector(".viewer canvas");
-  const data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+  const context = canvas.getContext("2d");
+  const data = context.getImageData(0, 0, canvas.width, canvas.height).data;
   let colour = 0;
   for (let i = 0; i < data.length; i += 4) {
     if (Math.abs(data[i] - data[i + 2]) > 24) colour += 1;
@@ -89,14 +90,14 @@ def test_the_map_lies_where_the_region_is(page: Page) -> None:
     inside = page.evaluate(
         """([x, y, w, h]) => {
           const canvas = document.querySelector(".viewer canvas");
-          const scale = canvas.width / 256;
+          const [scale, left, top] = JSON.parse(canvas.dataset.place);
           const context = canvas.getContext("2d");
           const count = (data) => {
             let n = 0;
             for (let i = 0; i < data.length; i += 4) if (Math.abs(data[i] - data[i + 2]) > 24) n += 1;
             return n;
           };
-          const box = [x * scale, y * scale, w * scale, h * scale].map(Math.round);
+          const box = [left + x * scale, top + y * scale, w * scale, h * scale].map(Math.round);
           return count(context.getImageData(...box).data) /
             count(context.getImageData(0, 0, canvas.width, canvas.height).data);
         }""",
@@ -127,6 +128,88 @@ def test_the_part_as_it_should_be_can_be_shown(page: Page) -> None:
     page.keyboard.press("r")
     assert without > with_scratch  # the scratch is dark
     assert page.evaluate(PIXELS)["sum"] == with_scratch
+    page.keyboard.down(" ")
+    assert page.evaluate(PIXELS)["sum"] == without
+    page.keyboard.up(" ")
+    assert page.evaluate(PIXELS)["sum"] == with_scratch
+
+
+@ONLY_LOOKS
+def test_blinking_shows_one_after_the_other(page: Page) -> None:
+    open_part(page, "worst")
+    canvas = page.locator(".viewer canvas")
+    expect(canvas).to_have_attribute("data-shows", "image")
+    page.keyboard.press("x")
+    for shows in ("reconstruction", "image", "reconstruction"):
+        expect(canvas).to_have_attribute("data-shows", shows)
+    page.keyboard.press("x")
+    expect(canvas).to_have_attribute("data-shows", "image")
+    expect(page.locator("#blink")).to_have_attribute("aria-pressed", "false")
+
+
+@ONLY_LOOKS
+def test_true_pixels_are_the_picture_s_own(page: Page) -> None:
+    open_part(page, "worst")
+    page.locator("#opacity").fill("0")
+    page.keyboard.press("z")
+    scale, left, top = place(page)
+    assert (scale, left % 1, top % 1) == (1, 0, 0)
+    picture = page.evaluate(
+        """async ([x, y]) => {
+          const image = new Image();
+          image.src = JSON.parse(document.querySelector(".viewer").dataset.view).pictures.image.url;
+          await image.decode();
+          const canvas = new OffscreenCanvas(256, 256);
+          const context = canvas.getContext("2d");
+          context.drawImage(image, 0, 0);
+          const shown = document.querySelector(".viewer canvas").getContext("2d").getImageData(x, y, 256, 256).data;
+          const own = context.getImageData(0, 0, 256, 256).data;
+          return own.every((value, i) => value === shown[i]);
+        }""",
+        [left, top],
+    )
+    assert picture
+    page.keyboard.press("f")
+    assert place(page)[0] > 1
+
+
+@ONLY_LOOKS
+def test_panes_beside_each_other_have_one_zoom_and_pan(page: Page) -> None:
+    open_part(page, "worst")
+    page.keyboard.press("v")
+    panes = page.locator(".pane")
+    expect(panes).to_have_count(3)  # image, map, as it should be; there is no good part yet
+    page.keyboard.press("+")
+    page.keyboard.press("Shift+ArrowLeft")
+    box = panes.nth(2).bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + 50, box["y"] + 50)
+    page.mouse.wheel(0, -200)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 90, box["y"] + 80)
+    page.mouse.up()
+    places = page.eval_on_selector_all(".pane canvas", "(all) => all.map((each) => each.dataset.place)")
+    assert len(set(places)) == 1 and place(page)[0] != 1
+    page.keyboard.press("v")
+    expect(panes).to_have_count(1)
+
+
+def place(page: Page) -> list[float]:
+    found: list[float] = page.evaluate('JSON.parse(document.querySelector(".viewer canvas").dataset.place)')
+    return found
+
+
+@ONLY_LOOKS
+def test_the_keys_are_explained_by_a_key(page: Page) -> None:
+    open_part(page, "worst")
+    takes_keys(page)
+    page.keyboard.press("?")
+    expect(page.get_by_role("dialog")).to_contain_text("true pixels")
+    page.keyboard.press("d")  # decides nothing while they are read
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_be_hidden()
+    page.keyboard.press("4")
+    expect(page.get_by_role("status")).to_have_text("No class has the digit 4.")
 
 
 def test_one_key_decides_goes_on_and_another_takes_it_back(page: Page, host: HostProcess) -> None:
@@ -244,4 +327,4 @@ def test_a_map_that_lies_about_itself_is_said_not_drawn(
     page.goto("/queue")
     page.get_by_text("odd", exact=True).click()
     expect(page.locator("[data-status]")).to_contain_text("the map's shape does not fit")
-    expect(page.locator("[data-status]")).to_contain_text("the image cannot be shown")
+    expect(page.locator("[data-status]")).to_contain_text("image: cannot be shown")

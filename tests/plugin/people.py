@@ -17,7 +17,7 @@ from contract.event import Verdict
 from plugin.accounts import DATABASE, Accounts, Actor
 from plugin.review.signin import SignIn
 from plugin.service import Service
-from plugin.settings import EventSettings, HostSettings, HttpSettings, LineSettings
+from plugin.settings import EventSettings, HostSettings, HttpSettings, LineSettings, ReviewSettings
 from plugin.throttle import Throttle
 from tests.plugin import synthetic as s
 from tests.plugin.synthetic import Dealer
@@ -70,7 +70,9 @@ def accounts_in(folder: Path, clock: Clock | None = None, hasher: PasswordHasher
 class Site:
     """A real host in this process, its sign-in on a clock of its own."""
 
-    def __init__(self, folder: Path, hasher: PasswordHasher | None = None, **http: Any) -> None:
+    def __init__(
+        self, folder: Path, hasher: PasswordHasher | None = None, review: ReviewSettings | None = None, **http: Any
+    ) -> None:
         self.clock = Clock()
         self._browsers: list[Browser] = []
         self.folder = folder
@@ -78,11 +80,12 @@ class Site:
             state_dir=folder / "state",
             events=EventSettings(bind="tcp://127.0.0.1:*"),
             http=HttpSettings(**{"port": 0, "sign_in": True, **http}),
+            review=review or ReviewSettings(),
             lines=[LineSettings(id="line-1", deadline_ms=60_000)],
         )
         self.accounts = accounts_in(folder / "state", self.clock, hasher)
         self.sign_in = SignIn(self.accounts, settings.http, Throttle(self.clock))
-        self.service = Service(settings, folder, self.sign_in)
+        self.service = Service(settings, folder, self.sign_in if settings.http.needs_sign_in else None)
         self.service.start()
 
     @property

@@ -13,6 +13,7 @@ import time
 import urllib.request
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -293,6 +294,7 @@ def png(pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows, 6)) + chunk(b"IEND", b"")
 
 
+@cache
 def washer(seed: int, size: int = 256, scratched: bool = True) -> tuple[bytes, bytes, bytes, Region]:
     """A drawn washer with a scratch: (PNG of it, PNG of how it should be, float16 map [64, 64], the region)."""
     rng = np.random.default_rng(seed)

@@ -208,7 +208,7 @@ def test_a_verdict_moves_on_and_can_be_taken_back(web: httpx.Client) -> None:
 
 
 def test_verdicts_as_json(web: httpx.Client) -> None:
-    number = part_named(web, "fine")["id"]
+    number = part_named(web, f"lost {EVIL}")["id"]  # nobody has it open
     assert web.post(f"/api/parts/{number}/verdict", json={"decision": "defect", "inspector": "Ada"}).status_code == 201
     assert web.get(f"/api/parts/{number}").json()["review"] == "defect"
     assert web.post(f"/api/parts/{number}/verdict", json={"decision": "maybe"}).status_code == 422
