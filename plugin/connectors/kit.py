@@ -427,12 +427,12 @@ def run(check: str, peer: Peer, folder: Path) -> str | None:
     return None
 
 
-def until(question: Callable[[], Answer], what: str, timeout_s: float = WAIT_S) -> Answer:
+def until(question: Callable[[], Answer], what: str) -> Answer:
     """Ask until the answer is true; raises KitError."""
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + WAIT_S
     while not (answer := question()):
         if time.monotonic() > deadline:
-            raise KitError(f"not within {timeout_s:.0f} s: {what}")
+            raise KitError(f"not within {WAIT_S:.0f} s: {what}")
         time.sleep(0.005)
     return answer
 
