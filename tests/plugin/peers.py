@@ -9,10 +9,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar
 
+from paho.mqtt.client import Client
+
 from contract.event import LineCode
 from plugin.connectors.base import LineOutput
-from plugin.connectors.kit import DEADLINE_MS, Peer, Took
+from plugin.connectors.kit import DEADLINE_MS, LINE, Peer, Took
 from tests.plugin.controller import Controller, Master, ModbusError, Module
+from tests.plugin.mosquitto import Consumer, Mosquitto, secured
+from tests.plugin.relay import Relay
 from tests.processes import free_port
 
 
@@ -186,9 +190,61 @@ class ModbusIoPeer(Peer):
         self.stop()
 
 
+class MqttPeer(Peer):
+    """A mosquitto behind a slow network, and a consumer beside it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._broker, self._options = self._make_broker(folder)
+        self._relay = Relay(self._broker.port)
+        self._consumer: Consumer | None = None
+
+    def _make_broker(self, folder: Path) -> tuple[Mosquitto, Callable[[Client], None] | None]:
+        return Mosquitto(folder), None
+
+    @property
+    def url(self) -> str:
+        return f"mqtt://127.0.0.1:{self._relay.port}/plant-7/press-3"
+
+    def start(self) -> None:
+        self._broker.start()
+        if self._consumer is None:
+            self._consumer = Consumer(self._broker.port, f"flawline/plant-7/{LINE}/press-3", self._options)
+
+    def stop(self) -> None:
+        self._broker.kill()
+
+    def slow(self, seconds: float) -> None:
+        self._relay.delay_s = seconds
+
+    def took(self) -> Sequence[Took]:
+        return [] if self._consumer is None else list(self._consumer.taken)
+
+    def inspected(self) -> bool:
+        return self._consumer is not None and self._consumer.inspected
+
+    def close(self) -> None:
+        self._relay.close()
+        if self._consumer is not None:
+            self._consumer.close()
+        self._broker.kill()
+
+
+class MqttsPeer(MqttPeer):
+    """The same over TLS, with a password."""
+
+    @property
+    def url(self) -> str:
+        return f"mqtts://127.0.0.1:{self._relay.port}/plant-7/press-3?ca=ca.pem&login=mqtt.login"
+
+    def _make_broker(self, folder: Path) -> tuple[Mosquitto, Callable[[Client], None] | None]:
+        return secured(folder)
+
+
 PEERS: dict[str, Callable[[Path], Peer]] = {
     "loop": LoopPeer,
     "modbus": ModbusPeer,
     "modbus-io": ModbusIoPeer,
+    "mqtt": MqttPeer,
+    "mqtts": MqttsPeer,
 }
 """By the scheme of the connector's URL."""
