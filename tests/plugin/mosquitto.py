@@ -23,6 +23,7 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from contract.event import LineCode
 from plugin.connectors.kit import Took
 from tests.needs import lacking
+from tests.plugin.order import Order
 from tests.processes import free_port, until
 
 NOT_HEARD_S = 3.0
@@ -111,7 +112,7 @@ class Consumer:
         self.raw: list[tuple[MQTTMessage, dict[str, Any]]] = []
         self.taken: list[Took] = []
         self.status: dict[str, Any] | None = None
-        self._seen: set[tuple[str, int]] = set()
+        self._order = Order()
         self._beat: tuple[str, int] = ("", -1)
         self._beaten_at = -NOT_HEARD_S
         self._subscribed = False
@@ -168,10 +169,8 @@ class Consumer:
         self._beat = beat
 
     def _take(self, body: dict[str, Any]) -> None:
-        key = (body["session"], body["number"])
-        if key in self._seen:
+        if not self._order.admits(body["session"], body["number"]):
             return
-        self._seen.add(key)
         late = datetime.now(UTC) > datetime.fromisoformat(body["due"])
         code = LineCode.NOT_INSPECTED if late else LineCode(body["code"])
         self.taken.append(Took(body["number"], code, time.monotonic_ns()))

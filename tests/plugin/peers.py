@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar
 
+import trustme
 from paho.mqtt.client import Client
 
 from contract.event import LineCode
@@ -16,6 +17,7 @@ from plugin.connectors.base import LineOutput
 from plugin.connectors.kit import DEADLINE_MS, LINE, Peer, Took
 from tests.plugin.controller import Controller, Master, ModbusError, Module
 from tests.plugin.mosquitto import Consumer, Mosquitto, secured
+from tests.plugin.receiver import Receiver, write_secret
 from tests.plugin.relay import Relay
 from tests.processes import free_port
 
@@ -240,11 +242,59 @@ class MqttsPeer(MqttPeer):
         return secured(folder)
 
 
+class WebhookPeer(Peer):
+    """An HTTP server."""
+
+    def __init__(self, folder: Path) -> None:
+        write_secret(folder)
+        self._receiver = self._make_receiver(folder)
+
+    def _make_receiver(self, folder: Path) -> Receiver:
+        return Receiver()
+
+    @property
+    def url(self) -> str:
+        return f"webhook+http://127.0.0.1:{self._receiver.port}/flawline?secret=webhook.secret"
+
+    def start(self) -> None:
+        self._receiver.start()
+
+    def stop(self) -> None:
+        self._receiver.stop()
+
+    def slow(self, seconds: float) -> None:
+        self._receiver.slow_s = seconds
+
+    def took(self) -> Sequence[Took]:
+        return list(self._receiver.taken)
+
+    def inspected(self) -> bool:
+        return self._receiver.inspected
+
+    def close(self) -> None:
+        self.stop()
+
+
+class WebhooksPeer(WebhookPeer):
+    """The same over TLS."""
+
+    @property
+    def url(self) -> str:
+        return f"webhook+https://127.0.0.1:{self._receiver.port}/flawline?secret=webhook.secret&ca=ca.pem"
+
+    def _make_receiver(self, folder: Path) -> Receiver:
+        ca = trustme.CA()
+        ca.cert_pem.write_to_path(str(folder / "ca.pem"))
+        return Receiver(ca)
+
+
 PEERS: dict[str, Callable[[Path], Peer]] = {
     "loop": LoopPeer,
     "modbus": ModbusPeer,
     "modbus-io": ModbusIoPeer,
     "mqtt": MqttPeer,
     "mqtts": MqttsPeer,
+    "webhook+http": WebhookPeer,
+    "webhook+https": WebhooksPeer,
 }
 """By the scheme of the connector's URL."""
