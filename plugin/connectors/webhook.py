@@ -18,6 +18,7 @@ import time
 from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import httpx
@@ -142,7 +143,7 @@ class Webhook(Connector):
             async with asyncio.timeout((due_ns - time.monotonic_ns()) / 1e9):
                 while True:
                     self._counts["attempts"] += 1
-                    code, trouble = await self._post(message_id, body, (due_ns - time.monotonic_ns()) / 1e9)
+                    code, trouble = await self._post(message_id, body)
                     if code is not None and 200 <= code < 300:
                         return
                     if code is not None and code < 500 and code not in AGAIN:
@@ -154,20 +155,27 @@ class Webhook(Connector):
             self._note(trouble)
             raise ConnectorError(f"the receiver had not taken it by its deadline: {trouble}") from None
 
-    async def _post(self, message_id: str, body: bytes, left_s: float) -> tuple[int | None, str]:
+    async def _post(self, message_id: str, body: bytes) -> tuple[int | None, str]:
         """One attempt: the status of its answer, None where there was none, and in words."""
-        # Half for the connection and half for TLS: a handshake that is cancelled from outside leaves its socket open.
-        timeout = httpx.Timeout(None, connect=max(left_s / 2, 0.01))
+        opened: list[Any] = []
+
+        async def trace(event: str, info: dict[str, Any]) -> None:
+            if event == "connection.connect_tcp.complete":
+                opened.append(info["return_value"])
+
+        headers = sign(self._key, message_id, int(time.time()), body)
+        request = self._client.stream("POST", self._target, content=body, headers=headers, extensions={"trace": trace})
+        found: tuple[int | None, str] = None, "no answer"
         try:
-            headers = sign(self._key, message_id, int(time.time()), body)
-            async with self._client.stream(
-                "POST", self._target, content=body, headers=headers, timeout=timeout
-            ) as answer:
+            async with request as answer:
                 await _drain(answer)
-        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-            found: tuple[int | None, str] = None, f"{type(error).__name__}: {error}"[:200]
-        else:
             found = answer.status_code, f"it answers {answer.status_code}"
+        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+            found = None, f"{type(error).__name__}: {error}"[:200]
+        finally:
+            if found[0] is None:  # the library leaves open what is cancelled during a TLS handshake
+                for stream in opened:
+                    await stream.aclose()
         self._note(None if found[0] is not None and 200 <= found[0] < 300 else found[1])
         return found
 
@@ -191,7 +199,7 @@ class Webhook(Connector):
         left_s = LAST_WORDS_S if self._stop.is_set() else STATUS_S
         with suppress(TimeoutError):
             async with asyncio.timeout(left_s):
-                await self._post(f"{self._session}-{message['line']}-status-{number}", encode(message), left_s)
+                await self._post(f"{self._session}-{message['line']}-status-{number}", encode(message))
 
 
 async def _drain(answer: httpx.Response) -> None:
