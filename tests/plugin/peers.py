@@ -1,0 +1,300 @@
+"""The line controllers that the connector kit is run with: a peer for every connector of the table."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import trustme
+from paho.mqtt.client import Client
+
+from contract.event import LineCode
+from plugin.connectors.base import LineOutput
+from plugin.connectors.kit import DEADLINE_MS, LINE, Peer, Took
+from tests.plugin.controller import Controller, Master, ModbusError, Module
+from tests.plugin.mosquitto import Consumer, Mosquitto, secured
+from tests.plugin.receiver import Receiver, write_secret
+from tests.plugin.relay import Relay
+from tests.processes import free_port
+
+
+class LoopPeer(Peer):
+    """The file of a ``loop://``, which is the controller."""
+
+    lacks: ClassVar = {
+        "heartbeat": "a file tells nobody anything while no part passes",
+        "restart of peer": "a file does not go away",
+        "slow peer": "a file is not slow",
+        "absent peer": "a file that cannot be written is refused at the start",
+    }
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "peer.jsonl"
+
+    @property
+    def url(self) -> str:
+        return f"loop://{self._path}"
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def slow(self, seconds: float) -> None: ...
+
+    def took(self) -> Sequence[Took]:
+        lines = self._path.read_text().splitlines() if self._path.exists() else []
+        mono_minus_wall_ns = time.monotonic_ns() - time.time_ns()
+        rows = [json.loads(line) for line in lines]
+        return [Took(row["number"], row["code"], int(row["t"] * 1e9) + mono_minus_wall_ns) for row in rows]
+
+    def inspected(self) -> bool:
+        return True
+
+
+class ModbusPeer(Peer):
+    """The controller of docs/modbus.md on libmodbus; it polls and connects again."""
+
+    cycle_s = 0.01
+
+    def __init__(self, folder: Path) -> None:
+        self._address = ("127.0.0.1", free_port())
+        self._taken: list[Took] = []
+        self._slow_s = 0.0
+        self._controller: Controller | None = None
+        self._thread: threading.Thread | None = None
+        self._stopping = threading.Event()
+
+    @property
+    def url(self) -> str:
+        return f"modbus://127.0.0.1:{self._address[1]}"
+
+    def start(self) -> None:
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(self._stopping,), daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        if self._thread is not None:
+            self._thread.join(10)
+        self._thread = self._controller = None
+
+    def slow(self, seconds: float) -> None:
+        self._slow_s = seconds
+
+    def took(self) -> Sequence[Took]:
+        return list(self._taken)
+
+    def inspected(self) -> bool:
+        controller = self._controller
+        return controller is not None and controller.inspected
+
+    def close(self) -> None:
+        self.stop()
+
+    def _run(self, stopping: threading.Event) -> None:
+        while not self._wait(stopping):
+            try:
+                self._cycle()
+            except ModbusError:
+                self._connect()
+        if self._controller is not None:
+            self._controller.master.close()
+
+    def _wait(self, stopping: threading.Event) -> bool:
+        """Until the next cycle; a controller that becomes quick again does not finish a slow one first."""
+        began = time.monotonic()
+        while time.monotonic() - began < max(self.cycle_s, self._slow_s):
+            if stopping.wait(self.cycle_s):
+                return True
+        return False
+
+    def _cycle(self) -> None:
+        if self._controller is None:
+            self._controller = Controller(self._address)
+        before = len(self._controller.taken)
+        self._controller.poll()
+        now_ns = time.monotonic_ns()
+        self._taken += [Took(part.seq, part.code, now_ns) for part in self._controller.taken[before:]]
+
+    def _connect(self) -> None:
+        if self._controller is None:
+            return
+        self._controller.master.close()
+        try:
+            self._controller.master = Master(self._address)
+        except ModbusError:
+            return
+
+
+class ModbusIoPeer(Peer):
+    """A remote I/O module whose coil is the gate: a part is taken where the gate opens in the part's time."""
+
+    spacing_s = 0.16
+    slow_s = 0.01
+    delay_ns = DEADLINE_MS * 1_000_000
+    hold_ns = 80_000_000
+
+    def __init__(self, folder: Path) -> None:
+        self._module = Module()
+        self._port = free_port()
+        self._running = False
+        self._opens_ns: dict[int, int] = {}
+        self._written = (0, 0.0)
+        self._ready_since = 1 << 62
+
+    @property
+    def url(self) -> str:
+        options = f"coil=0&ready=1&delay_ms={self.delay_ns // 1_000_000}&hold_ms={self.hold_ns // 1_000_000}"
+        return f"modbus-io://127.0.0.1:{self._port}?{options}"
+
+    def start(self) -> None:
+        self._module.start(self._port)
+        self._running = True
+
+    def stop(self) -> None:
+        if self._running:
+            self._module.stop()
+        self._running = False
+
+    def slow(self, seconds: float) -> None:
+        self._module.slow_s = seconds
+
+    def expects(self, output: LineOutput) -> None:
+        self._opens_ns[output.number] = output.captured_ns + self.delay_ns
+
+    def tells(self, output: LineOutput) -> bool:
+        return output.code is LineCode.PASS
+
+    def until_ns(self, output: LineOutput) -> int:
+        return output.captured_ns + self.delay_ns + self.hold_ns
+
+    def took(self) -> Sequence[Took]:
+        opened = [int(t * 1e9) for coil, on, t in list(self._module.history) if coil == 0 and on]
+        return [Took(self._part_at(t_ns), LineCode.PASS, t_ns) for t_ns in opened]
+
+    def _part_at(self, t_ns: int) -> int:
+        return min(self._opens_ns, key=lambda number: abs(self._opens_ns[number] + self.hold_ns // 2 - t_ns))
+
+    def inspected(self) -> bool:
+        """By the module's own watchdog: coils that nobody writes any more are off, and one write is no connection."""
+        if self._written[0] != self._module.writes:
+            self._written = (self._module.writes, time.monotonic())
+        ready = self._running and self._module.coils[1] and time.monotonic() - self._written[1] < 0.5
+        self._ready_since = min(self._ready_since, self._written[0]) if ready else 1 << 62
+        return ready and self._written[0] > self._ready_since + 2
+
+    def close(self) -> None:
+        self.stop()
+
+
+class MqttPeer(Peer):
+    """A mosquitto behind a slow network, and a consumer beside it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._broker, self._options = self._make_broker(folder)
+        self._relay = Relay(self._broker.port)
+        self._consumer: Consumer | None = None
+
+    def _make_broker(self, folder: Path) -> tuple[Mosquitto, Callable[[Client], None] | None]:
+        return Mosquitto(folder), None
+
+    @property
+    def url(self) -> str:
+        return f"mqtt://127.0.0.1:{self._relay.port}/plant-7/press-3"
+
+    def start(self) -> None:
+        self._broker.start()
+        if self._consumer is None:
+            self._consumer = Consumer(self._broker.port, f"flawline/plant-7/{LINE}/press-3", self._options)
+
+    def stop(self) -> None:
+        self._broker.kill()
+
+    def slow(self, seconds: float) -> None:
+        self._relay.delay_s = seconds
+
+    def took(self) -> Sequence[Took]:
+        return [] if self._consumer is None else list(self._consumer.taken)
+
+    def inspected(self) -> bool:
+        return self._consumer is not None and self._consumer.inspected
+
+    def close(self) -> None:
+        self._relay.close()
+        if self._consumer is not None:
+            self._consumer.close()
+        self._broker.kill()
+
+
+class MqttsPeer(MqttPeer):
+    """The same over TLS, with a password."""
+
+    @property
+    def url(self) -> str:
+        return f"mqtts://127.0.0.1:{self._relay.port}/plant-7/press-3?ca=ca.pem&login=mqtt.login"
+
+    def _make_broker(self, folder: Path) -> tuple[Mosquitto, Callable[[Client], None] | None]:
+        return secured(folder)
+
+
+class WebhookPeer(Peer):
+    """An HTTP server."""
+
+    def __init__(self, folder: Path) -> None:
+        write_secret(folder)
+        self._receiver = self._make_receiver(folder)
+
+    def _make_receiver(self, folder: Path) -> Receiver:
+        return Receiver()
+
+    @property
+    def url(self) -> str:
+        return f"webhook+http://127.0.0.1:{self._receiver.port}/flawline?secret=webhook.secret"
+
+    def start(self) -> None:
+        self._receiver.start()
+
+    def stop(self) -> None:
+        self._receiver.stop()
+
+    def slow(self, seconds: float) -> None:
+        self._receiver.slow_s = seconds
+
+    def took(self) -> Sequence[Took]:
+        return list(self._receiver.taken)
+
+    def inspected(self) -> bool:
+        return self._receiver.inspected
+
+    def close(self) -> None:
+        self.stop()
+
+
+class WebhooksPeer(WebhookPeer):
+    """The same over TLS."""
+
+    @property
+    def url(self) -> str:
+        return f"webhook+https://127.0.0.1:{self._receiver.port}/flawline?secret=webhook.secret&ca=ca.pem"
+
+    def _make_receiver(self, folder: Path) -> Receiver:
+        ca = trustme.CA()
+        ca.cert_pem.write_to_path(str(folder / "ca.pem"))
+        return Receiver(ca)
+
+
+PEERS: dict[str, Callable[[Path], Peer]] = {
+    "loop": LoopPeer,
+    "modbus": ModbusPeer,
+    "modbus-io": ModbusIoPeer,
+    "mqtt": MqttPeer,
+    "mqtts": MqttsPeer,
+    "webhook+http": WebhookPeer,
+    "webhook+https": WebhooksPeer,
+}
+"""By the scheme of the connector's URL."""
