@@ -24,10 +24,11 @@ CONNECTORS = {
     "loop": "plugin.connectors.loop:Loop",
     "modbus": "plugin.connectors.modbus:Modbus",
     "modbus-io": "plugin.connectors.modbus_io:ModbusIo",
+    "opcua": "plugin.connectors.opcua:OpcUa",
 }
 IDLE_S = 1.0
 GRACE_S = 0.2  # for a connector that was interrupted to say what became of its outputs
-EXTRAS = {"modbus": "modbus", "modbus-io": "modbus"}
+EXTRAS = {"modbus": "modbus", "modbus-io": "modbus", "opcua": "opcua"}
 """Connectors whose library is an extra of its own."""
 
 ENTRY_POINTS = "flawline.connectors"
