@@ -24,11 +24,23 @@ CONNECTORS = {
     "loop": "plugin.connectors.loop:Loop",
     "modbus": "plugin.connectors.modbus:Modbus",
     "modbus-io": "plugin.connectors.modbus_io:ModbusIo",
+    "mqtt": "plugin.connectors.mqtt:Mqtt",
+    "mqtts": "plugin.connectors.mqtt:Mqtt",
     "opcua": "plugin.connectors.opcua:OpcUa",
+    "webhook+http": "plugin.connectors.webhook:Webhook",
+    "webhook+https": "plugin.connectors.webhook:Webhook",
 }
 IDLE_S = 1.0
 GRACE_S = 0.2  # for a connector that was interrupted to say what became of its outputs
-EXTRAS = {"modbus": "modbus", "modbus-io": "modbus", "opcua": "opcua"}
+EXTRAS = {
+    "modbus": "modbus",
+    "modbus-io": "modbus",
+    "mqtt": "mqtt",
+    "mqtts": "mqtt",
+    "opcua": "opcua",
+    "webhook+http": "webhook",
+    "webhook+https": "webhook",
+}
 """Connectors whose library is an extra of its own."""
 
 ENTRY_POINTS = "flawline.connectors"

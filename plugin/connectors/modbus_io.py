@@ -174,7 +174,8 @@ class ModbusIo(Connector):
         if self._trouble is not None:
             log.info("%s: the module answers", self.url)
         self._trouble = None
-        self._written |= {window.output.number for window in passing}
+        done_ns = time.monotonic_ns()  # a module that answered after the part had passed did not let it go
+        self._written |= {window.output.number for window in passing if done_ns < window.closes_ns}
 
     def _fail(self, trouble: str) -> None:
         self._drop()

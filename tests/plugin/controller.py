@@ -251,7 +251,7 @@ class Module:
                     break
                 if length == 0:
                     continue
-                time.sleep(self.slow_s)
+                self._take_time()
                 self._lib.modbus_reply(context, query, length, self._map)
                 self.writes += 1
                 now = time.monotonic()
@@ -261,6 +261,12 @@ class Module:
                         self.coils[number] = on
                         self.history.append((number, on, now))
             self._lib.modbus_close(context)
+
+    def _take_time(self) -> None:
+        """A module that is made quick again does not end a slow answer first."""
+        began = time.monotonic()
+        while time.monotonic() - began < self.slow_s and not self._stopping:
+            time.sleep(min(0.01, self.slow_s))
 
     def stop(self) -> None:
         """As if its power were cut: connection and listener end."""

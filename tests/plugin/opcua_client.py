@@ -112,6 +112,15 @@ class Scada:
         self.client.application_uri = CLIENT_URI
         self._identity = own or identity()
 
+    @staticmethod
+    def plain(port: int, user: str = "scada") -> RawClient:
+        """A client that is not connected yet, for a loop of one's own."""
+        client = Client(f"opc.tcp://127.0.0.1:{port}/", timeout=10)
+        client.application_uri = CLIENT_URI
+        client.set_user(user)
+        client.set_password(PASSWORDS[user])
+        return client
+
     def sign_in(
         self, user: str = "scada", password: str | None = None, policy: Any = SecurityPolicyBasic256Sha256
     ) -> Scada:

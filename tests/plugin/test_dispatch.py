@@ -39,7 +39,15 @@ class Dead(Connector):
         raise ConnectorError("nobody answers")
 
 
-URLS = {"loop": "loop://", "modbus": "modbus://127.0.0.1:0", "modbus-io": "modbus-io://127.0.0.1:502?delay_ms=1000"}
+URLS = {
+    "loop": "loop://",
+    "modbus": "modbus://127.0.0.1:0",
+    "modbus-io": "modbus-io://127.0.0.1:502?delay_ms=1000",
+    "mqtt": "mqtt://127.0.0.1:1/plant-7/press-3",
+    "mqtts": "mqtts://127.0.0.1:1/plant-7/press-3",
+    "webhook+http": "webhook+http://127.0.0.1:1/flawline?secret=webhook.secret",
+    "webhook+https": "webhook+https://127.0.0.1:1/flawline?secret=webhook.secret",
+}
 
 
 def plant(url: str, lines: tuple[str, ...]) -> Plant:
@@ -57,6 +65,8 @@ def plant(url: str, lines: tuple[str, ...]) -> Plant:
 
 @pytest.mark.parametrize("scheme", sorted(CONNECTORS))
 def test_every_connector_of_the_table_is_one(scheme: str, tmp_path: Path) -> None:
+    (tmp_path / "webhook.secret").touch(mode=0o600)
+    (tmp_path / "webhook.secret").write_text("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw\n")
     connector = make_connector(URLS[scheme], tmp_path)
     connector.start(plant(URLS[scheme], ()))
     assert json.dumps(connector.status())
