@@ -206,11 +206,16 @@ async def serve(link: Link, listener: socket.socket) -> None:
     if hello is None:
         return
     # The seconds of building must not take a processor from the host's own threads.
-    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    _give_way(os.SCHED_BATCH)
     process = Process(link, listener, hello)
     await process.build()
-    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    _give_way(os.SCHED_OTHER)
     await process.run()
+
+
+def _give_way(policy: int) -> None:
+    with suppress(OSError):  # a sandbox may forbid it
+        os.sched_setscheduler(0, policy, os.sched_param(0))
 
 
 def main() -> None:
