@@ -110,6 +110,24 @@ COUNTED = {
 }
 
 
+_MACHINE, _RECIPES = "VisionStateMachine", "RecipeManagement"
+_AUTOMATIC = f"{_MACHINE}/AutomaticModeStateMachine"
+METHODS: dict[str, tuple[str, str, bool]] = {
+    "Reset": (_MACHINE, "_on_reset", True),
+    "Halt": (_MACHINE, "_on_halt", True),
+    "SelectModeAutomatic": (_MACHINE, "_on_automatic", True),
+    "ConfirmAll": (_MACHINE, "_on_confirm", True),
+    "StartSingleJob": (_AUTOMATIC, "_on_single", True),
+    "StartContinuous": (_AUTOMATIC, "_on_continuous", True),
+    "Stop": (_AUTOMATIC, "_on_stop", True),
+    "Abort": (_AUTOMATIC, "_on_stop", True),
+    "PrepareRecipe": (_RECIPES, "_on_prepare", True),
+    "UnprepareRecipe": (_RECIPES, "_on_unprepare", True),
+    "GetRecipeListFiltered": (_RECIPES, "_on_list", False),
+}
+"""Where each stands, what does it, and whether only users that may control call it."""
+
+
 class Facts(NamedTuple):
     """What the host says of a line several times a second."""
 
@@ -268,25 +286,11 @@ class VisionSystem:
         return await self.node.get_child(names)
 
     async def _link(self, rules: Rules) -> None:
-        automatic = "VisionStateMachine/AutomaticModeStateMachine"
-        controls = {
-            "VisionStateMachine/Reset": self._on_reset,
-            "VisionStateMachine/Halt": self._on_halt,
-            "VisionStateMachine/SelectModeAutomatic": self._on_automatic,
-            "VisionStateMachine/ConfirmAll": self._on_confirm,
-            f"{automatic}/StartSingleJob": self._on_single,
-            f"{automatic}/StartContinuous": self._on_continuous,
-            f"{automatic}/Stop": self._on_stop,
-            f"{automatic}/Abort": self._on_stop,
-            "RecipeManagement/PrepareRecipe": self._on_prepare,
-            "RecipeManagement/UnprepareRecipe": self._on_unprepare,
-        }
-        for path, method in controls.items():
-            node = await self._at(path)
-            rules.controls.add(node.nodeid)
-            self._server.link_method(node, _method(method))
-        listing = await self._at("RecipeManagement/GetRecipeListFiltered")
-        self._server.link_method(listing, _method(self._on_list))
+        for name, (place, work, changes) in METHODS.items():
+            node = await self._at(f"{place}/{name}")
+            if changes:
+                rules.controls.add(node.nodeid)
+            self._server.link_method(node, _method(getattr(self, work)))
 
     # What the host says
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import gc
 import itertools
 import json
 import logging
@@ -207,8 +208,11 @@ async def serve(link: Link, listener: socket.socket) -> None:
         return
     # The seconds of building must not take a processor from the host's own threads.
     _give_way(os.SCHED_BATCH)
+    gc.disable()
     process = Process(link, listener, hello)
     await process.build()
+    gc.freeze()  # a hundred thousand objects that stay: no later collection has to look at them
+    gc.enable()
     _give_way(os.SCHED_OTHER)
     await process.run()
 

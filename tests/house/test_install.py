@@ -29,6 +29,7 @@ PIXELS = {
 }
 CONNECTORS = {  # what needs an extra of its own
     "modbus": {"plugin.connectors.modbus", "plugin.connectors.modbus_io"},
+    "mqtt": {"plugin.connectors.mqtt"},
     "opcua": {"plugin.connectors.opcua_guard", "plugin.connectors.opcua_model", "plugin.opcua_certificates"},
 }
 

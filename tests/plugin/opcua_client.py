@@ -193,11 +193,15 @@ class Scada:
         try:
             self.do(self.client.disconnect(), 10)
         except Exception:  # noqa: BLE001 - whatever the test did to the connection, the next one begins anew
-            self.do(_drop(self.client))
+            self.do(abandon(self.client))
 
 
-async def _drop(client: RawClient) -> None:
-    client.uaclient.disconnect_socket()
+async def abandon(client: RawClient) -> None:
+    """Let go of a client whose connection may be lost, and of what runs for it."""
+    publishing = client.uaclient.session._publish_task
+    if publishing is not None:
+        publishing.cancel()
+    client.disconnect_socket()
 
 
 def content_of(event: Any) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from plugin.connectors.base import LineOutput
 from plugin.connectors.kit import DEADLINE_MS, LINE, Peer, Took
 from tests.plugin.controller import Controller, Master, ModbusError, Module
 from tests.plugin.mosquitto import Consumer, Mosquitto, secured
-from tests.plugin.opcua_client import OWN_URI, URI, Loop, Scada, content_of, identity, make_folder
+from tests.plugin.opcua_client import OWN_URI, URI, Loop, Scada, abandon, content_of, identity, make_folder
 from tests.plugin.relay import Relay
 from tests.processes import free_port
 
@@ -300,7 +300,7 @@ class OpcUaPeer(Peer):
                 await asyncio.sleep(0.1)
             finally:
                 self._inspected = False
-                client.disconnect_socket()
+                await abandon(client)
 
     async def _listen(self, client: OpcUaClient) -> None:
         await client.set_security(SecurityPolicyBasic256Sha256, *map(str, identity()))

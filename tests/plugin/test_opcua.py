@@ -10,10 +10,12 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from argon2 import PasswordHasher
 from asyncua import Client, ua
 from asyncua.common.utils import ServiceError
 from asyncua.crypto.security_policies import SecurityPolicyAes256Sha256RsaPss, SecurityPolicyBasic256Sha256
@@ -26,6 +28,7 @@ from asyncua.ua.uaerrors import (
     BadUserAccessDenied,
     UaError,
 )
+from typer.testing import CliRunner
 
 from contract.event import LineCode
 from plugin.connectors.base import LineOutput, Plant, RecipeState
@@ -36,12 +39,13 @@ from plugin.connectors.opcua_guard import (
     Fields,
     TimelySubscription,
 )
-from plugin.connectors.opcua_model import VARIABLES
+from plugin.connectors.opcua_model import METHODS, VARIABLES, VisionSystem
 from plugin.dispatch import make_connector
 from plugin.errors import ConfigError, ConnectorError
-from plugin.opcua_certificates import make_certificate, own_certificate, rejected, trust
+from plugin.opcua_certificates import TrustList, make_certificate, own_certificate, rejected, trust
+from plugin.opcua_cli import app
 from plugin.opcua_folder import KEY, NODESET, NOTICE, TRUSTED, Users, take_nodeset
-from tests.plugin.opcua_client import Loop, Scada, content_of, identity, make_folder, make_identity, nodesets
+from tests.plugin.opcua_client import PASSWORDS, Loop, Scada, content_of, identity, make_folder, make_identity, nodesets
 from tests.plugin.synthetic import HostProcess, until
 
 MANDATORY = ("ResultId", "IsPartial", "ResultState", "InternalRecipeId", "InternalConfigurationId", "JobId")
@@ -358,6 +362,26 @@ def test_a_stranger_is_turned_away_until_a_person_trusts_its_certificate(rig: Ri
     until(lambda: _is_cut_off(client), what="a client that is trusted no more is closed")
 
 
+def test_a_user_who_is_taken_away_is_out_within_seconds(rig: Rig) -> None:
+    users = Users(rig.connector._folder, PasswordHasher(1, 8, 1))
+    users.put("night-shift", "control", PASSWORDS["scada"])
+    client = rig.client().sign_in("night-shift", PASSWORDS["scada"])
+    assert client.read("line-1.Inspected")
+    users.remove("night-shift")
+    until(lambda: _is_cut_off(client), what="the connection of a user who is none any more is closed")
+    with pytest.raises(BadUserAccessDenied):
+        rig.client().sign_in("night-shift", PASSWORDS["scada"])
+
+
+def test_guessing_slows_the_guesser_alone(rig: Rig) -> None:
+    for _ in range(5):
+        with pytest.raises(BadUserAccessDenied):
+            rig.client().sign_in("panel", "a wrong one")
+    with pytest.raises(BadUserAccessDenied):  # the right one has to wait as well, from this client
+        rig.client().sign_in("panel")
+    assert rig.client().sign_in("scada").read("line-1.Inspected")
+
+
 def _is_cut_off(client: Scada) -> bool:
     try:
         client.do(client.node("line-1.Head").read_value(), 3)
@@ -511,13 +535,20 @@ def test_the_server_ends_with_its_host_and_a_new_one_takes_the_port(tmp_path: Pa
     try:
         until(lambda: host.get("/healthz")["connectors"][0]["ready"], 60.0, "the server is ready")
         host.end(signal.SIGKILL)
-        with pytest.raises(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port), 5):
-            pass
+        until(lambda: _is_refused(port), what="nobody listens any more")
         host.start()
         until(lambda: host.get("/healthz")["connectors"][0]["ready"], 60.0, "the server is ready again")
         assert host.end() == 0
     finally:
         host.end(signal.SIGKILL)
+
+
+def _is_refused(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), 5).close()
+    except ConnectionRefusedError:
+        return True
+    return False
 
 
 @pytest.mark.parametrize(
@@ -552,6 +583,39 @@ def test_the_nodeset_is_taken_whole_with_its_notice_or_not_at_all(tmp_path: Path
     path.unlink()
     with pytest.raises(ConfigError, match=NODESET):
         make_connector("opcua://127.0.0.1:0?folder=opcua", tmp_path).start(plant)
+
+
+def test_the_commands_fill_a_folder(tmp_path: Path) -> None:
+    folder, secret = tmp_path / "opcua", tmp_path / "secret"
+    secret.write_text("a-long-password\n")
+    secret.chmod(0o600)
+
+    def run(*words: str) -> str:
+        done = CliRunner().invoke(app, [words[0], str(folder), *words[1:]])
+        assert done.exit_code == 0, (words, done.output, done.exception)
+        return done.output
+
+    assert "checked" in run("nodeset", "--from", str(nodesets()))
+    assert "SHA-256" in run("certificate", "--name", "vision.plant.local")
+    assert run("user", "mes", "--role", "control", "--password-file", str(secret)) == "mes may control.\n"
+    assert Users(folder).all()["mes"].role == "control"
+    assert run("trust") == ""
+    assert "trusted/scada-" in run("trust", str(identity()[0]))
+    assert TrustList(folder).trusts(identity()[0].read_bytes())
+    run("user", "mes", "--remove")
+    assert Users(folder).all() == {}
+    with pytest.raises(ConfigError, match="there is no role 'admin'"):
+        CliRunner().invoke(app, ["user", str(folder), "x", "--role", "admin"], catch_exceptions=False)
+
+
+def test_the_page_for_integrators_names_everything() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "opcua.md").read_text()
+    assert [name for name in VARIABLES if f"`s=line-1.{name}`" not in page] == []
+    system = VisionSystem(None, "line-1", 1000, "s", False, None, None)  # type: ignore[arg-type]
+    system._own = 3
+    content = system._content(output(1), datetime.now(UTC), time.monotonic_ns())
+    assert [pair.Key.Name for pair in content.Value if f"`{pair.Key.Name}`" not in page] == []
+    assert [name for name in METHODS if f"`{name}`" not in page] == []
 
 
 def test_key_and_users_are_their_owner_s_alone(tmp_path: Path) -> None:
