@@ -26,7 +26,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 CARRIED = ["deploy/flawline-edge.service", "deploy/flawline-host.service"]
 CARRIED += ["deploy/Containerfile.edge", "deploy/Containerfile.host"]
-EXTRAS = ("edge", "host", "modbus", "gentl", "tensorrt", "tensorrt-rtx", "calibrate", "train")
+EXTRAS = ("edge", "host", "modbus", "opcua", "gentl", "tensorrt", "tensorrt-rtx", "calibrate", "train")
 SUMS = "SHA256SUMS"
 
 

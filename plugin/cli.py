@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from plugin import audit_cli, backup_cli, control_cli, export_cli, user_cli
+from plugin import audit_cli, backup_cli, control_cli, export_cli, opcua_cli, user_cli
 
 if TYPE_CHECKING:
     from plugin.service import Service
@@ -21,6 +21,7 @@ app = typer.Typer(
 
 app.add_typer(user_cli.app, name="user")
 app.add_typer(audit_cli.app, name="audit")
+app.add_typer(opcua_cli.app, name="opcua")
 app.command("control", help=control_cli.HELP)(control_cli.control)
 
 app.command("export", help=export_cli.HELP)(export_cli.export)

@@ -26,6 +26,7 @@ CONNECTORS = {
     "modbus-io": "plugin.connectors.modbus_io:ModbusIo",
     "mqtt": "plugin.connectors.mqtt:Mqtt",
     "mqtts": "plugin.connectors.mqtt:Mqtt",
+    "opcua": "plugin.connectors.opcua:OpcUa",
     "webhook+http": "plugin.connectors.webhook:Webhook",
     "webhook+https": "plugin.connectors.webhook:Webhook",
 }
@@ -36,6 +37,7 @@ EXTRAS = {
     "modbus-io": "modbus",
     "mqtt": "mqtt",
     "mqtts": "mqtt",
+    "opcua": "opcua",
     "webhook+http": "webhook",
     "webhook+https": "webhook",
 }

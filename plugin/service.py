@@ -17,12 +17,12 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import uvicorn
 import zmq
 
-from contract.control import Reply
+from contract.control import Part, Reply
 from contract.notify import Notifier
 from contract.overseer import Overseer
 from plugin import accounts
@@ -59,6 +59,9 @@ STOPPED_S = 60.0
 
 RECIPE_S = 600.0
 """How long an edge may take to load a recipe; building an engine for a graphics card takes minutes."""
+
+ASK_S = 3.0
+"""How long an edge may take to begin, to stop or to take a picture."""
 
 log = logging.getLogger(__name__)
 
@@ -234,6 +237,7 @@ class Service:
             recipe=self.liveness.recipe_of,
             select_recipe=self._select_recipe,
             fail=partial(self._fail, url),
+            ask=self._ask_line,
         )
 
     def _select_recipe(self, line: str, number: int, done: Callable[[str | None], None]) -> None:
@@ -255,6 +259,34 @@ class Service:
 
         for edge in edges:
             self.control.select_recipe(edge, number, RECIPE_S).add_done_callback(partial(hear, edge))
+
+    def _ask_line(
+        self,
+        line: str,
+        what: Literal["start", "stop", "trigger"],
+        serial: str | None,
+        done: Callable[[str | None, tuple[str, ...]], None],
+    ) -> None:
+        """Ask every edge of the line; ``done`` hears once all have answered: the first refusal, what was triggered."""
+        edges = self.liveness.edges_of(line)
+        if self.control is None or not edges:
+            done("the host has no [control]" if self.control is None else "no edge has been heard of", ())
+            return
+        heard: list[Reply] = []
+        lock = threading.Lock()
+
+        def hear(future: Future[Reply]) -> None:
+            with lock:
+                heard.append(future.result())
+                if len(heard) < len(edges):
+                    return
+            refusals = [f"{each.edge_id}: {each.reason or each.outcome}" for each in heard if each.outcome != "ok"]
+            parts = tuple(f"{each.edge_id}/{part}" for each in heard for part in each.part_ids)
+            done(next(iter(refusals), None), parts)
+
+        part = Part(serial=serial) if what == "trigger" else None
+        for edge in edges:
+            self.control.ask(edge, what, None, ASK_S, None, part).add_done_callback(hear)
 
     def _fail(self, connector: str, output: LineOutput, detail: str) -> None:
         self.ledger.record(Sent(output.line, output.number, connector, "refused", detail, time.time_ns()))

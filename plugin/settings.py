@@ -83,6 +83,7 @@ deadline_ms = 1000              # capture to output; without a verdict by then t
 [[connectors]]
 url = "loop://?path=outputs.jsonl"   # writes outputs to a file; a stand-in for a line controller
 # url = "modbus://127.0.0.1:1502"    # a Modbus TCP server for a line controller (docs/modbus.md)
+# url = "opcua://127.0.0.1:4840?folder=opcua"   # an OPC UA server for SCADA and MES (docs/opcua.md)
 """
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 from contract.event import LineCode
 
@@ -43,6 +43,16 @@ class RecipeState(NamedTuple):
     model: int
 
 
+def ask_nobody(
+    line: str,
+    what: Literal["start", "stop", "trigger"],
+    serial: str | None,
+    done: Callable[[str | None, tuple[str, ...]], None],
+) -> None:
+    """The answer of a plant whose edges cannot be asked."""
+    done("the host has no [control]", ())
+
+
 class Plant(NamedTuple):
     """What a connector may ask of the host and tell it; every call returns at once, from any thread.
 
@@ -52,6 +62,8 @@ class Plant(NamedTuple):
     ``counters``, of which one write told at ``t_ns`` of CLOCK_MONOTONIC. ``recipe(line)``: what judges now.
     ``select_recipe(line, number, done)``: ask for another; ``done`` hears None, or why it was refused.
     ``fail(output, detail)``: an output that ``publish`` took could not be delivered after all.
+    ``ask(line, what, serial, done)``: start or stop inspecting, or take a picture of the part in view, whose own
+    ``serial`` may be told; ``done`` hears None or the refusal, and ``EDGE/PART`` of each part that was triggered.
     """
 
     lines: tuple[str, ...]
@@ -62,6 +74,9 @@ class Plant(NamedTuple):
     recipe: Callable[[str], RecipeState]
     select_recipe: Callable[[str, int, Callable[[str | None], None]], None]
     fail: Callable[[LineOutput, str], None]
+    ask: Callable[
+        [str, Literal["start", "stop", "trigger"], str | None, Callable[[str | None, tuple[str, ...]], None]], None
+    ] = ask_nobody
 
 
 class Connector(ABC):

@@ -27,7 +27,11 @@ PIXELS = {
     "contract.shrink",
     "contract.template",
 }
-CONNECTORS = {"plugin.connectors.modbus", "plugin.connectors.modbus_io"}  # each needs an extra of its own
+CONNECTORS = {  # what needs an extra of its own
+    "modbus": {"plugin.connectors.modbus", "plugin.connectors.modbus_io"},
+    "mqtt": {"plugin.connectors.mqtt"},
+    "opcua": {"plugin.connectors.opcua_guard", "plugin.connectors.opcua_model", "plugin.opcua_certificates"},
+}
 
 # extra: (packages of its side, commands that must work, modules that must not be there)
 SIDES: dict[str, tuple[set[str], set[str], set[str]]] = {
@@ -47,6 +51,11 @@ SIDES: dict[str, tuple[set[str], set[str], set[str]]] = {
         {"contract", "plugin"},
         {"host", "keys"},
         {"torch", "cv2", "onnxruntime", "openvino", "nvidia", "tensorrt"},
+    ),
+    "opcua": (
+        {"contract", "plugin"},
+        {"host", "keys"},
+        {"torch", "cv2", "onnxruntime", "openvino", "nvidia", "tensorrt", "pymodbus"},
     ),
     "train": ({"contract", "training"}, {"train", "data"}, {"fastapi", "openvino"}),
     "calibrate": ({"contract", "edge_runtime", "calibration"}, {"calibrate", "inspect"}, {"torch", "fastapi"}),
@@ -100,7 +109,7 @@ def test_the_wheel_s_top_level_is_ours_alone(wheel: Path) -> None:
 
 
 # Each takes in the one before it, so that one environment grows: each extra is looked at before the next is installed.
-CHAINS = [["", "vision", "edge", "calibrate"], ["host", "modbus"], ["train"]]
+CHAINS = [["", "vision", "edge", "calibrate"], ["host", "modbus"], ["opcua"], ["train"]]
 
 
 def test_every_extra_of_a_chain_takes_in_the_one_before_it() -> None:
@@ -131,9 +140,9 @@ def install(extra: str, python: Path, wheel: Path) -> None:
 
 def check_side(extra: str, python: Path) -> None:
     packages, commands, absent = SIDES[extra]
-    skipped = PIXELS if extra in ("", "host", "modbus") else {""}
-    if extra == "host":
-        skipped = skipped | CONNECTORS
+    skipped = PIXELS if extra in ("", "host", *CONNECTORS) else {""}
+    if "plugin" in packages:
+        skipped = skipped.union(*(modules for other, modules in CONNECTORS.items() if other != extra))
     run(python, "-W", "error::ImportWarning", "-c", IMPORT_ALL, ",".join(packages), ",".join(skipped))
     run(
         python,

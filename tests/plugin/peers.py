@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 import time
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import ClassVar
 
 import trustme
+from asyncua import Client as OpcUaClient
+from asyncua import ua
+from asyncua.crypto.security_policies import SecurityPolicyBasic256Sha256
+from asyncua.ua.uaerrors import UaError
 from paho.mqtt.client import Client
 
 from contract.event import LineCode
@@ -17,6 +23,7 @@ from plugin.connectors.base import LineOutput
 from plugin.connectors.kit import DEADLINE_MS, LINE, Peer, Took
 from tests.plugin.controller import Controller, Master, ModbusError, Module
 from tests.plugin.mosquitto import Consumer, Mosquitto, secured
+from tests.plugin.opcua_client import OWN_URI, URI, Loop, Scada, abandon, content_of, identity, make_folder
 from tests.plugin.receiver import Receiver, write_secret
 from tests.plugin.relay import Relay
 from tests.processes import free_port
@@ -288,6 +295,85 @@ class WebhooksPeer(WebhookPeer):
         return Receiver(ca)
 
 
+class OpcUaPeer(Peer):
+    """A SCADA system on a slow network, which obeys docs/opcua.md: it signs in, listens, and comes back by itself."""
+
+    def __init__(self, folder: Path) -> None:
+        make_folder(folder / "opcua")
+        self._port = free_port()
+        self._relay = Relay(self._port)
+        self._loop = Loop()
+        self._running: asyncio.Task[None] | None = None
+        self._taken: list[Took] = []
+        self._beat = (-1, 0.0)
+        self._inspected = False
+
+    @property
+    def url(self) -> str:
+        return f"opcua://127.0.0.1:{self._port}?folder=opcua"
+
+    def start(self) -> None:
+        async def begin() -> None:
+            self._running = asyncio.create_task(self._run())
+
+        self._loop.do(begin())
+
+    def stop(self) -> None:
+        running, self._running = self._running, None
+        if running is not None:
+            self._relay.cut()
+            self._loop.loop.call_soon_threadsafe(running.cancel)
+        self._inspected = False
+
+    def slow(self, seconds: float) -> None:
+        self._relay.delay_s = seconds
+
+    def took(self) -> Sequence[Took]:
+        return list(self._taken)
+
+    def inspected(self) -> bool:
+        return self._inspected and time.monotonic() - self._beat[1] < 0.5
+
+    def close(self) -> None:
+        self.stop()
+        self._relay.close()
+        self._loop.close()
+
+    async def _run(self) -> None:
+        while True:
+            client = Scada.plain(self._relay.port)
+            try:
+                await self._listen(client)
+            except (OSError, TimeoutError, UaError):
+                await asyncio.sleep(0.1)
+            finally:
+                self._inspected = False
+                await abandon(client)
+
+    async def _listen(self, client: OpcUaClient) -> None:
+        await client.set_security(SecurityPolicyBasic256Sha256, *map(str, identity()))
+        await client.connect()
+        own, index = [await client.get_namespace_index(uri) for uri in (OWN_URI, URI)]
+        subscription = await client.create_subscription(20, self)
+        await subscription.subscribe_events(ua.ObjectIds.Server, [client.get_node(ua.NodeId(1024, index))])
+        nodes = [client.get_node(ua.NodeId(f"{LINE}.{name}", own)) for name in ("Heartbeat", "Inspected")]
+        while True:
+            beat, self._inspected = await client.read_values(nodes)
+            if beat != self._beat[0]:
+                self._beat = beat, time.monotonic()
+            await asyncio.sleep(0.02)
+
+    def event_notification(self, event: object) -> None:
+        """Only a result in time, of a number that was not taken before, is what it says."""
+        said = content_of(event)
+        in_time = not said["Stale"] and said["Deadline"] > datetime.now(UTC)
+        code = LineCode[said["Verdict"]] if in_time else LineCode.NOT_INSPECTED
+        if not self._taken or said["Number"] > self._taken[-1].number:
+            self._taken.append(Took(said["Number"], code, time.monotonic_ns()))
+
+    def status_change_notification(self, status: object) -> None: ...
+
+
 PEERS: dict[str, Callable[[Path], Peer]] = {
     "loop": LoopPeer,
     "modbus": ModbusPeer,
@@ -296,5 +382,6 @@ PEERS: dict[str, Callable[[Path], Peer]] = {
     "mqtts": MqttsPeer,
     "webhook+http": WebhookPeer,
     "webhook+https": WebhooksPeer,
+    "opcua": OpcUaPeer,
 }
 """By the scheme of the connector's URL."""
