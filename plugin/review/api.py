@@ -5,17 +5,24 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, FastAPI, HTTPException, Path, Query, Request, Response
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
 from pydantic import Field
 
 from contract.config import Strict
 from contract.verdicts import MAX_PAGE, VerdictPage
 from plugin.blobs import BlobStore
+from plugin.metrics import MEDIA_TYPE
 from plugin.review.host import Host
-from plugin.review.signin import ENGINEER, INSPECTOR, INSPECTOR_BACKGROUND, OPEN, viewer_of
+from plugin.review.signin import ENGINEER, INSPECTOR, INSPECTOR_BACKGROUND, INSPECTOR_REVIEWS, OPEN, viewer_of
 from plugin.store import Decision
 
 MEDIA = {"png": "image/png", "jpeg": "image/jpeg", "raw": "application/octet-stream"}
+BYTES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The bytes, of which the part says codec, dtype and shape.",
+        "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in MEDIA.values()},
+    }
+}
 FOREVER = "private, max-age=31536000, immutable"
 DEFAULT_NAME = "inspector"
 TOLD = ("verdict", "reason", "score", "threshold", "severity", "audited")
@@ -63,6 +70,12 @@ def healthz(request: Request) -> JSONResponse:
     health = host.health()
     stranger = host.sign_in is not None and viewer_of(request) is None
     return JSONResponse({"ok": health["ok"]} if stranger else health, 200 if health["ok"] else 503)
+
+
+@router.get("/metrics", response_class=PlainTextResponse, dependencies=[ENGINEER])
+def metrics(request: Request) -> Response:
+    """The host's figures for Prometheus."""
+    return Response(host_of(request).metrics(), media_type=MEDIA_TYPE)
 
 
 @router.get("/api/openapi.json", include_in_schema=False, dependencies=[ENGINEER])
@@ -113,7 +126,7 @@ def part(request: Request, number: Row) -> dict[str, Any]:
     }
 
 
-@router.post("/api/parts/{number}/verdict", status_code=201, dependencies=[INSPECTOR])
+@router.post("/api/parts/{number}/verdict", status_code=201, dependencies=[INSPECTOR_REVIEWS])
 def decide(request: Request, number: Row, body: VerdictBody) -> dict[str, int]:
     host = host_of(request)
     if host.reader.part(number) is None:
@@ -126,7 +139,7 @@ def decide(request: Request, number: Row, body: VerdictBody) -> dict[str, int]:
     return {"review": host.decide(number, body.decision, inspector)}
 
 
-@router.get("/api/attachments/{number}", dependencies=[INSPECTOR])
+@router.get("/api/attachments/{number}", response_class=Response, responses=BYTES, dependencies=[INSPECTOR])
 def attachment(request: Request, number: Row) -> Response:
     """The bytes of a picture (PNG, JPEG) or a map (raw, C order, little endian; dtype and shape stand in the part)."""
     host = host_of(request)
