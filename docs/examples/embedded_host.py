@@ -12,20 +12,26 @@ import threading
 from plugin import Alarm, FlawlinePlugin, Part, Review
 
 
+def say(text: str) -> None:
+    """A line in one piece: callbacks are called at the same time, each on a thread of its own."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
 def on_result(part: Part) -> None:
-    print(f"{part.line} {part.part_id}: {part.verdict}", flush=True)
+    say(f"{part.line} {part.part_id}: {part.verdict}")
 
 
 def on_flagged(part: Part) -> None:
-    print(f"look at {part.part_id}: {part.reason}", flush=True)
+    say(f"look at {part.part_id}: {part.reason}")
 
 
 def on_alarm(alarm: Alarm) -> None:
-    print(f"{alarm.source} {alarm.name} {alarm.state}: {alarm.text}", flush=True)
+    say(f"{alarm.source} {alarm.name} {alarm.state}: {alarm.text}")
 
 
 def on_review(review: Review) -> None:
-    print(f"{review.inspector} says {review.decision} of part {review.part}", flush=True)
+    say(f"{review.inspector} says {review.decision} of part {review.part}")
 
 
 def main(config: str) -> None:
@@ -34,9 +40,9 @@ def main(config: str) -> None:
         signal.signal(number, lambda *_: asked_to_end.set())
     plugin = FlawlinePlugin(config, on_result=on_result, on_flagged=on_flagged, on_alarm=on_alarm, on_review=on_review)
     with plugin:
-        print(f"ready: edges connect to {plugin.endpoint}, pages are at {plugin.url}", flush=True)
+        say(f"ready: edges connect to {plugin.endpoint}, pages are at {plugin.url}")
         asked_to_end.wait()
-    print(f"stopped; calls left out: {sum(plugin.dropped.values())}", flush=True)
+    say(f"stopped; calls left out: {sum(plugin.dropped.values())}")
 
 
 if __name__ == "__main__":
