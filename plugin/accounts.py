@@ -28,8 +28,12 @@ Role = Literal["inspector", "engineer", "administrator"]
 ROLES: tuple[Role, ...] = ("inspector", "engineer", "administrator")
 """Each may do what those before it may."""
 
+Scope = Literal["read", "review", "administer"]
+SCOPES: tuple[Scope, ...] = ("read", "review", "administer")
+"""Of a token: each does what those before it do, and none more than its account's role may."""
+
 DATABASE = "accounts.sqlite"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SHORTEST, LONGEST = 10, 256
 MAX_SESSIONS = 20
 """Of one account; a further one ends its oldest."""
@@ -68,7 +72,8 @@ CREATE TABLE IF NOT EXISTS tokens (
     account TEXT NOT NULL COLLATE NOCASE,
     epoch INTEGER NOT NULL,
     made_s REAL NOT NULL,
-    ends_s REAL NOT NULL
+    ends_s REAL NOT NULL,
+    scope TEXT NOT NULL DEFAULT 'read' CHECK (scope IN {SCOPES})
 );
 CREATE TABLE IF NOT EXISTS audit (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -117,6 +122,14 @@ class Session(NamedTuple):
 
     name: str
     role: Role
+
+
+class Bearer(NamedTuple):
+    """Whose token a request carries, and what it is for."""
+
+    name: str
+    role: Role
+    scope: Scope
 
 
 class Lifetimes(NamedTuple):
@@ -281,8 +294,10 @@ class Accounts:
             for (name,) in ended.fetchall():
                 self._note(db, Actor(name, address), "signed out", name)
 
-    def make_token(self, name: str, days: float, by: Actor) -> str:
-        """A token with which a program may read what the account may, until it ends or the account changes."""
+    def make_token(self, name: str, days: float, by: Actor, scope: Scope = "read") -> str:
+        """A token for a program, which may what its account and ``scope`` both may, until it or the account changes."""
+        if scope not in SCOPES:
+            raise AccountError(f"there is no scope {scope[:40]!r}; there are: {', '.join(SCOPES)}")
         token, now = secrets.token_urlsafe(32), self._clock()
         with self._write() as db:
             stands = _find(db, name)
@@ -290,11 +305,11 @@ class Accounts:
                 raise AccountError(f"{stands.name} is disabled; enable it first")
             db.execute("DELETE FROM tokens WHERE ends_s < ?", (now,))
             db.execute(
-                "INSERT INTO tokens (token_sha256, account, epoch, made_s, ends_s) "
-                "SELECT ?, name, epoch, ?, ? FROM accounts WHERE name = ?",
-                (_digest(token), now, now + 86400 * days, stands.name),
+                "INSERT INTO tokens (token_sha256, account, epoch, made_s, ends_s, scope) "
+                "SELECT ?, name, epoch, ?, ?, ? FROM accounts WHERE name = ?",
+                (_digest(token), now, now + 86400 * days, scope, stands.name),
             )
-            self._note(db, by, "token made", stands.name, f"for {days:g} days")
+            self._note(db, by, "token made", stands.name, f"to {scope}, for {days:g} days")
         return token
 
     def end_tokens(self, name: str, by: Actor) -> int:
@@ -305,16 +320,16 @@ class Accounts:
             self._note(db, by, "tokens ended", stands.name, str(ended))
         return ended
 
-    def of_token(self, token: str) -> Session | None:
-        """Whose token this is, None where it ended."""
+    def of_token(self, token: str) -> Bearer | None:
+        """Whose token this is and what it is for, None where it ended."""
         found = (
-            "SELECT a.name, a.role, t.made_s, t.ends_s FROM tokens t JOIN accounts a "
+            "SELECT a.name, a.role, t.made_s, t.ends_s, t.scope FROM tokens t JOIN accounts a "
             "ON a.name = t.account AND a.epoch = t.epoch AND a.enabled WHERE t.token_sha256 = ?"
         )
         rows, now = self._ask(found, (_digest(token),)), self._clock()
         if not rows or not rows[0]["made_s"] - CLOCK_SLACK_S <= now < rows[0]["ends_s"]:
             return None
-        return Session(rows[0]["name"], rows[0]["role"])
+        return Bearer(rows[0]["name"], rows[0]["role"], rows[0]["scope"])
 
     def note(self, by: Actor, action: str, account: str, detail: str = "") -> None:
         """Append to the audit."""
@@ -444,8 +459,10 @@ def _open_file(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
         version = connection.execute("PRAGMA user_version").fetchone()[0]
-        if version not in (0, SCHEMA_VERSION):
+        if version not in (0, 1, SCHEMA_VERSION):
             raise ConfigError(f"{path}: accounts of version {version}, this program reads {SCHEMA_VERSION}")
+        if version == 1:  # its tokens could read only
+            connection.execute("ALTER TABLE tokens ADD COLUMN scope TEXT NOT NULL DEFAULT 'read'")
         connection.executescript(_TABLES)
         connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
     except sqlite3.Error as error:

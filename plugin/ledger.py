@@ -709,6 +709,22 @@ class LedgerReader:
             "open": rest["open"],
         }
 
+    def open_parts(self) -> int:
+        """Parts that were announced and have no number yet."""
+        return int(self._ask("SELECT count(*) AS n FROM open_parts", ())[0]["n"])
+
+    def newest(self) -> int:
+        """The last output's row; 0 before the first."""
+        return int(self._ask("SELECT coalesce(max(id), 0) AS id FROM outputs", ())[0]["id"])
+
+    def numbered(self, after: int) -> tuple[int, dict[tuple[str, str], int]]:
+        """The newest row, and how many outputs are behind row ``after``, by line and code."""
+        rows = self._ask(
+            "SELECT line, code, count(*) AS n, max(id) AS last FROM outputs WHERE id > ? GROUP BY line, code", (after,)
+        )
+        last = max((row["last"] for row in rows), default=after)
+        return last, {(row["line"], LineCode(row["code"]).name): row["n"] for row in rows}
+
     def _ask(self, sql: str, values: tuple[object, ...]) -> list[dict[str, Any]]:
         with closing(sqlite3.connect(self._path, timeout=5)) as connection:
             connection.execute("PRAGMA query_only=ON")

@@ -11,13 +11,14 @@ import signal
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import uvicorn
 import zmq
@@ -27,6 +28,7 @@ from contract.notify import Notifier
 from contract.overseer import Overseer
 from plugin import accounts
 from plugin.accounts import Accounts
+from plugin.alarms import Source
 from plugin.backup import UNFINISHED
 from plugin.blob_places import open_blobs
 from plugin.bucket import Bucket
@@ -35,11 +37,13 @@ from plugin.control import ControlServer
 from plugin.database import place_of
 from plugin.dispatch import Dispatcher, Sent, make_connector
 from plugin.errors import ConfigError, FlawlineError
+from plugin.feed import Feed
+from plugin.finder import Finder
 from plugin.gate import Gate
 from plugin.ledger import Ledger, LedgerReader
 from plugin.liveness import Liveness
+from plugin.metrics import Metrics, Snapshot, free_bytes
 from plugin.partials import Partials
-from plugin.queries import Reader
 from plugin.receiver import Receiver
 from plugin.retention import Retention
 from plugin.review.app import Host, create_app
@@ -47,11 +51,12 @@ from plugin.review.door import KEEP_ALIVE_S, LEAVING, Door, at_door, raise_file_
 from plugin.review.holds import Holds
 from plugin.review.host import Asking
 from plugin.review.signin import SignIn
+from plugin.review.stream import Streams
 from plugin.settings import HostSettings, HttpSettings
 from plugin.store import Store
 from plugin.tls import check_pair
 from plugin.transit import Arrival
-from plugin.writer import Writer
+from plugin.writer import Verdicted, Writer
 
 STOP_S = 2.0
 STOPPED_S = 60.0
@@ -63,6 +68,7 @@ RECIPE_S = 600.0
 ASK_S = 3.0
 """How long an edge may take to begin, to stop or to take a picture."""
 
+Value = TypeVar("Value")
 log = logging.getLogger(__name__)
 
 
@@ -75,8 +81,12 @@ class HostFailedError(FlawlineError):
 class Service:
     """Everything of one host; ``start``, ``wait``, ``stop``. One at a time for a state folder."""
 
-    def __init__(self, settings: HostSettings, base_dir: Path, sign_in: SignIn | None = None) -> None:
+    def __init__(
+        self, settings: HostSettings, base_dir: Path, sign_in: SignIn | None = None, pages: bool = True
+    ) -> None:
+        """``pages``: False leaves pages and HTTP API out, for a program that embeds the rest."""
         self.settings = settings
+        self.dropped: Callable[[], dict[str, int]] = dict
         self._sign_in = sign_in
         self._base_dir = base_dir
         self._ended = threading.Event()
@@ -86,7 +96,7 @@ class Service:
         self._lock = _lock_folder(settings.state_dir)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         try:
-            self._build()
+            self._build(pages)
         except BaseException:
             if self._sign_in is not None:
                 self._sign_in.accounts.close()
@@ -94,14 +104,16 @@ class Service:
             os.close(self._lock)
             raise
 
-    def _build(self) -> None:
+    def _build(self, pages: bool) -> None:
         settings = self.settings
         state_dir = settings.state_dir
-        self._let_in(settings.http)
-        self._door = _listen(settings.http)
+        if pages:
+            self._let_in(settings.http)
+        self._door = _listen(settings.http) if pages else None
         connectors = [(each, make_connector(each.url, self._base_dir)) for each in settings.connectors]
         self.ledger = Ledger(state_dir / "ledger.sqlite", settings.line_of)
-        self.dispatcher = Dispatcher(connectors, self.ledger.record)
+        self._outcomes: Counter[tuple[str, str]] = Counter()
+        self.dispatcher = Dispatcher(connectors, self._record)
         self.ledger.connect(self.dispatcher.publish, self.dispatcher.serves)
         where = place_of(state_dir, settings.store.url, settings.store.password_file)
         self._blobs = open_blobs(settings)
@@ -119,15 +131,25 @@ class Service:
             line_of = partial(_line_id, settings)
             self.control = ControlServer(self._context, settings.control.bind, self._gate, line_of)
         self._terminal_token = secrets.token_hex(32)
-        self.reader = Reader(where)
+        line_id = partial(_line_id, settings)
+        self.reader = Finder(where)
         self._retention = Retention(settings.retention, state_dir, self.reader, store.blobs, self._writer.call)
+        self.feed = Feed(self.reader, line_id, self._troubles)
+        self._streams = Streams(self.feed)
+        self._numbered = LedgerReader(self.ledger.path)
+        self._parts: Counter[tuple[str, str]] = Counter()
+        self._counted = self._numbered.newest()
         self.app = create_app(
             Host(
                 reader=self.reader,
-                ledger=LedgerReader(self.ledger.path),
+                ledger=self._numbered,
                 blobs=self._blobs,
-                write=self._writer.call,
+                write=self._write_job,
                 health=self.health,
+                line_of=line_id,
+                feed=self.feed,
+                streams=self._streams,
+                metrics=Metrics(self.figures).text,
                 sign_in=self._sign_in,
                 names=settings.http.reached_as,
                 asking=self._asking(),
@@ -136,9 +158,13 @@ class Service:
                 holds=Holds(settings.review.hold_s),
             )
         )
+        self._http = None if self._door is None else self._make_server(self._door)
+
+    def _make_server(self, door: Door) -> uvicorn.Server:
+        settings = self.settings
         config = uvicorn.Config(
             self.app,
-            http=at_door(self._door),
+            http=at_door(door),
             loop="asyncio",  # another loop would not ask the door
             log_level="warning",
             access_log=False,
@@ -147,7 +173,7 @@ class Service:
             lifespan="off",
             server_header=False,
             # Connections are the door's business; requests whose browser has gone can be more.
-            limit_concurrency=2 * (self._door.most + LEAVING),
+            limit_concurrency=2 * (door.most + LEAVING),
             backlog=512,
             timeout_keep_alive=KEEP_ALIVE_S,
             ssl_certfile=settings.http.certificate,
@@ -156,7 +182,7 @@ class Service:
             proxy_headers=settings.http.tls == "proxy",
             forwarded_allow_ips=settings.http.proxies,
         )
-        self._http = uvicorn.Server(config)
+        return uvicorn.Server(config)
 
     def _asking(self) -> Asking | None:
         if self.control is None:
@@ -190,7 +216,9 @@ class Service:
 
     @property
     def url(self) -> str:
-        """Where the pages are."""
+        """Where the pages are; empty where there are none."""
+        if self._door is None:
+            return ""
         host, port = self._door.getsockname()[:2]
         if host in ("0.0.0.0", "::"):  # noqa: S104 - an address to bind, none to go to
             host = next(iter(self.settings.http.names), "127.0.0.1" if host == "0.0.0.0" else "::1")  # noqa: S104
@@ -209,11 +237,68 @@ class Service:
         connectors = self.dispatcher.status()
         counts["unknown_key"] = 0 if self._gate is None else self._gate.counts.unknown_key
         health = {"ok": not trouble, "trouble": trouble, "receiver": counts, "lines": lines, "connectors": connectors}
-        health["pages"] = self._door.status()
+        health["pages"] = {} if self._door is None else self._door.status()
         health["retention"] = {"removed": self._retention.removed}
         if self.control is not None:
             health["control"] = self.control.health()
         return health if self._sign_in is None else {**health, "sign_in": self._sign_in.counts()}
+
+    def figures(self) -> Snapshot:
+        """What is measured for Prometheus, at this moment."""
+        health, now_ns = self.health(), time.time_ns()
+        self._counted, more = self._numbered.numbered(self._counted)
+        self._parts.update(more)
+        waiting_events, waiting_bytes = self._writer.waiting()
+        oldest_ns = self.reader.oldest_waiting_ns()
+        return {
+            "ok": health["ok"],
+            "lines": {line: trouble is None for line, trouble in health["lines"].items()},
+            "alarms": len(self.feed.alarms.standing()),
+            "receiver": health["receiver"],
+            "waiting_events": waiting_events,
+            "waiting_bytes": waiting_bytes,
+            "parts": self._parts,
+            "open": self._numbered.open_parts(),
+            "connector_waiting": {each["url"]: each["waiting"] for each in health["connectors"]},
+            "outputs": self._outcomes,
+            "review_waiting": self.reader.waiting(),
+            "review_oldest_s": None if oldest_ns is None else max(0.0, (now_ns - oldest_ns) / 1e9),
+            "reviews": self.reader.decisions(),
+            "edges": {name: (now_ns - heard_ns) / 1e9 for name, heard_ns in self.reader.last_heard().items()},
+            "pages": health["pages"],
+            "streams": self._streams.status(),
+            "sign_in": health.get("sign_in", {}),
+            "dropped": self.dropped(),
+            "free_bytes": free_bytes(str(self.settings.state_dir)),
+        }
+
+    def _troubles(self) -> dict[Source, str | None]:
+        """What is an alarm where it lasts."""
+        found: dict[Source, str | None] = {
+            ("store", ""): self._writer.trouble,
+            ("ledger", ""): self.ledger.trouble,
+            ("keys", ""): None if self._gate is None else self._gate.trouble,
+        }
+        for line in self.settings.lines:
+            found["line", line.id] = self._trouble_of(line.id)
+        for status in self.dispatcher.status():
+            trouble = status.get("trouble")
+            found["connector", str(status["url"])] = None if trouble is None else str(trouble)
+        return found
+
+    def _record(self, sent: Sent) -> None:
+        self._outcomes[sent.connector, sent.outcome] += 1
+        self.ledger.record(sent)
+
+    def _write_job(self, job: Callable[[Store], Value], timeout_s: float = 5.0) -> Value:
+        try:
+            return self._writer.call(job, timeout_s)
+        finally:
+            self.feed.wake()
+
+    def _answer(self, answers: list[Verdicted]) -> None:
+        self._receiver.answer(answers)
+        self.feed.wake()
 
     def _tell(self, arrivals: Sequence[Arrival]) -> list[int | None]:
         self.liveness.note(arrivals)
@@ -310,12 +395,18 @@ class Service:
 
     def start(self) -> None:
         """Start every thread, and write where the host can be reached into the state folder."""
-        self.dispatcher.start(self._plant)
+        try:
+            self.dispatcher.start(self._plant)
+        except BaseException:
+            self._let_go()
+            raise
         if self._gate is not None:
             self._spawn("gate", self._gate.run)
         self._spawn("ledger", self.ledger.run)
-        self._spawn("writer", lambda: self._writer.run(self._receiver.answer))
-        self._spawn("http", lambda: self._http.run(sockets=[self._door]))
+        self._spawn("writer", lambda: self._writer.run(self._answer))
+        self._spawn("alarms", self.feed.alarms.run)
+        if self._http is not None and self._door is not None:
+            self._spawn("http", partial(self._http.run, [self._door]))
         self._spawn("receiver", self._receiver.run)
         self._spawn("retention", self._retention.run)
         if isinstance(self._blobs, Bucket):
@@ -324,14 +415,30 @@ class Service:
             self._spawn("control", self.control.run)
             _write(self.settings.state_dir / "control", self.control.endpoint + "\n")
             _write(self.settings.state_dir / "terminal.token", self._terminal_token + "\n", 0o600)
-        address = {"url": self.url, "host": self.settings.http.host, "port": int(self._door.getsockname()[1])}
         _write(self.settings.state_dir / "endpoint", self.endpoint + "\n")
-        _write(self.settings.state_dir / "http.json", json.dumps({**address, "pid": os.getpid()}) + "\n")
+        if self._door is not None:
+            address = {"url": self.url, "host": self.settings.http.host, "port": int(self._door.getsockname()[1])}
+            _write(self.settings.state_dir / "http.json", json.dumps({**address, "pid": os.getpid()}) + "\n")
+
+    def _let_go(self) -> None:
+        """Of folder and sockets, where nothing has begun."""
+        self._context.destroy(linger=0)
+        self.reader.close()
+        if self._sign_in is not None:
+            self._sign_in.accounts.close()
+        if self._door is not None:
+            self._door.close()
+        os.close(self._lock)
 
     def wait(self) -> None:
         """Until a signal or ``finish`` asks to stop, or a thread ends by itself."""
         while not self._ended.wait(1.0):
             pass
+
+    @property
+    def failure(self) -> BaseException | None:
+        """Why a thread ended by itself; None while all run."""
+        return self._failure
 
     def finish(self, *_signal: int | FrameType | None) -> None:
         """Ask ``wait`` to return; safe in a signal handler."""
@@ -340,7 +447,10 @@ class Service:
     def stop(self) -> None:
         """Take no more, commit and answer what was taken, close; raises HostFailedError where a thread had died."""
         self._stopping = True
-        self._http.should_exit = True
+        self._streams.close()
+        if self._http is not None:
+            self._http.should_exit = True
+        self.feed.alarms.stop()
         self._receiver.stop()
         self._join("receiver")
         if not self.ledger.drain(STOP_S / 2):
@@ -355,7 +465,9 @@ class Service:
         self._writer.stop()
         self._join("writer")
         self._join("retention")
-        self._join("http")
+        if self._http is not None:
+            self._join("http")
+        self._join("alarms")
         self._stop_control()
         self._stop_gate()
         if not any(self._threads[name].is_alive() for name in ("writer", "receiver")):
@@ -364,7 +476,8 @@ class Service:
         self.reader.close()
         if self._sign_in is not None:
             self._sign_in.accounts.close()
-        self._door.close()
+        if self._door is not None:
+            self._door.close()
         os.close(self._lock)
         if self._failure is not None:
             raise HostFailedError(f"the host stopped: {self._failure!r}") from self._failure

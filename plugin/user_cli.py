@@ -66,14 +66,17 @@ ENABLE_HELP = """Let a disabled account sign in again.
 Example:
   flawline host user enable host.toml bert
 """
-TOKEN_HELP = """Make a token: with it a program reads what the account may, without its password, and changes nothing.
+TOKEN_HELP = """Make a token: with it a program does what --scope and the account's role both allow, without a password.
 
+read: everything of the HTTP API that reads. review: besides, record decisions on parts, in the account's name.
+administer: besides, ask edges for another recipe, stop, start and parts. A token opens no page.
 It is written to a new file of mode 0600 and sent as `Authorization: Bearer TOKEN`. It ends after --days, when password,
 role or state of the account change, or with --end, which ends every token of the account.
 
 \b
 Examples:
   flawline host user token host.toml eve --token-file calibrate.token
+  flawline host user token host.toml robot --scope review --token-file robot.token
   flawline host user token host.toml eve --end
 """
 Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="host.toml", show_default=False)]
@@ -146,6 +149,7 @@ def token(
     config: Config,
     name: Name,
     token_file: Annotated[Path | None, typer.Option(help="the file to write; it must not exist")] = None,
+    scope: Annotated[str, typer.Option(help="read, review or administer")] = "read",
     days: Annotated[float, typer.Option(min=0.01, max=3660, help="how long it is good")] = 90.0,
     end: Annotated[bool, typer.Option("--end", help="end every token of the account")] = False,
 ) -> None:
@@ -162,11 +166,11 @@ def token(
             raise ConfigError(f"{token_file}: cannot be written ({error.strerror}); no token was made") from error
         with os.fdopen(handle, "w", encoding="ascii") as file:
             try:
-                file.write(accounts.make_token(name, days, _myself()) + "\n")
+                file.write(accounts.make_token(name, days, _myself(), scope) + "\n")  # type: ignore[arg-type]
             except BaseException:
                 token_file.unlink()
                 raise
-    typer.echo(f"Wrote a token of {name} to {token_file}, good for {days:g} days; it reads what {name} may read.")
+    typer.echo(f"Wrote a token of {name} to {token_file}, to {scope} what {name} may, good for {days:g} days.")
 
 
 @contextmanager

@@ -96,6 +96,11 @@ class Writer:
                 self._changed.notify()
         return taken
 
+    def waiting(self) -> tuple[int, int]:
+        """Events that wait for their commit, and their bytes."""
+        with self._changed:
+            return len(self._items), self._bytes
+
     def call(self, job: Callable[[Store], Value], timeout_s: float = 5.0) -> Value:
         """Run ``job`` between two commits on the writer's thread and return its value or raise its error.
 

@@ -7,16 +7,31 @@ from typing import Annotated, Any
 from urllib.parse import unquote
 
 from fastapi import APIRouter, FastAPI, HTTPException, Path, Query, Request, Response
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from contract.config import Strict
 from contract.verdicts import MAX_PAGE, VerdictPage
+from plugin.metrics import MEDIA_TYPE
 from plugin.review.host import Host
-from plugin.review.signin import ENGINEER, INSPECTOR, INSPECTOR_BACKGROUND, OPEN, address_of, viewer_of
+from plugin.review.signin import (
+    ENGINEER,
+    INSPECTOR,
+    INSPECTOR_BACKGROUND,
+    INSPECTOR_REVIEWS,
+    OPEN,
+    address_of,
+    viewer_of,
+)
 from plugin.reviews import Decision
 
 MEDIA = {"png": "image/png", "jpeg": "image/jpeg", "raw": "application/octet-stream"}
+BYTES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The bytes, of which the part says codec, dtype and shape.",
+        "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in MEDIA.values()},
+    }
+}
 FOREVER = "private, max-age=31536000, immutable"
 DEFAULT_NAME = "inspector"
 TOLD = ("verdict", "reason", "score", "threshold", "severity", "audited")
@@ -96,6 +111,12 @@ def healthz(request: Request) -> JSONResponse:
     return JSONResponse({"ok": health["ok"]} if stranger else health, 200 if health["ok"] else 503)
 
 
+@router.get("/metrics", response_class=PlainTextResponse, dependencies=[ENGINEER])
+def metrics(request: Request) -> Response:
+    """The host's figures for Prometheus."""
+    return Response(host_of(request).metrics(), media_type=MEDIA_TYPE)
+
+
 @router.get("/api/openapi.json", include_in_schema=False, dependencies=[ENGINEER])
 def openapi(request: Request) -> dict[str, Any]:
     app: FastAPI = request.app
@@ -144,7 +165,7 @@ def part(request: Request, number: Row) -> dict[str, Any]:
     }
 
 
-@router.post("/api/parts/{number}/verdict", status_code=201, dependencies=[INSPECTOR])
+@router.post("/api/parts/{number}/verdict", status_code=201, dependencies=[INSPECTOR_REVIEWS])
 def decide(request: Request, number: Row, body: VerdictBody) -> dict[str, int]:
     host = host_of(request)
     if host.reader.part(number) is None:
@@ -163,7 +184,7 @@ def decide(request: Request, number: Row, body: VerdictBody) -> dict[str, int]:
     return {"review": host.decide(number, body.decision, inspector, station=station, **more)}
 
 
-@router.get("/api/attachments/{number}", dependencies=[INSPECTOR])
+@router.get("/api/attachments/{number}", response_class=Response, responses=BYTES, dependencies=[INSPECTOR])
 def attachment(request: Request, number: Row) -> Response:
     """The bytes of a picture (PNG, JPEG) or a map (raw, C order, little endian; dtype and shape stand in the part)."""
     host = host_of(request)

@@ -13,10 +13,10 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
 from plugin.errors import AccountError, ReviewError
-from plugin.review import account_pages, api, control_api, pages, stations
+from plugin.review import account_pages, openapi, pages, stations
 from plugin.review.guard import Guard
 from plugin.review.host import Host
-from plugin.review.signin import undeclared
+from plugin.review.signin import FOR_PROGRAMS, undeclared
 from plugin.review.texts import texts_of
 
 __all__ = ["Host", "create_app"]
@@ -25,10 +25,8 @@ log = logging.getLogger(__name__)
 
 def create_app(host: Host) -> FastAPI:
     """The web application of a host. Every route says who may use it, or there is no application."""
-    app = FastAPI(title="Flawline host", docs_url=None, redoc_url=None, openapi_url=None)
+    app = openapi.make_api()
     app.state.host = host
-    app.include_router(api.router)
-    app.include_router(control_api.router)
     app.include_router(pages.router)
     app.include_router(stations.router)
     if host.sign_in is not None:
@@ -44,14 +42,16 @@ def create_app(host: Host) -> FastAPI:
     app.add_exception_handler(TimeoutError, _busy)
     app.add_exception_handler(sqlite3.OperationalError, _disk)
     app.add_exception_handler(sa.exc.DBAPIError, _disk)
+    app.add_exception_handler(Exception, _broken)
     return app
 
 
 def _for_programs(request: Request) -> bool:
-    return request.url.path.startswith(("/api/", "/healthz"))
+    return request.url.path.startswith(FOR_PROGRAMS)
 
 
 def _answer(request: Request, status: int, text: str) -> Response:
+    text = text.encode("utf-8", "replace").decode()  # half of a surrogate pair in a key that was sent is no text
     if _for_programs(request):
         return JSONResponse({"error": text}, status)
     return pages.page(request, "error.html", status, tab="", text=text)
@@ -82,6 +82,12 @@ def _busy(request: Request, _error: Exception) -> Response:
 
 
 def _disk(request: Request, error: Exception) -> Response:
-    log.warning("store, accounts or ledger: %s", str(error).splitlines()[0])
+    log.warning("accounts, ledger or store: %s", str(getattr(error, "orig", None) or error)[:500])
     text = "The host's files cannot be read or written now; nothing was changed. Try again."
     return JSONResponse({"error": text}, 503) if _for_programs(request) else PlainTextResponse(text, 503)
+
+
+def _broken(request: Request, _error: Exception) -> Response:
+    """What nobody foresaw; the server writes the traceback to the log."""
+    text = "The host made a mistake; its log says more."
+    return JSONResponse({"error": text}, 500) if _for_programs(request) else PlainTextResponse(text, 500)

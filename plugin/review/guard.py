@@ -6,9 +6,10 @@ from collections.abc import Collection
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import PlainTextResponse
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from plugin.review.signin import FOR_PROGRAMS
 from plugin.settings import is_loopback
 
 MAX_BODY_BYTES = 64 << 10
@@ -42,7 +43,12 @@ class Guard:
         bound = (scope.get("server") or ("",))[0].removeprefix("::ffff:")
         problem = refusal(scope["method"], Headers(scope=scope), self._names | {bound})
         if problem is not None:
-            await PlainTextResponse(problem[1], problem[0], headers=POLICY)(scope, receive, send)
+            status, text = problem
+            answer: Response = PlainTextResponse(f"{text}\n", status)
+            if scope["path"].startswith(FOR_PROGRAMS):
+                answer = JSONResponse({"error": text}, status)
+            answer.headers.update(POLICY)
+            await answer(scope, receive, send)
             return
 
         async def send_with_policy(message: Message) -> None:
@@ -63,20 +69,20 @@ def refusal(method: str, headers: Headers, names: Collection[str] = ()) -> tuple
     if not name or not (is_loopback(name) or name in names):
         return 403, (
             "These pages answer to this host's own names only (127.0.0.1, localhost, the address that is bound, "
-            "`http.names`).\n"
+            "`http.names`)."
         )
     if method in READING:
         return None
     origin = headers.get("origin")
     if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
-        return 403, "A verdict must come from these pages themselves.\n"
+        return 403, "A verdict must come from these pages themselves."
     if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
-        return 403, "A verdict must come from these pages themselves.\n"
+        return 403, "A verdict must come from these pages themselves."
     if "transfer-encoding" in headers:  # which wins over a length that is stated beside it
-        return 413, "A request whose length is stated is expected, not one in chunks.\n"
+        return 413, "A request whose length is stated is expected, not one in chunks."
     length = headers.get("content-length", "")
     if not length.isdecimal() or int(length[:12]) > MAX_BODY_BYTES:
-        return 413, f"A request of at most {MAX_BODY_BYTES} bytes with its length stated is expected.\n"
+        return 413, f"A request of at most {MAX_BODY_BYTES} bytes with its length stated is expected."
     return None
 
 

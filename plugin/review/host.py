@@ -8,10 +8,12 @@ from typing import Any, Protocol, TypeVar
 
 from plugin.blobs import Blobs
 from plugin.control import ControlServer
+from plugin.feed import Feed
+from plugin.finder import Finder
 from plugin.ledger import LedgerReader
-from plugin.queries import Reader
 from plugin.review.holds import Holds
 from plugin.review.signin import SignIn
+from plugin.review.stream import Streams
 from plugin.reviews import Decision
 from plugin.store import Store, is_blind
 
@@ -42,11 +44,15 @@ class Host:
     Without ``sign_in`` only this machine reaches the pages. ``names`` are those that browsers may call the host by.
     """
 
-    reader: Reader
+    reader: Finder
     ledger: LedgerReader
     blobs: Blobs
     write: Write
     health: Callable[[], dict[str, Any]]
+    line_of: Callable[[str], str]
+    feed: Feed
+    streams: Streams
+    metrics: Callable[[], bytes]
     sign_in: SignIn | None = None
     names: tuple[str, ...] = ()
     asking: Asking | None = None

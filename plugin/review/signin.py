@@ -16,7 +16,7 @@ from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 from starlette.routing import BaseRoute, Mount
 
-from plugin.accounts import ROLES, Accounts, Actor, Lifetimes, Proven, Role, plain_name
+from plugin.accounts import ROLES, SCOPES, Accounts, Actor, Lifetimes, Proven, Role, Scope, plain_name
 from plugin.logs import LimitedLog
 from plugin.settings import HttpSettings
 from plugin.throttle import Key, Throttle
@@ -27,18 +27,19 @@ REFUSALS_NOTED = 600
 READING = ("GET", "HEAD", "OPTIONS")
 OPEN_MOUNTS = ("/static",)
 FOR_PROGRAMS = ("/api/", "/healthz", "/metrics")
-"""What a token may read; the pages, accounts among them, are a person's."""
+"""What a token reaches; the pages, accounts among them, are a person's."""
 
 CSRF_FIELD, CSRF_HEADER = "csrf", "x-csrf-token"
 log = logging.getLogger(__name__)
 
 
 class Viewer(NamedTuple):
-    """The signed-in account behind a request and the token that its forms carry."""
+    """The account behind a request; the token that its session's forms carry, or the scope of a program's token."""
 
     name: str
     role: Role
     csrf: str
+    scope: Scope | None = None
 
     def may(self, role: Role) -> bool:
         """Whether the account's role reaches to ``role``."""
@@ -77,7 +78,7 @@ class SignIn:
         self._hashing = threading.Lock()
         self._count_lock = threading.Lock()
         self._counts: Counter[str] = Counter(
-            signed_in=0, wrong=0, delayed=0, busy=0, not_signed_in=0, beyond_role=0, without_token=0
+            signed_in=0, wrong=0, delayed=0, busy=0, not_signed_in=0, beyond_role=0, beyond_scope=0, without_token=0
         )
         self._log = LimitedLog(log)
 
@@ -121,12 +122,12 @@ class SignIn:
             self._room.release()
 
     def viewer(self, request: Request, touch: bool = False) -> Viewer | None:
-        """Whoever is signed in in this browser, or the account of a program's token, which may only read."""
+        """Whoever is signed in in this browser, or the account of a program's token."""
         kind, _, bearer = request.headers.get("authorization", "").partition(" ")
         if kind.lower() == "bearer":
-            for_programs = request.method in READING and request.url.path.startswith(FOR_PROGRAMS)
-            found = self.accounts.of_token(bearer.strip()) if for_programs else None
-            return None if found is None else Viewer(found.name, found.role, "")
+            for_programs = request.url.path.startswith(FOR_PROGRAMS)
+            holder = self.accounts.of_token(bearer.strip()) if for_programs else None
+            return None if holder is None else Viewer(holder.name, holder.role, "", holder.scope)
         token = request.cookies.get(self.cookie)
         found = self.accounts.session(token, self._lifetimes, touch) if token else None
         return None if found is None or token is None else Viewer(found.name, found.role, csrf_of(token))
@@ -181,10 +182,14 @@ class SignIn:
 
 
 class Needs:
-    """A route's dependency: the role that it needs, None for everybody; ``background`` is no sign of life."""
+    """A route's dependency: the role that it needs, None for everybody; ``background`` is no sign of life.
 
-    def __init__(self, role: Role | None, background: bool = False) -> None:
+    ``writes``: the scope that a token needs where the route is no reading one.
+    """
+
+    def __init__(self, role: Role | None, background: bool = False, writes: Scope = "administer") -> None:
         self.role = role
+        self.writes = writes
         self._background = background
 
     async def __call__(self, request: Request) -> None:
@@ -202,14 +207,24 @@ class Needs:
         if not viewer.may(self.role):
             sign_in.count("beyond_role", f"refused: {viewer.name} is {viewer.role}, {self.role} is needed, {place}")
             raise HTTPException(403, f"This needs the role {self.role}; {viewer.name} is {viewer.role}.")
-        if request.method not in READING and not await _has_token(request, viewer.csrf):
+        if request.method not in READING:
+            await self._may_write(request, sign_in, viewer, place)
+        request.state.viewer = viewer
+
+    async def _may_write(self, request: Request, sign_in: SignIn, viewer: Viewer, place: str) -> None:
+        """No browser sends a program's token by itself, so that only a session needs its own token besides."""
+        if viewer.scope is not None:
+            if SCOPES.index(viewer.scope) < SCOPES.index(self.writes):
+                sign_in.count("beyond_scope", f"refused: a token of {viewer.name} to {viewer.scope}, {place}")
+                raise HTTPException(403, f"This needs a token to {self.writes}; this one is to {viewer.scope}.")
+        elif not await _has_token(request, viewer.csrf):
             sign_in.count("without_token", f"refused: a form of {viewer.name} without the session's token, {place}")
             raise HTTPException(403, "This did not come from a page of this session. Load the page anew and try again.")
-        request.state.viewer = viewer
 
 
 OPEN = Depends(Needs(None))
 INSPECTOR, ENGINEER, ADMINISTRATOR = (Depends(Needs(role)) for role in ROLES)
+INSPECTOR_REVIEWS = Depends(Needs("inspector", writes="review"))
 INSPECTOR_BACKGROUND = Depends(Needs("inspector", background=True))
 
 
@@ -233,8 +248,13 @@ def flat(routes: list[BaseRoute]) -> list[BaseRoute]:
 
 def declared(route: BaseRoute) -> list[Role | None]:
     """What a route declares."""
+    return [each.role for each in needs(route)]
+
+
+def needs(route: BaseRoute) -> list[Needs]:
+    """A route's declarations; exactly one, where nothing was forgotten."""
     dependencies = route.dependencies if isinstance(route, APIRoute) else []
-    return [each.dependency.role for each in dependencies if isinstance(each.dependency, Needs)]
+    return [each.dependency for each in dependencies if isinstance(each.dependency, Needs)]
 
 
 def viewer_of(request: Request) -> Viewer | None:
