@@ -44,7 +44,8 @@ def host(shared_host: HostProcess) -> Iterator[HostProcess]:
 
 @pytest.fixture
 def web(host: HostProcess) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=host.url, follow_redirects=False) as client:
+    desk = {"desk": "0" * 32}  # one browser for all tests: what one of them has open, no other is kept from
+    with httpx.Client(base_url=host.url, follow_redirects=False, cookies=desk) as client:
         yield client
 
 
@@ -208,7 +209,7 @@ def test_a_verdict_moves_on_and_can_be_taken_back(web: httpx.Client) -> None:
 
 
 def test_verdicts_as_json(web: httpx.Client) -> None:
-    number = part_named(web, f"lost {EVIL}")["id"]  # nobody has it open
+    number = part_named(web, f"lost {EVIL}")["id"]
     assert web.post(f"/api/parts/{number}/verdict", json={"decision": "defect", "inspector": "Ada"}).status_code == 201
     assert web.get(f"/api/parts/{number}").json()["review"] == "defect"
     assert web.post(f"/api/parts/{number}/verdict", json={"decision": "maybe"}).status_code == 422
