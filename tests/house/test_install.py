@@ -30,8 +30,11 @@ PIXELS = {
 CONNECTORS = {  # what needs an extra of its own
     "modbus": {"plugin.connectors.modbus", "plugin.connectors.modbus_io"},
     "mqtt": {"plugin.connectors.mqtt"},
+    "webhook": {"plugin.connectors.webhook"},
     "opcua": {"plugin.connectors.opcua_guard", "plugin.connectors.opcua_model", "plugin.opcua_certificates"},
 }
+LIBRARIES = {"modbus": "pymodbus", "mqtt": "paho", "opcua": "asyncua", "webhook": "httpx"}
+OTHERS = set(LIBRARIES.values())
 
 # extra: (packages of its side, commands that must work, modules that must not be there)
 SIDES: dict[str, tuple[set[str], set[str], set[str]]] = {
@@ -47,16 +50,14 @@ SIDES: dict[str, tuple[set[str], set[str], set[str]]] = {
         {"host", "keys"},
         {"torch", "cv2", "onnxruntime", "openvino", "nvidia", "tensorrt"},
     ),
-    "modbus": (
-        {"contract", "plugin"},
-        {"host", "keys"},
-        {"torch", "cv2", "onnxruntime", "openvino", "nvidia", "tensorrt"},
-    ),
-    "opcua": (
-        {"contract", "plugin"},
-        {"host", "keys"},
-        {"torch", "cv2", "onnxruntime", "openvino", "nvidia", "tensorrt", "pymodbus"},
-    ),
+    **{
+        connector: (
+            {"contract", "plugin"},
+            {"host", "keys"},
+            {"torch", "cv2", "onnxruntime", "openvino", "nvidia", "tensorrt"} | OTHERS - {library},
+        )
+        for connector, library in LIBRARIES.items()
+    },
     "train": ({"contract", "training"}, {"train", "data"}, {"fastapi", "openvino"}),
     "calibrate": ({"contract", "edge_runtime", "calibration"}, {"calibrate", "inspect"}, {"torch", "fastapi"}),
 }
@@ -109,7 +110,7 @@ def test_the_wheel_s_top_level_is_ours_alone(wheel: Path) -> None:
 
 
 # Each takes in the one before it, so that one environment grows: each extra is looked at before the next is installed.
-CHAINS = [["", "vision", "edge", "calibrate"], ["host", "modbus"], ["opcua"], ["train"]]
+CHAINS = [["", "vision", "edge", "calibrate"], ["host", "modbus"], ["mqtt"], ["opcua"], ["webhook"], ["train"]]
 
 
 def test_every_extra_of_a_chain_takes_in_the_one_before_it() -> None:
