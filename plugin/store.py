@@ -26,6 +26,7 @@ from plugin import tables as t
 from plugin.blobs import Blobs, BlobStore
 from plugin.database import Hand, Place, is_passing, is_sqlite, name_of, open_engine, short
 from plugin.durability import confirm
+from plugin.errors import FlawlineError
 from plugin.reviews import JOURNAL, Decision, Journal, Said, record
 
 DATABASE = "store.sqlite"
@@ -382,7 +383,7 @@ class Store:
         with self._connection.begin() as connection:
             added = record(connection, part, Said(decision, inspector, **more))
         # It stands; a database that goes away now has it noted when it is there again.
-        with suppress(sa.exc.DBAPIError), self._connection.begin() as connection:
+        with suppress(sa.exc.DBAPIError, FlawlineError, OSError), self._connection.begin() as connection:
             self._journal.note(connection, added)
         return added
 

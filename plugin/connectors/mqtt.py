@@ -105,6 +105,8 @@ class Mqtt(Connector):
         body = encode(result(output, self._session))
         while True:
             link = self._wait_for_link(output.due_ns)
+            if time.monotonic_ns() > output.due_ns:  # it was there, just too late
+                raise ConnectorError("its deadline passed before it could be sent again")
             expires_s = max(1, math.ceil((output.due_ns - time.monotonic_ns()) / 1e9))
             mid = link.send(f"{self._topic}/result", body, expires_s=expires_s)
             reason = self._wait_for_ack(link, mid, output.due_ns)
