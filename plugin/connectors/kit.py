@@ -335,6 +335,8 @@ def check_restart_of_host(rig: Rig) -> None:
     bench.all_taken()
     bench.all_settled()
     bench.close()
+    if "heartbeat" not in rig.peer.lacks:  # else what is left of the host before would be taken for the next one
+        until(lambda: not rig.peer.inspected(), "a host that is gone is believed no more")
     bench = rig.bench(last_number=5)
     bench.ready()
     for number in range(6, 11):

@@ -61,7 +61,7 @@ def test_what_is_wrong_with_a_page_is_found(gallery: Gallery, browser: Browser) 
               const wrong = document.createElement("button");
               wrong.id = "wrong";
               document.querySelector("main").append(wrong, Object.assign(document.createElement("pre"),
-                { textContent: "x".repeat(500) }));
+                { textContent: "x".repeat(500), style: "width: 4000px; white-space: pre" }));
               console.error("planted");
             }"""
         )

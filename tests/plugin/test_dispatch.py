@@ -16,6 +16,7 @@ from plugin.connectors.loop import Loop
 from plugin.dispatch import CONNECTORS, Dispatcher, Sent, make_connector
 from plugin.errors import ConnectorError
 from plugin.settings import ConnectorSettings
+from tests.plugin.opcua_client import make_folder
 from tests.plugin.synthetic import until
 
 
@@ -45,6 +46,7 @@ URLS = {
     "modbus-io": "modbus-io://127.0.0.1:502?delay_ms=1000",
     "mqtt": "mqtt://127.0.0.1:1/plant-7/press-3",
     "mqtts": "mqtts://127.0.0.1:1/plant-7/press-3",
+    "opcua": "opcua://127.0.0.1:0?folder=opcua",
     "webhook+http": "webhook+http://127.0.0.1:1/flawline?secret=webhook.secret",
     "webhook+https": "webhook+https://127.0.0.1:1/flawline?secret=webhook.secret",
 }
@@ -67,6 +69,8 @@ def plant(url: str, lines: tuple[str, ...]) -> Plant:
 def test_every_connector_of_the_table_is_one(scheme: str, tmp_path: Path) -> None:
     (tmp_path / "webhook.secret").touch(mode=0o600)
     (tmp_path / "webhook.secret").write_text("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw\n")
+    if scheme == "opcua":
+        make_folder(tmp_path / "opcua")
     connector = make_connector(URLS[scheme], tmp_path)
     connector.start(plant(URLS[scheme], ()))
     assert json.dumps(connector.status())
