@@ -167,7 +167,7 @@ class ModbusIo(Connector):
         try:
             self._set_coil(self._options["coil"], bool(passing))
             if self._options["ready"] >= 0:
-                self._set_coil(self._options["ready"], ready and self._plant.trouble(self._line) is None)
+                self._set_coil(self._options["ready"], ready and self._inspected())
         except Exception as error:  # noqa: BLE001 - whatever the module or the library does, the gate rejects meanwhile
             self._fail(str(error) or type(error).__name__)
             return
@@ -176,6 +176,14 @@ class ModbusIo(Connector):
         self._trouble = None
         done_ns = time.monotonic_ns()  # a module that answered after the part had passed did not let it go
         self._written |= {window.output.number for window in passing if done_ns < window.closes_ns}
+
+    def _inspected(self) -> bool:
+        """Where nobody can say, it is not: the coil must not stay as it was while others are written."""
+        try:
+            return self._plant.trouble(self._line) is None
+        except Exception as error:  # noqa: BLE001 - whatever it is
+            self._log.warning("plant", f"{self.url}: the host cannot say how the line is: {error!r}")
+            return False
 
     def _fail(self, trouble: str) -> None:
         self._drop()
