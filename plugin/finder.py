@@ -37,7 +37,7 @@ def _sqlite(element: RecipeOf, compiler: SQLCompiler, **options: Any) -> str:
 
 @compiles(RecipeOf, "postgresql")
 def _postgresql(element: RecipeOf, compiler: SQLCompiler, **options: Any) -> str:
-    return f"(CAST({compiler.process(element.clauses, **options)} AS json) ->> 'recipe')"
+    return f"flawline_recipe({compiler.process(element.clauses, **options)})"
 
 
 class Filter(NamedTuple):

@@ -43,10 +43,10 @@ log = logging.getLogger(__name__)
 
 
 def class_of(part: Mapping[str, Any]) -> Class:
-    """By what became of the part; ``waiting`` are flagged and audited ones that no inspector has judged."""
-    if part["review"] is not None:
+    """By what became of the part; ``waiting`` are those that inspectors are to judge: unsure is no judgement."""
+    if part["review"] in ("defect", "good"):
         return "reviewed"
-    if part["audited"] or part["verdict"] in ("REJECT", "REVIEW"):
+    if part["review"] is not None or part["audited"] or part["verdict"] in ("REJECT", "REVIEW"):
         return "waiting"
     return "pass" if part["verdict"] == "PASS" else "not_inspected"
 

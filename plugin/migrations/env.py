@@ -7,7 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import context
 
-from plugin.database import REFUSE, in_postgresql, is_sqlite
+from plugin.database import FUNCTIONS, in_postgresql, is_sqlite
 from plugin.tables import metadata
 
 
@@ -23,7 +23,8 @@ if is_sqlite(connection):
     with context.begin_transaction():
         context.run_migrations()
 else:
-    connection.execute(sa.text(REFUSE.replace("%%", "%")))
+    for function in FUNCTIONS:
+        connection.execute(sa.text(function))
     sa.event.listen(connection, "before_cursor_execute", _translate, retval=True)
     try:
         with context.begin_transaction():

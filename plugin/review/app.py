@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
+from plugin.database import blames_the_event
 from plugin.errors import AccountError, ReviewError
 from plugin.review import account_pages, openapi, pages, stations
 from plugin.review.guard import Guard
@@ -82,6 +83,8 @@ def _busy(request: Request, _error: Exception) -> Response:
 
 
 def _disk(request: Request, error: Exception) -> Response:
+    if isinstance(error, sa.exc.DBAPIError) and blames_the_event(error):  # a NUL, which PostgreSQL's text cannot hold
+        return _answer(request, 422, "The request holds what the store cannot.")
     log.warning("accounts, ledger or store: %s", str(getattr(error, "orig", None) or error)[:500])
     text = "The host's files cannot be read or written now; nothing was changed. Try again."
     return JSONResponse({"error": text}, 503) if _for_programs(request) else PlainTextResponse(text, 503)

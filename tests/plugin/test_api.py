@@ -37,6 +37,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     for seq, (name, verdict, more) in enumerate(PARTS, start=1):
         dealer.send(s.frames(s.result(seq, name, verdict, **more)))
     dealer.send(s.frames(s.missed(5, "a-5")))
+    dealer.wait_acked(*range(1, 6))  # within one commit announced parts come before those that nobody announced
     for message in s.flagged(6, "a-6", Verdict.REJECT, 4.0, seed=1):
         dealer.send(message)
     dealer.wait_acked(*range(1, 9))

@@ -15,8 +15,9 @@ import sqlalchemy as sa
 
 from contract.errors import ConfigError
 from plugin import database
-from plugin.database import place_of
+from plugin.database import Place, place_of
 from plugin.errors import StoreLostError
+from plugin.finder import Filter, Finder
 from plugin.queries import Reader
 from plugin.settings import StoreSettings
 from plugin.store import Store
@@ -164,6 +165,24 @@ def test_a_value_that_the_server_cannot_hold_is_refused_alone(tmp_path: Path, se
     writer.stop()
     writer.run(lambda all_: answers.extend((one.seq, one.refused is None) for one in all_))
     assert answers == [(1, True), (2, False), (3, True)]
+
+
+def test_a_header_that_is_no_json_spoils_no_question_for_others(tmp_path: Path, where: Place) -> None:
+    odd = s.frames(s.result(1, recipe="nut"))
+    odd[2] = odd[2][:-1] + b',"more":NaN}'
+    with closing(Store(tmp_path, where=where)) as store, closing(Finder(where)) as finder:
+        assert put(store, odd, s.frames(s.result(2, recipe="washer"))) == ["new", "new"]
+        found = finder.find_parts(Filter(recipe="washer"), None, 10)
+        assert [part["part_id"] for part in found] == ["part-00002"]
+
+
+def test_what_is_asked_for_and_cannot_be_held_is_the_asker_s_mistake(
+    make_host: Callable[..., HostProcess], server: PostgreSQL
+) -> None:
+    host = make_host(http=store_at(server.database()))
+    with pytest.raises(urllib.error.HTTPError, match="422"):
+        host.get("/api/parts?serial=a%00b")
+    assert host.get("/api/parts?serial=ab") is not None
 
 
 def test_the_password_comes_from_a_file_or_the_environment(

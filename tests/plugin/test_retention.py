@@ -73,18 +73,21 @@ def fill(kept: Kept) -> None:
     kept.part("judged", Verdict.REJECT, 91, b"5")
     kept.part("lost", Verdict.NOT_INSPECTED, 11, b"6")
     kept.store.review(5, "good", "Ada")
+    kept.part("unsure", Verdict.REJECT, 31, b"7")
+    kept.store.review(7, "unsure", "Ada")
 
 
 def test_pictures_go_by_what_became_of_their_part(kept: Kept) -> None:
     fill(kept)
-    kept.retention(pass_days=30, waiting_days=90, not_inspected_days=10).remove_by_age()
+    kept.retention(pass_days=30, waiting_days=90, not_inspected_days=10, reviewed_days=90.5).remove_by_age()
     assert kept.left() == {
         "old pass": "pass_days = 30",
         "young pass": None,
         "drawn pass": None,
         "old reject": "waiting_days = 90",
-        "judged": None,
+        "judged": "reviewed_days = 90.5",
         "lost": "not_inspected_days = 10",
+        "unsure": None,
     }
     assert len(kept.reader.reviews(5)) == 1
 
@@ -109,8 +112,8 @@ def test_a_file_goes_with_the_last_row_that_names_it(kept: Kept) -> None:
 
 def test_a_full_disk_takes_passed_parts_first_and_what_waits_last(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(kept)
-    gone = ["old pass", "young pass", "lost", "judged", "drawn pass", "old reject"]
-    for enough in range(1, 7):
+    gone = ["old pass", "young pass", "lost", "judged", "drawn pass", "old reject", "unsure"]
+    for enough in range(1, 8):
         full = kept.retention(free_gb=1)
         monkeypatch.setattr(full, "_free", lambda enough=enough: 2e9 if removed(kept) >= enough else 0)
         monkeypatch.setattr(retention, "BATCH", 1)
@@ -124,7 +127,7 @@ def test_a_full_disk_takes_passed_parts_first_and_what_waits_last(kept: Kept, mo
 
 
 def removed(kept: Kept) -> int:
-    return 6 - len(kept.reader.pictures(0, 100))
+    return 7 - len(kept.reader.pictures(0, 100))
 
 
 @pytest.mark.parametrize("at", ["before the file", "after the file"])
