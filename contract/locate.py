@@ -22,6 +22,7 @@ SPREADS = 4.5  # half inter-quartile ranges of the belt that still count as belt
 LEAST_STEP = 14.0  # grey levels that a part stands out by at least
 THIN = 0.04  # an edge row or column filled less than this does not belong to the part
 BRIDGE = 0.2  # a part as bright as the belt for less than this share of its length still holds together
+LIT = 0.25  # share of a part, or of the smallest one, that is brighter than belt
 SPECK = 0.1  # blobs under this share of the smallest part are dirt, not pieces of one
 LONGER = 1.15  # a box longer than so many part lengths holds more than one part
 
@@ -71,13 +72,12 @@ def find_parts(
     """
     if frame.dtype != np.uint8 or frame.ndim not in (2, 3) or min(frame.shape[:2], default=0) < 8:
         raise ImageError(f"frame of shape {frame.shape}, {frame.dtype}: expected uint8 [H, W] or [H, W, 3], 8 px up")
-    small, scale = _reduced(frame)
-    along_x = direction in ("right", "left")
-    if not along_x:
-        small = np.ascontiguousarray(small.T)
-    if foreground == "dark":
-        small = cv2.bitwise_not(small).astype(np.uint8, copy=False)
-        threshold = None if threshold is None else 255 - threshold
+    scale = _scale_of(frame)
+    along_x, dark = direction in ("right", "left"), foreground == "dark"
+    threshold = 255 - threshold if dark and threshold is not None else threshold
+    if scale > 2 and _is_bare(_turned(_sampled(frame, scale), along_x, dark), threshold, min_area):
+        return []
+    small = _turned(_reduced(frame, scale), along_x, dark)
     boxes = _boxes(small, threshold, min_area, None if part_length_px is None else part_length_px / scale)
     restored = [_restored(box, scale, along_x, (frame.shape[0], frame.shape[1])) for box in boxes]
     return sorted(restored, key=lambda box: _progress(box, direction), reverse=True)
@@ -87,11 +87,22 @@ def _progress(box: Box, direction: Direction) -> int:
     return {"right": box.x + box.w, "left": -box.x, "down": box.y + box.h, "up": -box.y}[direction]
 
 
-def _reduced(frame: Pixels) -> tuple[Pixels, int]:
-    """The frame as grey, its longer side near WORK_SIDE_PX, and by how much it was reduced."""
+def _scale_of(frame: Pixels) -> int:
+    """By how much the frame is reduced, so that its longer side comes near WORK_SIDE_PX."""
+    ratio: float = max(frame.shape[:2]) / WORK_SIDE_PX
+    return max(1, round(ratio)) if ratio < 3 else 2 * round(ratio / 2)
+
+
+def _sampled(frame: Pixels, scale: int) -> Pixels:
+    """One pixel of each block, as grey: a quarter of the memory that a mean has to read."""
+    size = (frame.shape[1] // scale, frame.shape[0] // scale)
+    whole = frame[: size[1] * scale, : size[0] * scale]
+    return _grey(np.asarray(cv2.resize(whole, size, interpolation=cv2.INTER_NEAREST), dtype=np.uint8))
+
+
+def _reduced(frame: Pixels, scale: int) -> Pixels:
+    """The frame as grey, 1 / ``scale`` as large."""
     height, width = frame.shape[:2]
-    ratio = max(height, width) / WORK_SIDE_PX
-    scale = max(1, round(ratio)) if ratio < 3 else 2 * round(ratio / 2)
     if scale > 2:  # of large frames one pixel in so many is looked at, then pairs are averaged: a third of the time
         step = scale // 2
         size = (width // step, height // step)
@@ -102,9 +113,31 @@ def _reduced(frame: Pixels) -> tuple[Pixels, int]:
         block, size = min(scale, 2), (width // scale, height // scale)
         whole = frame[: size[1] * block, : size[0] * block]
         frame = np.asarray(cv2.resize(whole, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
-    if frame.ndim == 3:  # the plain mean does not depend on the order of the channels
-        frame = np.asarray(cv2.transform(frame, np.full((1, 3), 1 / 3, np.float32)), dtype=np.uint8)
-    return frame, scale
+    return _grey(frame)
+
+
+def _grey(frame: Pixels) -> Pixels:
+    if frame.ndim == 2:
+        return frame  # else the plain mean, which does not depend on the order of the channels
+    return np.asarray(cv2.transform(frame, np.full((1, 3), 1 / 3, np.float32)), dtype=np.uint8)
+
+
+def _turned(small: Pixels, along_x: bool, dark: bool) -> Pixels:
+    """As if bright parts moved along x."""
+    small = small if along_x else np.ascontiguousarray(small.T)
+    return np.asarray(cv2.bitwise_not(small), dtype=np.uint8) if dark else small
+
+
+def _is_bare(sample: Pixels, threshold: int | None, min_area: float) -> bool:
+    """Whether far too little of the frame is bright for even the smallest part, as of most frames.
+
+    A part has LIT of its least area above the belt's level and spread in means of four pixels; here less than a
+    quarter of that in single pixels, above a level under that one, rules it out. What is noisy is looked at in full.
+    """
+    rim = _rim(sample)
+    level = np.bincount(rim, minlength=256).cumsum().searchsorted(rim.size / 2)  # the median
+    bright = level + LEAST_STEP - 2 if threshold is None else threshold - 2
+    return cv2.countNonZero(_above(sample, bright)) < LIT / 4 * min_area * sample.size
 
 
 def _restored(box: Box, scale: int, along_x: bool, frame_hw: tuple[int, int]) -> Box:
@@ -119,10 +152,13 @@ def _restored(box: Box, scale: int, along_x: bool, frame_hw: tuple[int, int]) ->
 
 def _belt(small: Pixels) -> tuple[float, float]:
     """(level, step): the belt's median grey level at the rims, and how far from it the belt still reaches."""
-    rows = max(2, round(small.shape[0] * RIM))
-    rim = np.concatenate([small[:rows].ravel(), small[-rows:].ravel()])
-    low, level, high = quartiles(rim)
+    low, level, high = quartiles(_rim(small))
     return level, max(LEAST_STEP, SPREADS * (high - low) / 2)
+
+
+def _rim(small: Pixels) -> Pixels:
+    rows = max(2, round(small.shape[0] * RIM))
+    return np.concatenate([small[:rows].ravel(), small[-rows:].ravel()])
 
 
 def quartiles(values: Pixels) -> list[float]:
@@ -154,7 +190,7 @@ def _boxes(small: Pixels, threshold: int | None, min_area: float, length: float 
     found = []
     for box in _joined(blobs, small.shape[0] * 0.02, small.shape[1]):
         lit = cv2.countNonZero(seed[box.y : box.y + box.h, box.x : box.x + box.w])
-        if lit < 0.25 * max(least, box.area):
+        if lit < LIT * max(least, box.area):
             continue
         found += [piece for piece in _split(_trimmed(mask, box), mask, length) if piece.area >= least]
     return found

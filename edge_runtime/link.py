@@ -19,7 +19,7 @@ RETRY_S = 3.0
 UNEXPLAINED = 3
 """Handshakes that ended without a word until that means something: a host that is being restarted ends one or two."""
 
-LOOK_MS = 100
+LOOK_MS = 250
 """How long the owner of a Link may wait until it calls ``tend`` again."""
 
 log = logging.getLogger(__name__)

@@ -41,14 +41,14 @@ from edge_runtime.slots import overtaken, settle
 from edge_runtime.spool import ANOTHER_BOOT_MS, Draft, Outage, Spool
 from edge_runtime.triggers import Triggers
 
-IDLE_S, JOIN_S = 0.1, 0.05
+IDLE_S, JOIN_S = 0.2, 0.05
 """Longest sleep: with nothing under way; and while a part waits for a frame, whose time may run out."""
 
 LOOK_S = 0.01
 """How often camera processes, orders and clocks are looked after while parts keep the station busy."""
 
 ALIVE_S = 0.2
-KEEP_S = 0.5
+KEEP_S = 1.0
 """How often the heartbeat is also written to a file; at once where it says something else than before."""
 
 PROOF_S = 1.0
@@ -58,7 +58,7 @@ BUSY_PROOF_S = 60.0
 PROOF_SHARE = 0.05
 """Most of an idle station's time that may go into proofs, so that a part hardly ever waits for one."""
 
-PROOF_CPU = 0.005
+PROOF_CPU = 0.003
 """Most of a core as well: a model that is inferred by processors is tried less often, RARE_PROOF_S apart at most."""
 
 RARE_PROOF_S = 10.0

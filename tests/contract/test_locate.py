@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
+from contract import locate
 from contract.errors import ImageError
 from contract.locate import Box, find_parts, quartiles
 from tests.shared_data import shared_data
@@ -27,6 +28,38 @@ def with_part(frame: np.ndarray, box: Box, level: int = 150) -> np.ndarray:
 def test_bare_belt_has_no_parts() -> None:
     assert find_parts(belt()) == []
     assert find_parts(np.full((480, 640), 37, np.uint8)) == []
+
+
+@pytest.mark.parametrize("foreground", ["bright", "dark"])
+@pytest.mark.parametrize("texture", ["even", "striped", "wavy", "graded"])
+def test_the_quick_look_at_a_belt_passes_over_no_part(
+    texture: str, foreground: locate.Foreground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Faint, small and textured parts on quiet and noisy belts: what the full look finds is found."""
+    random = np.random.default_rng(len(texture))
+    quick = locate._is_bare
+    bare = 0
+    for _ in range(24):
+        height, width = random.integers(640, 900), random.integers(1200, 1300)
+        frame = random.normal(random.integers(40, 210), random.uniform(0, 5), (height, width))
+        side = int((height * width * random.uniform(0.004, 0.02)) ** 0.5)
+        x, y = random.integers(0, width - side), random.integers(40, height - side - 40)
+        shape = {
+            "even": np.ones((side, side)),
+            "striped": np.array([[0.0], [2.0]])[np.arange(side) % 2] * np.ones((1, side)),
+            "wavy": 1 + np.sin(np.arange(side) / random.uniform(0.5, 9)) * np.ones((side, 1)),
+            "graded": np.linspace(0, 2, side) * np.ones((side, 1)),
+        }[texture]
+        step = random.uniform(0, 40) * (1 if foreground == "bright" else -1)
+        frame[y : y + side, x : x + side] += step * shape
+        pixels = np.clip(frame, 0, 255).astype(np.uint8)
+        monkeypatch.setattr(locate, "_is_bare", lambda *_: False)
+        full = find_parts(pixels, foreground=foreground)
+        monkeypatch.setattr(locate, "_is_bare", quick)
+        assert find_parts(pixels, foreground=foreground) == full
+        seen = locate._turned(locate._sampled(pixels, locate._scale_of(pixels)), True, foreground == "dark")
+        bare += quick(seen, None, 0.005)
+    assert 0 < bare < 24
 
 
 @pytest.mark.parametrize("size", [*range(1, 12), 640, 641, 642, 643])
