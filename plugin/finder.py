@@ -13,10 +13,11 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
 from plugin import tables as t
-from plugin.queries import Reader, _known_fields, _part
+from plugin.queries import FLAGGED, Reader, _known_fields, _part
 
 LARGEST = 2**63 - 1
 MOST_EDGES = 256
+SETTLED = ("good", "defect")
 JUDGED_BY = ("recipe", "bundle_id", "model_sha256", "calibration_id", "engine")
 p, e = t.parts.c, t.events.c
 
@@ -131,6 +132,43 @@ class Finder(Reader):
         c = t.edges.c
         rows = self._all(sa.select(c.edge_id, c.received_ns).order_by(c.received_ns.desc()).limit(MOST_EDGES))
         return {row["edge_id"]: row["received_ns"] for row in rows}
+
+    def settled_parts(self, wanted: Filter, after: int, limit: int) -> list[dict[str, Any]]:
+        """Rows of parts that inspectors called good or defective, with what judged them."""
+        same = sa.and_(e.edge_id == p.edge_id, e.spool_id == p.spool_id, e.seq == p.seq)
+        found = sa.select(t.parts, e.header).select_from(t.parts.outerjoin(t.events, same))
+        found = found.where(*_conditions(wanted), p.review.in_(SETTLED))
+        return [_with_judge(row) for row in self._all(_paged(found, p.id, after, limit, False))]
+
+    def unsettled(self, wanted: Filter) -> dict[str, int]:
+        """How many parts inspectors were to judge and none has settled, by what stands."""
+        same = sa.and_(e.edge_id == p.edge_id, e.spool_id == p.spool_id, e.seq == p.seq)
+        waiting = sa.and_(p.review.is_(None), sa.or_(p.audited, p.verdict.in_(FLAGGED)))
+        found = sa.select(p.review, sa.func.count().label("n")).select_from(t.parts.outerjoin(t.events, same))
+        found = found.where(*_conditions(wanted), sa.or_(waiting, p.review.not_in(SETTLED))).group_by(p.review)
+        return {row["review"] or "nobody decided": row["n"] for row in self._all(found)}
+
+    def settled_views(self, wanted: Filter) -> list[str]:
+        """The cameras whose pictures of settled parts are kept."""
+        found = self._settled_pictures(wanted, ("image",), t.attachments.c.view).group_by(t.attachments.c.view)
+        return sorted(row["view"] for row in self._all(found))
+
+    def settled_size(self, wanted: Filter) -> tuple[int, int]:
+        """How many pictures of settled parts are kept, and the bytes of them and of their maps."""
+        a = t.attachments.c
+        n, size = sa.func.count().filter(a.role == "image").label("n"), sa.func.sum(a.size).label("size")
+        row = self._all(self._settled_pictures(wanted, ("image", "map"), n, size))[0]
+        return int(row["n"]), int(row["size"] or 0)
+
+    def _settled_pictures(
+        self, wanted: Filter, roles: Collection[str], *columns: sa.ColumnElement[Any]
+    ) -> sa.Select[Any]:
+        a = t.attachments.c
+        same = sa.and_(e.edge_id == p.edge_id, e.spool_id == p.spool_id, e.seq == p.seq)
+        theirs = sa.and_(a.edge_id == p.edge_id, a.part_id == p.part_id)
+        source = t.parts.join(t.attachments, theirs).outerjoin(t.events, same)
+        kept = (a.role.in_(roles), a.removed_ns.is_(None), a.sha256.is_not(None))
+        return sa.select(*columns).select_from(source).where(*_conditions(wanted), p.review.in_(SETTLED), *kept)
 
     def decisions(self) -> dict[str, int]:
         """Inspectors' decisions by kind."""

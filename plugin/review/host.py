@@ -11,6 +11,7 @@ from plugin.control import ControlServer
 from plugin.feed import Feed
 from plugin.finder import Finder
 from plugin.ledger import LedgerReader
+from plugin.review.archive import Exports
 from plugin.review.holds import Holds
 from plugin.review.signin import SignIn
 from plugin.review.stream import Streams
@@ -59,6 +60,7 @@ class Host:
     blind_share: float = 0.0
     classes: tuple[str, ...] = ()
     holds: Holds = field(default_factory=Holds)
+    exports: Exports = field(default_factory=Exports)
 
     def is_blind(self, part: dict[str, Any]) -> bool:
         """Whether a part is shown without what the machine said of it, until it is judged; unsure is no judgement."""

@@ -9,10 +9,12 @@ from fastapi import APIRouter, Header, HTTPException, Query, Request, Response
 
 from contract.event import Verdict
 from contract.verdicts import MAX_PAGE, VerdictPage
+from plugin import datasets
+from plugin.datasets import Wanted
 from plugin.feed import Cursor
 from plugin.finder import LARGEST, Filter
 from plugin.models import Alarm, Decided, Event, Image, Output, Page, Part, PartDetail, Problem, Review, iso
-from plugin.review import api
+from plugin.review import api, archive
 from plugin.review.api import TOLD, After, Limit, PageLimit, Row, VerdictBody, host_of
 from plugin.review.host import Host
 from plugin.review.signin import ENGINEER, INSPECTOR, INSPECTOR_REVIEWS
@@ -22,7 +24,7 @@ WORDS = {
     403: "The account's role or the token's scope does not reach so far, or it came from elsewhere.",
     404: "There is no such thing.",
     409: "As things stand this cannot be done.",
-    413: "The body is too large, or its length is not stated.",
+    413: "The body is too large, or its length is not stated; or more is asked for than one answer holds.",
     422: "The request is not understood.",
     503: "Not now; nothing was changed.",
 }
@@ -143,6 +145,46 @@ def image(request: Request, number: Row) -> Response:
 def export_verdicts(request: Request, after: After = 0, limit: PageLimit = MAX_PAGE) -> VerdictPage:
     """What inspectors said, for calibration: ask again behind ``next`` until it is null."""
     return host_of(request).reader.verdicts(after, limit)
+
+
+@router.get(
+    "/export/dataset",
+    dependencies=[ENGINEER],
+    response_class=Response,
+    responses={
+        200: {
+            "description": "A zip archive; its manifest.json, the last file, says where each other one is from.",
+            "content": {"application/zip": {"schema": {"type": "string", "format": "binary"}}},
+        }
+    },
+)
+def export_dataset(
+    request: Request,
+    kind: Annotated[Literal["mvtec", "coco", "fiftyone"], Query(description="how it is laid out")] = "mvtec",
+    since: Since = None,
+    until: Until = None,
+    line: Text = None,
+    edge: Text = None,
+    recipe: Text = None,
+    lot: Text = None,
+    test_share: Annotated[float, Query(ge=0, le=1, description="of good parts, kept for tests")] = 0.2,
+    machine_masks: Annotated[bool, Query(description="mvtec: the machine's maps as ground_truth")] = False,
+) -> Response:
+    """Parts that inspectors called good or defective, with pictures and provenance, for training.
+
+    What nobody has settled is left out and counted in the manifest. More than 10 000 pictures or 2 GiB are refused:
+    ask for a shorter time, or use the command `flawline host export`.
+    """
+    host = host_of(request)
+    parts = Filter(since, until, _edges(host, line, edge), recipe, lot=lot)
+    pictures, size = host.reader.settled_size(parts)
+    if pictures > archive.MOST_PICTURES or size > archive.MOST_BYTES:
+        raise HTTPException(
+            413, f"{pictures} pictures, {size >> 20} MiB with their maps: ask for a shorter time, or run "
+            "flawline host export where the host is"
+        )  # fmt: skip
+    found = datasets.files(host.reader, host.blobs.read, Wanted(kind, parts, test_share, machine_masks, host.classes))
+    return archive.Archive(datasets.zipped(found), f"flawline-{kind}.zip", host.exports)
 
 
 @router.get("/alarms", dependencies=[INSPECTOR])

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,10 @@ import s3fs
 from contract.errors import ConfigError
 from contract.event import Verdict
 from plugin.backup import back_up, restore
+from plugin.blob_places import open_blobs
 from plugin.bucket import Bucket
+from plugin.datasets import Wanted, files, write_folder
+from plugin.finder import Finder
 from plugin.retention import Retention
 from plugin.settings import RetentionSettings, load_settings
 from plugin.store import Store
@@ -173,6 +177,36 @@ def test_retention_and_backup_know_the_bucket(tmp_path: Path, s3: S3) -> None:
     again().carry()
     assert s3.names() == {sha(b"young")}
     Store(other, blobs=again()).close()
+
+
+def test_a_data_set_is_exported_from_the_bucket_or_not_at_all(tmp_path: Path, s3: S3) -> None:
+    state = tmp_path / "state"
+    state.mkdir()
+    kept = Kept(state, state / "store.sqlite")
+    bucket = Bucket(state, URL, s3.endpoint, CREDENTIALS)
+    kept.store.blobs = bucket
+    kept.part("one", Verdict.REJECT, 1, b"one")
+    kept.store.review(1, "good", "eve")
+    bucket.carry()
+    kept.reader.close()
+    kept.store.close()
+    (tmp_path / "host.toml").write_text('state_dir = "state"\n' + settings_at(s3, tmp_path))
+    settings = load_settings(tmp_path / "host.toml")
+    with closing(Finder(state / "store.sqlite")) as finder:
+
+        def export(name: str) -> dict[str, Any]:
+            wanted = Wanted("mvtec", test_share=0.0)
+            return write_folder(files(finder, open_blobs(settings).read, wanted), tmp_path / name)
+
+        (picture,) = export("out")["files"]
+        assert (tmp_path / "out" / picture["file"]).read_bytes() == b"one" and picture["sha256"] == sha(b"one")
+        s3.close()
+        try:
+            with pytest.raises(ConfigError, match="the bucket does not answer"):
+                export("away")
+        finally:
+            s3.start()
+    assert not [path for path in tmp_path.iterdir() if "away" in path.name]
 
 
 def test_secrets_stay_out_of_the_configuration(tmp_path: Path, s3: S3) -> None:

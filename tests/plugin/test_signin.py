@@ -40,7 +40,8 @@ BY_ROLE = {"inspector": "ivan", "engineer": "eve", "administrator": "ada"}
 OPEN = {("GET", "/healthz"), ("GET", "/sign-in"), ("POST", "/sign-in"), ("POST", "/look")}
 LISTS = {"/api/parts", "/api/line", "/api/gaps", "/api/summary", "/api/openapi.json", "/api/control"}
 LISTS |= {"/api/export/verdicts", "/metrics"}
-LISTS |= {f"/api/v1/{name}" for name in ("parts", "verdicts", "events", "events/1", "export/verdicts", "stream")}
+LISTS |= {f"/api/v1/{name}" for name in ("parts", "verdicts", "events", "events/1", "stream")}
+LISTS |= {f"/api/v1/export/{name}" for name in ("verdicts", "dataset")}
 ENDLESS = "/api/v1/stream"
 
 
