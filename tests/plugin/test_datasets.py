@@ -275,6 +275,11 @@ def test_what_breaks_off_is_no_archive_and_no_folder(
     assert len(taken) > 10_000
     with pytest.raises(zipfile.BadZipFile):
         zipfile.ZipFile(io.BytesIO(taken))
+    monkeypatch.setattr(site.app.state.host.blobs, "read", read)
+    assert web.get("/api/v1/export/dataset").status_code == 200
+    monkeypatch.setattr(archive, "LONGEST_S", -1.0)  # no reader is as quick as that
+    with pytest.raises(httpx.RemoteProtocolError):
+        web.get("/api/v1/export/dataset")
 
 
 def test_a_command_that_is_killed_leaves_nothing_that_looks_whole(site: Site, tmp_path: Path) -> None:
