@@ -107,6 +107,10 @@ class Receiver:
         self._answer_socket.set(zmq.SNDHWM, 0)  # the writer must never wait for the receiver
         self._answer_socket.connect(f"inproc://answers-{id(self)}")
 
+    def begin(self) -> None:
+        """Just before ``run``: nobody knows how old it is what came since the socket was bound."""
+        self._router.begin()
+
     def run(self) -> None:
         """Receive and answer until stopped."""
         poller = zmq.Poller()

@@ -71,6 +71,8 @@ class Router:
         self._log = LimitedLog(log)
         self._revoked = threading.Event()
         self._unread = Unread(self._max_message_bytes, all_bytes)
+        self._there: set[int] = set()
+        self._early: dict[int, bool] = {}
         self.socket = context.socket(zmq.ROUTER)
         self.socket.set(zmq.LINGER, 0)  # the edge's spool is the truth
         self.socket.set(zmq.ROUTER_MANDATORY, 1)  # an answer to a peer that is gone is an error, not silence
@@ -106,6 +108,15 @@ class Router:
         poller.register(self.socket, zmq.POLLIN)
         poller.register(self._monitor.socket, zmq.POLLIN)
 
+    def begin(self) -> None:
+        """Reading begins now: ends the connections of before, and what came over them is thrown away.
+
+        It may have lain here since the socket was bound, nobody knows for how long; edges send it again with its age.
+        """
+        self._note_all()
+        self._early = dict.fromkeys(self._there, False)
+        self._unread.cut_all()
+
     def tend(self, drained: bool) -> None:
         """Note what happened to connections, cut those that may not go on; every LOOK_MS at least.
 
@@ -113,6 +124,8 @@ class Router:
         message that is whole. Who is authorised connects again at once and sends again.
         """
         revoked = self._revoked.is_set()
+        if drained:  # nothing is left of a connection that had ended before
+            self._early = {fd: ended for fd, ended in self._early.items() if not ended}
         self._note_all()
         if revoked:  # whoever came before that was noted; whoever comes after is refused by the gate
             self._revoked.clear()
@@ -122,9 +135,22 @@ class Router:
     def _note_all(self) -> None:
         for happening in self._monitor.happenings():
             self._unread.note(happening)
+            self._count(happening)
             problem = self._note(happening)
             if problem is not None:
                 self._say(problem)
+
+    def _count(self, happening: Happening) -> None:
+        """Who is there, by file number; one that is another connection's by now has ended for the one of before."""
+        event, fd = happening
+        if event == zmq.EVENT_ACCEPTED:
+            self._there.add(fd)
+        elif event == zmq.EVENT_DISCONNECTED:
+            self._there.discard(fd)
+        else:
+            return
+        if fd in self._early:
+            self._early[fd] = True
 
     def _look(self, drained: bool) -> None:
         for problem in self._unread.look(drained):
@@ -133,6 +159,12 @@ class Router:
 
     def read(self) -> tuple[list[bytes] | Oversize, str | None]:
         """One message and the sender's proven key (``User-Id``). Raises zmq.Again where none waits."""
+        while True:
+            got, user_id, connection = self._read()
+            if connection not in self._early:
+                return got, user_id
+
+    def _read(self) -> tuple[list[bytes] | Oversize, str | None, int]:
         first = self.socket.recv(zmq.NOBLOCK, copy=False)
         user_id = _user_id(first) if self._gate is not None else None
         frames = [first.bytes]
@@ -150,7 +182,7 @@ class Router:
         if count > RUDE_FRAMES and self._unread.cut(connection):
             self._counts.cut += 1
             self._say(f"a connection was cut: it sent a message of {count} frames")
-        return frames if count == len(frames) else Oversize(frames[:4], size, count), user_id
+        return frames if count == len(frames) else Oversize(frames[:4], size, count), user_id, connection
 
     def close(self, linger_ms: int) -> None:
         """Let go of the socket, sending for at most ``linger_ms``."""

@@ -407,6 +407,7 @@ class Service:
         self._spawn("alarms", self.feed.alarms.run)
         if self._http is not None and self._door is not None:
             self._spawn("http", partial(self._http.run, [self._door]))
+        self._receiver.begin()
         self._spawn("receiver", self._receiver.run)
         self._spawn("retention", self._retention.run)
         if isinstance(self._blobs, Bucket):

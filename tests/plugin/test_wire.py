@@ -92,6 +92,38 @@ def rig(tmp_path: Path):  # type: ignore[no-untyped-def]
     rig.stop()
 
 
+def test_what_came_before_the_host_reads_is_not_taken_for_young(make_dealer: MakeDealer) -> None:
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    told: list[Any] = []
+
+    def tell(arrivals: Any) -> list[int | None]:
+        told.extend(arrivals)
+        return [1] * len(arrivals)
+
+    receiver = Receiver(context, "tcp://127.0.0.1:*", tell, len)
+    early = make_dealer(receiver.endpoint)
+    early.send(s.frames(s.result(1), age_ms=5.0))
+    assert receiver._router.socket.poll(5000), "it lies there, and grows old unseen"
+    receiver.begin()
+    reading = threading.Thread(target=receiver.run)
+    reading.start()
+    late = make_dealer(receiver.endpoint)
+
+    def is_told() -> bool:
+        late.send(s.frames(s.result(2)))
+        early.send(s.frames(s.result(3)))  # who was cut comes back by itself
+        return {2, 3} <= {each.message.header.seq for each in told}
+
+    s.until(is_told)
+    receiver.stop()
+    reading.join(5)
+    receiver.flush()
+    assert 1 not in {each.message.header.seq for each in told}
+    for dealer in (early, late):
+        dealer.socket.close(0)
+    context.term()
+
+
 def test_nothing_is_acknowledged_before_the_commit_and_the_ledger_does_not_wait(
     rig: Rig, make_dealer: MakeDealer
 ) -> None:
