@@ -167,9 +167,7 @@ class TrustList:
 
     def _all(self) -> frozenset[bytes]:
         try:
-            entries = sorted(
-                (each.name, each.stat().st_mtime_ns, each.stat().st_size) for each in _files(self._trusted)
-            )
+            entries = _entries(self._trusted)
         except OSError as error:
             self.trouble = f"{self._trusted}: cannot be read ({error.strerror}); nobody is trusted"
             return frozenset()
@@ -185,6 +183,16 @@ class TrustList:
             except ConfigError as error:
                 self.trouble = str(error)
         return frozenset(prints)
+
+
+def _entries(folder: Path) -> list[tuple[str, int, int]]:
+    """Name, time and size of each file; one that is being taken away at this moment is none."""
+    entries = []
+    for path in _files(folder):
+        with suppress(FileNotFoundError):
+            state = path.stat()
+            entries.append((path.name, state.st_mtime_ns, state.st_size))
+    return entries
 
 
 def read_certificate(path: Path) -> bytes:
@@ -210,7 +218,8 @@ def plain_name(der: bytes) -> str:
 
 def rejected(folder: Path) -> list[Path]:
     """What was turned away, the newest first."""
-    return sorted(_files(folder / REJECTED), key=lambda each: -each.stat().st_mtime)
+    newest_first = sorted(_entries(folder / REJECTED), key=lambda entry: -entry[1])
+    return [folder / REJECTED / name for name, _, _ in newest_first]
 
 
 def trust(folder: Path, name: str) -> Path:

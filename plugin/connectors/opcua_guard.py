@@ -56,7 +56,9 @@ SESSION_MS = 60_000
 ACTIVATION_S = 10.0
 MESSAGE_BYTES = 1 << 20
 CHUNK_BYTES = 65535
-UNREAD_BYTES = 256 << 10
+UNREAD_BYTES = 4 << 20
+"""Of answers that a client has asked for and does not read, beside what the system's own buffers hold."""
+
 PENDING = 1000
 PENDING_BYTES = 4 << 20
 """Of one connection: clients do ask hundreds of small questions at once."""
@@ -316,8 +318,8 @@ class Processor(UaProcessor):
         super().open_secure_channel(algohdr, seqhdr, body)
 
     def get_publish_request(self, subscription_id: int) -> Any:
-        """None where nobody would hear the answer: what is due then stays in its queue."""
-        if self._transport.is_closing():
+        """None where nobody would read the answer now: what is due then stays in its queue, and is renewed."""
+        if self._transport.is_closing() or self._transport.get_write_buffer_size() > CHUNK_BYTES:
             return None
         return super().get_publish_request(subscription_id)
 
@@ -480,8 +482,9 @@ async def turn_out(server: Server) -> None:
         await asyncio.sleep(LOOK_S)
         try:
             for connection in list(server.bserver.clients if server.bserver else []):
-                if not _is_welcome(internal, connection):
-                    internal.refuse("turned_out", connection.peer_name, "its certificate or user is trusted no more")
+                why = _unwelcome(internal, connection)
+                if why is not None:
+                    internal.refuse("turned_out", connection.peer_name, why)
                     if connection.processor.session is not None:
                         await connection.processor.session.close_session(True)
                     connection.transport.abort()
@@ -489,10 +492,13 @@ async def turn_out(server: Server) -> None:
             internal.log.warning("folder", str(error))
 
 
-def _is_welcome(internal: GuardedServer, connection: Any) -> bool:
+def _unwelcome(internal: GuardedServer, connection: Any) -> str | None:
+    """Why a connection has to go; None where it may stay."""
     processor = connection.processor
     certificate = processor._connection.security_policy.peer_certificate
     if internal.trust is not None and certificate is not None and not internal.trust.trusts(certificate):
-        return False
+        return "its certificate is trusted no more"
     session = processor.session
-    return session is None or session.state is not SessionState.Activated or internal.users.stands(session.user)
+    if session is None or session.state is not SessionState.Activated or internal.users.stands(session.user):
+        return None
+    return f"its user {session.user.name!r} is none any more, or has another password or role"

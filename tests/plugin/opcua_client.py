@@ -35,6 +35,12 @@ from tests.needs import lacking
 URI = "http://opcfoundation.org/UA/MachineVision"
 OWN_URI = "urn:flawline:opcua"
 CLIENT_URI = "urn:test:scada"
+PATIENCE_S = 20.0
+"""asyncua's client gives up a server that takes a second for an answer; a machine full of tests does."""
+
+AGAIN_S = 4.0
+"""One that comes back by itself waits no longer for a server that may not be there yet."""
+
 PASSWORDS = {"scada": "kiln-harbour-92", "panel": "quiet-lamp-517"}
 """``scada`` may control, ``panel`` may read."""
 
@@ -118,14 +124,16 @@ class Scada:
         self._loop = loop
         self.events: list[Any] = []
         self.statuses: list[Any] = []
-        self.client: RawClient = Client(f"opc.tcp://127.0.0.1:{port}/", timeout=10)
+        self.client: RawClient = Client(
+            f"opc.tcp://127.0.0.1:{port}/", timeout=PATIENCE_S, watchdog_intervall=PATIENCE_S
+        )
         self.client.application_uri = CLIENT_URI
         self._identity = own or identity()
 
     @staticmethod
     def plain(port: int, user: str = "scada") -> RawClient:
         """A client that is not connected yet, for a loop of one's own."""
-        client = Client(f"opc.tcp://127.0.0.1:{port}/", timeout=10)
+        client = Client(f"opc.tcp://127.0.0.1:{port}/", timeout=AGAIN_S, watchdog_intervall=AGAIN_S)
         client.application_uri = CLIENT_URI
         client.set_user(user)
         client.set_password(PASSWORDS[user])

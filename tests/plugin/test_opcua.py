@@ -37,6 +37,7 @@ from plugin.connectors.opcua_guard import (
     CONNECTIONS_PER_ADDRESS,
     SUBSCRIPTIONS_PER_CLIENT,
     Fields,
+    Processor,
     TimelySubscription,
 )
 from plugin.connectors.opcua_model import METHODS, VARIABLES, VisionSystem
@@ -229,6 +230,20 @@ def test_what_is_sent_again_is_renewed_as_well() -> None:
     subscription._not_acknowledged_results[7] = sent
     again = subscription.republish(7)
     assert [value.Value for value in again.NotificationData[0].Events[0].EventFields] == [0]
+
+
+@pytest.mark.parametrize(("closing", "unread"), [(True, 0), (False, 100_000)])
+def test_nothing_leaves_for_a_client_that_does_not_read(closing: bool, unread: int) -> None:
+    class Transport:
+        def is_closing(self) -> bool:
+            return closing
+
+        def get_write_buffer_size(self) -> int:
+            return unread
+
+    processor = Processor.__new__(Processor)
+    processor._transport = Transport()
+    assert processor.get_publish_request(77) is None  # with requests there it would have taken one
 
 
 def test_nobody_listens_and_that_is_said(rig: Rig) -> None:
