@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 from asyncua import Server, ua
 from asyncua.common.events import Event
+from asyncua.common.manage_nodes import delete_nodes
 from asyncua.server.address_space import AttributeValue
 from asyncua.ua.uaerrors import UaError
 
@@ -262,8 +263,7 @@ class VisionSystem:
         self.node = await objects.add_object(
             ua.NodeId(self.line, own), ua.QualifiedName(self.line, own), ua.NodeId(VISION_SYSTEM, index)
         )
-        for path in LEFT_OUT:
-            await self._server.delete_nodes([await self._at(path)], recursive=True)
+        await self._leave_out([await self._at(path) for path in LEFT_OUT])
         await self.node.set_event_notifier([ua.EventNotifier.SubscribeToEvents])
         await self._server.nodes.server.set_event_notifier([ua.EventNotifier.SubscribeToEvents])
         await self._server.nodes.server.add_reference(self.node.nodeid, ua.ObjectIds.HasNotifier)
@@ -280,6 +280,15 @@ class VisionSystem:
         await self._put("DeadlineMs", self._deadline_ms)
         await self._write("SystemState", ua.Variant(_system_state(0), V.ExtensionObject))
         await self._show_states()
+
+    async def _leave_out(self, nodes: list[Any]) -> None:
+        """Delete nodes with all below them, and what refers to them in one pass: asyncua's own makes one for each."""
+        deleted, _ = await delete_nodes(self._server.iserver.isession, nodes, True, delete_target_references=False)
+        gone = {node.nodeid for node in deleted}
+        space = self._server.iserver.aspace
+        for node_id in list(space.keys()):
+            references = space[node_id].references
+            references[:] = [each for each in references if each.NodeId not in gone]
 
     async def _at(self, path: str) -> Any:
         names = [ua.QualifiedName(name, self._index) for name in path.split("/")]

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import trustme
 from asyncua import Client as OpcUaClient
@@ -27,6 +27,14 @@ from tests.plugin.opcua_client import OWN_URI, URI, Loop, Scada, abandon, conten
 from tests.plugin.receiver import Receiver, write_secret
 from tests.plugin.relay import Relay
 from tests.processes import free_port
+
+
+class Came(NamedTuple):
+    """One result as it came, taken or not, of a part; ``key`` is what a reader knows a repetition by."""
+
+    key: object
+    number: int
+    trigger: int
 
 
 class LoopPeer(Peer):
@@ -70,6 +78,7 @@ class ModbusPeer(Peer):
     def __init__(self, folder: Path) -> None:
         self._address = ("127.0.0.1", free_port())
         self._taken: list[Took] = []
+        self._came: list[Came] = []
         self._slow_s = 0.0
         self._controller: Controller | None = None
         self._thread: threading.Thread | None = None
@@ -95,6 +104,9 @@ class ModbusPeer(Peer):
 
     def took(self) -> Sequence[Took]:
         return list(self._taken)
+
+    def came(self) -> list[Came]:
+        return list(self._came)
 
     def inspected(self) -> bool:
         controller = self._controller
@@ -126,7 +138,9 @@ class ModbusPeer(Peer):
         before = len(self._controller.taken)
         self._controller.poll()
         now_ns = time.monotonic_ns()
-        self._taken += [Took(part.seq, part.code, now_ns) for part in self._controller.taken[before:]]
+        new = self._controller.taken[before:]
+        self._came += [Came(part.seq, part.seq, part.trigger_id) for part in new]
+        self._taken += [Took(part.seq, part.code, now_ns) for part in new]
 
     def _connect(self) -> None:
         if self._controller is None:
@@ -228,6 +242,11 @@ class MqttPeer(Peer):
     def took(self) -> Sequence[Took]:
         return [] if self._consumer is None else list(self._consumer.taken)
 
+    def came(self) -> list[Came]:
+        bodies = [] if self._consumer is None else [body for _, body in list(self._consumer.raw)]
+        results = [body for body in bodies if body["kind"] == "result"]
+        return [Came((body["session"], body["number"]), body["number"], body["trigger"]) for body in results]
+
     def inspected(self) -> bool:
         return self._consumer is not None and self._consumer.inspected
 
@@ -275,6 +294,10 @@ class WebhookPeer(Peer):
     def took(self) -> Sequence[Took]:
         return list(self._receiver.taken)
 
+    def came(self) -> list[Came]:
+        results = [(headers, body) for headers, body in list(self._receiver.raw) if body["kind"] == "result"]
+        return [Came(headers["webhook-id"], body["number"], body["trigger"]) for headers, body in results]
+
     def inspected(self) -> bool:
         return self._receiver.inspected
 
@@ -287,11 +310,11 @@ class WebhooksPeer(WebhookPeer):
 
     @property
     def url(self) -> str:
-        return f"webhook+https://127.0.0.1:{self._receiver.port}/flawline?secret=webhook.secret&ca=ca.pem"
+        return f"webhook+https://127.0.0.1:{self._receiver.port}/flawline?secret=webhook.secret&ca=webhook-ca.pem"
 
     def _make_receiver(self, folder: Path) -> Receiver:
         ca = trustme.CA()
-        ca.cert_pem.write_to_path(str(folder / "ca.pem"))
+        ca.cert_pem.write_to_path(str(folder / "webhook-ca.pem"))
         return Receiver(ca)
 
 
@@ -305,6 +328,7 @@ class OpcUaPeer(Peer):
         self._loop = Loop()
         self._running: asyncio.Task[None] | None = None
         self._taken: list[Took] = []
+        self._came: list[Came] = []
         self._beat = (-1, 0.0)
         self._inspected = False
 
@@ -330,6 +354,9 @@ class OpcUaPeer(Peer):
 
     def took(self) -> Sequence[Took]:
         return list(self._taken)
+
+    def came(self) -> list[Came]:
+        return list(self._came)
 
     def inspected(self) -> bool:
         return self._inspected and time.monotonic() - self._beat[1] < 0.5
@@ -366,6 +393,7 @@ class OpcUaPeer(Peer):
     def event_notification(self, event: object) -> None:
         """Only a result in time, of a number that was not taken before, is what it says."""
         said = content_of(event)
+        self._came.append(Came((said["Session"], said["Number"]), said["Number"], said["TriggerId"]))
         in_time = not said["Stale"] and said["Deadline"] > datetime.now(UTC)
         code = LineCode[said["Verdict"]] if in_time else LineCode.NOT_INSPECTED
         if not self._taken or said["Number"] > self._taken[-1].number:
