@@ -496,7 +496,8 @@ def _unwelcome(internal: GuardedServer, connection: Any) -> str | None:
     """Why a connection has to go; None where it may stay."""
     processor = connection.processor
     certificate = processor._connection.security_policy.peer_certificate
-    if internal.trust is not None and certificate is not None and not internal.trust.trusts(certificate):
+    # Empty where the channel is not open yet, and where it is without security and endpoints are asked for.
+    if internal.trust is not None and certificate and not internal.trust.trusts(certificate):
         return "its certificate is trusted no more"
     session = processor.session
     if session is None or session.state is not SessionState.Activated or internal.users.stands(session.user):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 import shutil
@@ -35,6 +36,7 @@ from plugin.connectors.base import LineOutput, Plant, RecipeState
 from plugin.connectors.opcua import OpcUa
 from plugin.connectors.opcua_guard import (
     CONNECTIONS_PER_ADDRESS,
+    LOOK_S,
     SUBSCRIPTIONS_PER_CLIENT,
     Fields,
     Processor,
@@ -204,6 +206,18 @@ def test_results_come_in_order_and_once_to_each_client(rig: Rig) -> None:
         assert [(one["Number"], one["Verdict"]) for one in each.results()] == [
             (number, LineCode(number % 4 + 1).name) for number in numbers
         ]
+
+
+def test_who_asks_for_endpoints_is_left_to_it(rig: Rig) -> None:
+    async def ask() -> int:
+        client = rig.client().client
+        await client.connect_socket()
+        await client.send_hello()
+        await client.open_secure_channel()
+        await asyncio.sleep(1.2 * LOOK_S)  # meanwhile the server looks whom it trusts no more
+        return len(await client.get_endpoints())
+
+    assert rig.loop.do(ask()) == 2
 
 
 def test_what_leaves_after_its_deadline_says_not_inspected(rig: Rig) -> None:
