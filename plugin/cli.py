@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from plugin import audit_cli, backup_cli, control_cli, export_cli, opcua_cli, user_cli
+from plugin import audit_cli, backup_cli, control_cli, export_cli, line_cli, opcua_cli, user_cli
 
 if TYPE_CHECKING:
     from plugin.service import Service
@@ -23,6 +23,10 @@ app.add_typer(user_cli.app, name="user")
 app.add_typer(audit_cli.app, name="audit")
 app.add_typer(opcua_cli.app, name="opcua")
 app.command("control", help=control_cli.HELP)(control_cli.control)
+
+app.add_typer(line_cli.masters_app, name="masters")
+app.command("line", help=line_cli.LINE_HELP)(line_cli.line)
+app.command("contain", help=line_cli.CONTAIN_HELP)(line_cli.contain)
 
 app.command("export", help=export_cli.HELP)(export_cli.export)
 app.command("backup", help=backup_cli.BACKUP_HELP)(backup_cli.backup)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 from urllib.parse import urlencode
 
 import typer
@@ -80,7 +80,7 @@ def control(
         raise ConfigError(f"`{what}` takes no --part, --lot, --encoder, --camera: those belong to `trigger`")
     settings = load_settings(config)
     wait_s = TIMEOUTS_S[what] if timeout is None else timeout
-    with _connected(settings, user, password_file) as host:
+    with connected(settings, user, password_file) as host:
         known = host.ask("GET", "/api/control")
         if known["endpoint"] is None:
             raise ConfigError(f"{config}: this host has no [control]; add it, and `control` under [host] of each edge")
@@ -109,7 +109,7 @@ def control(
         raise AskError(_said(reply), 2 if reply["outcome"] == "refused" else 1)
 
 
-class _Running:
+class Running:
     """A conversation with the running host; signed in where that is needed."""
 
     def __init__(self, connection: http.client.HTTPConnection, where: str, headers: dict[str, str]) -> None:
@@ -146,16 +146,39 @@ class _Running:
             raise AskError(str(found.get("error", f"the host answered {answer.status}")).rstrip("."))
         return found
 
+    def download(self, path: str, file: BinaryIO, timeout_s: float) -> None:
+        """Write a file of the host's, as it comes. Raises AskError."""
+        answer = self._request("GET", path, "", {}, timeout_s)
+        if answer.status != HTTPStatus.OK:
+            raise AskError(f"the host answered {answer.status} for {path}")
+        more = True
+        while more:
+            with self._spoken(timeout_s):
+                data = answer.read(1 << 20)
+            more = file.write(data) > 0
+
     def _exchange(
         self, method: str, path: str, body: str, headers: dict[str, str], timeout_s: float = GRACE_S
     ) -> tuple[http.client.HTTPResponse, bytes]:
+        answer = self._request(method, path, body, headers, timeout_s)
+        with self._spoken(timeout_s):
+            return answer, answer.read(1 << 22)
+
+    def _request(
+        self, method: str, path: str, body: str, headers: dict[str, str], timeout_s: float
+    ) -> http.client.HTTPResponse:
         self._connection.timeout = timeout_s
         if self._connection.sock is not None:
             self._connection.sock.settimeout(timeout_s)
-        try:
+        with self._spoken(timeout_s):
             self._connection.request(method, path, body.encode(), {**headers, **self._headers})
-            answer = self._connection.getresponse()
-            return answer, answer.read(1 << 22)
+            return self._connection.getresponse()
+
+    @contextmanager
+    def _spoken(self, timeout_s: float) -> Iterator[None]:
+        """What goes wrong on the way, as AskError."""
+        try:
+            yield
         except TimeoutError as error:
             raise AskError(f"the host at {self._where} did not answer within {timeout_s:g} s", 1) from error
         except ConnectionRefusedError as error:
@@ -167,10 +190,11 @@ class _Running:
 
 
 @contextmanager
-def _connected(settings: HostSettings, user: str | None, password_file: str | None) -> Iterator[_Running]:
+def connected(settings: HostSettings, user: str | None, password_file: str | None) -> Iterator[Running]:
+    """A conversation with the running host of these settings, signed in where that is needed."""
     address, token = _address(settings)
     connection = _connection(settings, address["host"], address["port"])
-    host = _Running(connection, f"{address['host']} port {address['port']}", {"x-flawline-terminal": token})
+    host = Running(connection, f"{address['host']} port {address['port']}", {"x-flawline-terminal": token})
     try:
         if settings.http.needs_sign_in:
             if user is None:

@@ -5,6 +5,7 @@ FlawlineError
 ├── AskError        an edge or the running host did not do what was asked
 ├── ConfigError     host.toml, or a port or folder that is taken
 ├── ConnectorError  a line controller did not take an output; recorded as refused
+├── LineError       what was asked of a line cannot be done
 ├── ReviewError     an inspector's verdict that cannot stand
 └── StoreLostError  the store's database cannot be written by this host now
 """
@@ -19,6 +20,7 @@ __all__ = [
     "ConfigError",
     "ConnectorError",
     "FlawlineError",
+    "LineError",
     "ReviewError",
     "StoreLostError",
 ]
@@ -38,6 +40,10 @@ class AskError(FlawlineError):
 
 class ConnectorError(FlawlineError):
     """A line controller could not be told; the part counts as not OK there."""
+
+
+class LineError(FlawlineError):
+    """No such line or master, a name that is taken, no masters to read."""
 
 
 class ReviewError(FlawlineError):

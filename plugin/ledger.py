@@ -11,6 +11,7 @@ from __future__ import annotations
 import collections
 import errno
 import heapq
+import json
 import logging
 import queue
 import secrets
@@ -18,26 +19,30 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from contract.event import Header, LineCode, Missed, Result, Trigger, Verdict
+from contract.event import Header, LineCode, Missed, Result, State, Trigger, Verdict
 from contract.overseer import Pulse
 from plugin.checkpoint import Checkpointer, without_checkpoints
-from plugin.connectors.base import LINE_CONTROLLER, LineOutput
+from plugin.connectors.base import LINE_CONTROLLER, GateOutcome, LineOutput, LineState
 from plugin.dispatch import Sent
 from plugin.durability import LOCK_S, LogSync, empty_log, first_number, is_log_failure, sync
-from plugin.errors import ConfigError
+from plugin.errors import ConfigError, LineError
+from plugin.lines import TABLES as LINE_TABLES
+from plugin.lines import Asked, Gated, Judging, Lines, Order, Part
 from plugin.logs import LimitedLog
 from plugin.matching import Row, Seen
 from plugin.renumber import not_before_ns
 from plugin.settings import LineSettings
 from plugin.transit import Arrival
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MAX_WAITING = 65536
+MAX_EDGES = 1024
 MAX_OF_EDGE = 8192
 """Of those one edge's: twice the largest window, so that one that sends without measure neither takes the room of the
 others nor lets them wait for long."""
@@ -88,6 +93,8 @@ CREATE TABLE IF NOT EXISTS outputs (
     age_ms REAL NOT NULL,
     t_wall_ns INTEGER NOT NULL,
     counter INTEGER,
+    model TEXT,
+    held TEXT,
     UNIQUE (line, number),
     UNIQUE (edge_id, part_id)
 );
@@ -123,11 +130,16 @@ CREATE TABLE IF NOT EXISTS sends (
 ) WITHOUT ROWID;
 """
 
+LATER = {"counter": "INTEGER", "model": "TEXT", "held": "TEXT"}
+"""Columns of ``outputs`` that came after the first version."""
+
 _SELECT = """
 SELECT o.id, o.line, o.number, o.edge_id, o.part_id, o.camera_id, o.trigger_id, o.code, o.source, o.reason, o.outcome,
-       o.age_ms, o.t_wall_ns, o.counter, l.code AS late_code, l.age_ms AS late_age_ms,
+       o.age_ms, o.t_wall_ns, o.counter, o.model, o.held, l.code AS late_code, l.age_ms AS late_age_ms,
        (SELECT min(t_wall_ns) FROM sends s WHERE s.line = o.line AND s.number = o.number AND s.outcome = 'published')
-           AS t_published_ns
+           AS t_published_ns,
+       (SELECT json_extract(j.detail, '$.outcome') FROM journal j
+        WHERE j.kind = 'gate' AND j.line = o.line AND j.number = o.number ORDER BY j.id DESC LIMIT 1) AS gate
 FROM outputs o LEFT JOIN late l ON l.edge_id = o.edge_id AND l.part_id = o.part_id
 """
 
@@ -165,17 +177,23 @@ class OpenPart(NamedTuple):
     due_ns: int
 
 
+Item = Told | Counted | Sent | Gated | Judging | Order
+
+
 class Ledger:
     """``tell`` events from the receiver, ``record`` outcomes from connectors; ``run`` on a thread of its own."""
 
-    def __init__(self, path: Path, line_of: Callable[[str], LineSettings]) -> None:
+    def __init__(self, path: Path, line_of: Callable[[str], LineSettings], lines: Sequence[LineSettings] = ()) -> None:
         self.path = path
+        self.journaled = threading.Event()
+        """Set whenever the journal has grown."""
+
         self.lost = 0
         self.skipped = 0
         self.pulse = Pulse("ledger")
         self._line_of = line_of
         self._boot_id = _boot_id()
-        self._inbox: queue.SimpleQueue[Sequence[Told | Counted | Sent]] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Sequence[Item]] = queue.SimpleQueue()
         self._log = LimitedLog(log)
         self._closing = False
         self._stopping = False
@@ -202,6 +220,10 @@ class Ledger:
         self._rows: dict[str, Row] = {}
         self._flooded: dict[str, int] = {}
         self._connection = _open_file(path)
+        self._lines = Lines(self._connection, lines)
+        self._line_states: dict[str, LineState] = {}
+        self._said: dict[str, Judging] = {}
+        self._answers: list[tuple[Order, dict[str, Any] | LineError]] = []
         self._checkpointer = Checkpointer(path, failed=self._tear_and_wake)
         self._log_sync = LogSync(path, self._tear_and_wake)
         try:
@@ -218,6 +240,8 @@ class Ledger:
                 "%d output(s) of the last run may or may not have been published; they are not repeated", unknown
             )
         self._load()
+        self._lines.restart()
+        self._line_states = self._lines.states()
 
     @property
     def trouble(self) -> str | None:
@@ -236,10 +260,16 @@ class Ledger:
             )
         return None
 
-    def connect(self, dispatch: Callable[[Sequence[LineOutput]], None], connected: Callable[[str], bool]) -> None:
-        """Where outputs go once committed, and which lines anyone listens to. Call before ``run``."""
+    def connect(
+        self,
+        dispatch: Callable[[Sequence[LineOutput]], None],
+        connected: Callable[[str], bool],
+        edges_of: Callable[[str], list[str]] = lambda _line: [],
+    ) -> None:
+        """Where outputs go once committed, which lines anyone listens to, each line's edges. Call before ``run``."""
         self._dispatch = dispatch
         self._connected = connected
+        self._lines.edges_of = edges_of
 
     def tell(self, arrivals: Sequence[Arrival]) -> list[int | None]:
         """Say what arrived, when and how old; a ticket for ``has`` for each. One thread calls; never blocks.
@@ -251,6 +281,8 @@ class Ledger:
         with self._progress:
             for arrival in arrivals:
                 header = arrival.message.header
+                if isinstance(header, State):
+                    self._note_judging(header)
                 if not isinstance(header, Trigger | Result | Missed):
                     tickets.append(self._tickets)
                 elif self._is_full(header.edge_id):
@@ -277,6 +309,31 @@ class Ledger:
         ``trigger_tolerance_ms``, and no other could be meant; without one by the deadline it is NOT_INSPECTED.
         """
         self._inbox.put([Counted(line, counters, t_ns)])
+
+    def state_of(self, line: str) -> LineState:
+        """Whether the line is to stop, and how its challenge stands. Asked by any thread."""
+        return self._line_states.get(line) or LineState()
+
+    def gate(self, line: str, number: int, outcome: GateOutcome, who: str) -> None:
+        """What a sensor behind the gate saw of a part. Called by any thread; never blocks."""
+        self._inbox.put([Gated(line, number, outcome, who)])
+
+    def ask(self, line: str, what: Asked, who: str, **values: Any) -> Future[dict[str, Any]]:
+        """Ask something of a line; the future ends once it is committed, or with LineError. Called by any thread."""
+        order = Order(line, what, who, values, Future())
+        self._inbox.put([order])
+        return order.done
+
+    def _note_judging(self, state: State) -> None:
+        """What an edge judges by, where that has changed."""
+        if state.model_sha256 is None:
+            return
+        cameras = tuple(camera.camera_id for camera in state.cameras)
+        line = self._line_of(state.edge_id).id
+        now = Judging(line, state.edge_id, state.recipe_number, state.model_sha256, cameras)
+        if self._said.get(state.edge_id) != now and (state.edge_id in self._said or len(self._said) < MAX_EDGES):
+            self._said[state.edge_id] = now
+            self._inbox.put([now])
 
     def flooded(self, line: str) -> bool:
         """Whether the line controller has just counted more parts than can be under way."""
@@ -340,7 +397,7 @@ class Ledger:
             self._tear(error)
             self._log.warning("checkpoint", f"{self.path}: no checkpoint ({error}); the log grows until there is")
 
-    def _gather(self) -> list[Told | Counted | Sent]:
+    def _gather(self) -> list[Item]:
         """What waits, at once where a judgement is among it: a verdict waits for no commit that could wait for it."""
         try:
             batch = list(self._inbox.get(timeout=self._time_left_s()))
@@ -358,7 +415,7 @@ class Ledger:
             batch += items
         return batch
 
-    def _is_urgent(self, items: Sequence[Told | Counted | Sent]) -> bool:
+    def _is_urgent(self, items: Sequence[Item]) -> bool:
         """Whether a judgement is among them, a part whose deadline is near, or nothing: who stops or drains is next."""
         soon_ns = time.monotonic_ns() + int(NEAR_S * 1e9)
         return not items or any(
@@ -371,11 +428,12 @@ class Ledger:
         if self._closing:
             return IDLE_S if self._idle.is_set() else 0.0
         longest_s = IDLE_S if self._torn is None else RETRY_S
-        if not self._due:
-            return longest_s
-        return min(longest_s, max(0.0, (self._due[0][0] - time.monotonic_ns()) / 1e9))
+        due_ns = [self._due[0][0]] if self._due else []
+        if (gate_ns := self._lines.next_ns()) is not None:
+            due_ns.append(gate_ns)
+        return min([longest_s, *(max(0.0, (each - time.monotonic_ns()) / 1e9) for each in due_ns)])
 
-    def _settle(self, batch: list[Told | Counted | Sent]) -> bool:
+    def _settle(self, batch: list[Item]) -> bool:
         """Commit what ``batch`` and the clock decide, then publish; retry a failing disk until stopped (False)."""
         while True:
             try:
@@ -394,6 +452,7 @@ class Ledger:
                 self.pulse.turn(DISK_S)  # a disk that refuses is no hang: another start would not mend it
                 time.sleep(RETRY_S)
         self._trouble = None
+        self._say_lines()
         if outputs:
             self._give_out(outputs)
         else:
@@ -405,6 +464,21 @@ class Ledger:
             self._count_of_edge -= collections.Counter(told)  # without keys anybody may invent edges: none stays at 0
             self._progress.notify_all()
         return True
+
+    def _say_lines(self) -> None:
+        """Before any output of the same transaction: whoever takes a part's code sees how its line stands."""
+        if self._lines.changed:
+            self._lines.changed = False
+            self._line_states = self._lines.states()
+            self.journaled.set()
+        answers, self._answers = self._answers, []
+        for order, answer in answers:
+            if not order.done.set_running_or_notify_cancel():
+                continue
+            if isinstance(answer, LineError):
+                order.done.set_exception(answer)
+            else:
+                order.done.set_result(answer)
 
     def _give_out(self, outputs: list[LineOutput]) -> None:
         """Once the disk has them: what the line was told must still be known after a power cut.
@@ -466,10 +540,12 @@ class Ledger:
         self._counters = self._counters_before
         self._load()
 
-    def _decide(self, batch: list[Told | Counted | Sent]) -> list[LineOutput]:
+    def _decide(self, batch: list[Item]) -> list[LineOutput]:
         outputs: list[LineOutput] = []
         self._counters_before = self._counters.copy()
+        self._answers = []
         self._connection.execute("BEGIN IMMEDIATE")
+        self._lines.look_at_clock()
         for item in batch:
             if isinstance(item, Told):
                 self._or_skip(item.key, partial(self._hear, item, outputs))
@@ -477,6 +553,13 @@ class Ledger:
                 for counter in item.counters:
                     key = self._name_counted(item.line)
                     self._or_skip(key, partial(self._count, key, item, counter))
+            elif isinstance(item, Gated):
+                if not self._lines.gate(item):
+                    self._log.warning("gate", f"line {item.line}: {item.outcome} of no. {item.number}, which is none")
+            elif isinstance(item, Judging):
+                self._lines.judging(item)
+            elif isinstance(item, Order):
+                self._answers.append((item, self._do(item)))
         self._write_sent([item for item in batch if isinstance(item, Sent)])
         now_ns = time.monotonic_ns()
         while self._due and self._due[0][0] <= now_ns and not self._closing:
@@ -484,8 +567,17 @@ class Ledger:
             part = self._open.get(key)
             if part is not None and part.due_ns == due_ns:
                 self._or_skip(key, partial(self._close_at_deadline, key, part, outputs))
+        if not self._closing:
+            self._lines.tick(now_ns)
+        self._lines.save()
         self._connection.execute("COMMIT")
         return outputs
+
+    def _do(self, order: Order) -> dict[str, Any] | LineError:
+        try:
+            return self._lines.order(order)
+        except LineError as error:
+            return error
 
     def _or_skip(self, key: Key, work: Callable[[], None]) -> None:
         """Do the work for one part; a part that the file's constraints refuse keeps no other waiting."""
@@ -516,6 +608,7 @@ class Ledger:
         if part is None:
             part = as_told
             self._find_counter(key, part)
+            self._lines.announced(part.line, key, part.camera_id, part.captured_ns, header.serial)
         in_time = time.monotonic_ns() <= min(part.due_ns, as_told.due_ns)  # the older of what was said of its age
         # A ledger from a backup cannot know which parts of before the line was told of.
         in_time = in_time and min(part.captured_ns, as_told.captured_ns) >= self._not_before_ns
@@ -531,7 +624,8 @@ class Ledger:
         elif in_time:
             code = CODES[header.verdict] if isinstance(header, Result) else LineCode.NOT_INSPECTED
             source = "verdict" if isinstance(header, Result) else "missed"
-            outputs.append(_judged(self._write_output(key, part, code, source, header.reason), header))
+            output = self._write_output(key, part, code, source, header.reason, None, header)
+            outputs.append(_judged(output, header))
         elif announced:
             self._close_at_deadline(key, part, outputs)
             self._write_late(told)
@@ -601,15 +695,26 @@ class Ledger:
         outputs.append(output._replace(due_ns=expiry_ns))
 
     def _write_output(
-        self, key: Key, part: OpenPart, code: LineCode, source: str, reason: str | None, outcome: str | None = None
+        self,
+        key: Key,
+        part: OpenPart,
+        code: LineCode,
+        source: str,
+        reason: str | None,
+        outcome: str | None = None,
+        header: Result | Missed | None = None,
     ) -> LineOutput:
+        about = Part(key, part.camera_id, part.captured_ns, header)
+        hold = self._lines.hold(part.line, about, code)
+        if hold is not None:
+            code, reason = LineCode.NOT_INSPECTED, hold.reason
         outcome = outcome or ("committed" if self._connected(part.line) else "unconnected")
         number = self._next.get(part.line, self._first_number)
         age_ms = (time.monotonic_ns() - part.captured_ns) / 1e6
         counter = self._counters.get(key)
         self._connection.execute(
             "INSERT INTO outputs (line, number, edge_id, part_id, camera_id, trigger_id, code, source, reason, "
-            "outcome, age_ms, t_wall_ns, counter) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "outcome, age_ms, t_wall_ns, counter, model, held) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 part.line,
                 number,
@@ -623,8 +728,11 @@ class Ledger:
                 age_ms,
                 time.time_ns(),
                 counter,
+                header.model_sha256 if isinstance(header, Result) else None,
+                None if hold is None else hold.kind,
             ),
         )
+        self._lines.told(part.line, number, about, code, hold, outcome == "committed")
         self._next[part.line] = number + 1
         self._forget(key)
         return LineOutput(
@@ -675,6 +783,7 @@ class Ledger:
         due = [(part.due_ns, key) for key, part in parts.items()]
         heapq.heapify(due)
         self._open, self._due, self._next, self._stale = parts, due, numbers, False
+        self._lines.load()
         self._counters |= {key: part.trigger_id for key, part in parts.items() if key[0] == LINE_CONTROLLER}
 
     def _read_numbers(self) -> dict[str, int]:
@@ -725,6 +834,76 @@ class LedgerReader:
         last = max((row["last"] for row in rows), default=after)
         return last, {(row["line"], LineCode(row["code"]).name): row["n"] for row in rows}
 
+    def journal(self, after: int, limit: int) -> list[dict[str, Any]]:
+        """What happened on the lines beside their outputs, behind row ``after``."""
+        return self._journal("id > ? ORDER BY id LIMIT ?", (after, limit))
+
+    def journal_of(self, line: str, kinds: Sequence[str], limit: int) -> list[dict[str, Any]]:
+        """What happened on one line, of these kinds, newest first."""
+        marks = ", ".join("?" * len(kinds))
+        return self._journal(f"line = ? AND kind IN ({marks}) ORDER BY id DESC LIMIT ?", (line, *kinds, limit))
+
+    def journal_row(self, line: str, row: int) -> dict[str, Any] | None:
+        """One of them."""
+        found = self._journal("line = ? AND id = ?", (line, row))
+        return found[0] if found else None
+
+    def challenge_passed(
+        self, line: str, side: Literal["before", "after"], row: int | None = None, number: int | None = None
+    ) -> dict[str, Any] | None:
+        """The nearest challenge that was passed before or after a row of the journal, or before a part's number."""
+        direction, order = ("<", "DESC") if side == "before" else (">", "ASC")
+        limits = [(f"id {direction} ?", row), (f"number {direction} ?", number)]
+        given = [(text, value) for text, value in limits if value is not None]
+        where = " AND ".join(["line = ?", "kind = 'challenge_passed'", *(text for text, _ in given)])
+        found = self._journal(f"{where} ORDER BY id {order} LIMIT 1", (line, *(value for _, value in given)))
+        return found[0] if found else None
+
+    def _journal(self, where: str, values: tuple[object, ...]) -> list[dict[str, Any]]:
+        rows = self._ask(f"SELECT * FROM journal WHERE {where}", values)  # noqa: S608 - our own words, values apart
+        return [{**row, "detail": json.loads(row["detail"])} for row in rows]
+
+    def masters(self, line: str) -> list[dict[str, Any]]:
+        """The masters of a line in the order in which they are read."""
+        return self._ask("SELECT * FROM masters WHERE line = ? AND removed_by IS NULL ORDER BY id", (line,))
+
+    def kept(self, line: str) -> dict[str, Any]:
+        """What a line's stop and challenge stand at."""
+        rows = self._ask("SELECT kept FROM lines WHERE line = ?", (line,))
+        found: dict[str, Any] = json.loads(rows[0]["kept"]) if rows else {}
+        return found
+
+    def between(
+        self, line: str, after: int, last: int, model: str | None = None, limit: int | None = None
+    ) -> list[dict[str, Any]]:
+        """Outputs of a line with numbers above ``after`` up to ``last``, in their order."""
+        judged = "" if model is None else "AND o.model = ?"
+        values = (line, after, last, *([] if model is None else [model]), -1 if limit is None else limit)
+        return self._ask(
+            f"{_SELECT} WHERE o.line = ? AND o.number > ? AND o.number <= ? {judged} ORDER BY o.number LIMIT ?", values
+        )
+
+    def count_between(self, line: str, after: int, last: int, model: str | None = None) -> dict[str, int]:
+        """The same parts by the code that the line was told."""
+        judged = "" if model is None else "AND model = ?"
+        rows = self._ask(
+            f"SELECT code, count(*) AS n FROM outputs WHERE line = ? AND number > ? AND number <= ? {judged} "  # noqa: S608 - our own words
+            "GROUP BY code",
+            (line, after, last, *([] if model is None else [model])),
+        )
+        return {LineCode(row["code"]).name: row["n"] for row in rows}
+
+    def judged_by(self, line: str, model: str) -> tuple[int, int] | None:
+        """The first and the last number of a line that a model judged; None where it judged none."""
+        sql = "SELECT min(number) AS first, max(number) AS last FROM outputs WHERE line = ? AND model = ?"
+        (row,) = self._ask(sql, (line, model))
+        return None if row["first"] is None else (row["first"], row["last"])
+
+    def last_number(self, line: str) -> int:
+        """The last number of a line; 0 before the first."""
+        (row,) = self._ask("SELECT coalesce(max(number), 0) AS n FROM outputs WHERE line = ?", (line,))
+        return int(row["n"])
+
     def _ask(self, sql: str, values: tuple[object, ...]) -> list[dict[str, Any]]:
         with closing(sqlite3.connect(self._path, timeout=5)) as connection:
             connection.execute("PRAGMA query_only=ON")
@@ -739,15 +918,23 @@ def _open_file(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA synchronous=NORMAL")  # a killed process loses nothing; we sync ourselves
         without_checkpoints(connection)
         version = connection.execute("PRAGMA user_version").fetchone()[0]
-        if version not in (0, 1, SCHEMA_VERSION):
+        if version not in (0, 1, 2, SCHEMA_VERSION):
             raise ConfigError(f"{path}: ledger version {version}, this program reads {SCHEMA_VERSION}")
-        if version == 1:
-            connection.execute("ALTER TABLE outputs ADD COLUMN counter INTEGER")
-        connection.executescript(_TABLES)
+        if version:
+            _add_columns(connection)
+        connection.executescript(_TABLES + LINE_TABLES)
         connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
     except sqlite3.Error as error:
         raise ConfigError(f"{path}: the ledger cannot be opened ({error}); restore a backup or move it away") from error
     return connection
+
+
+def _add_columns(connection: sqlite3.Connection) -> None:
+    """What a ledger of an earlier version lacks; nothing is known of it for the parts of before."""
+    known = {row[1] for row in connection.execute("PRAGMA table_info(outputs)")}
+    for name, kind in LATER.items():
+        if name not in known:
+            connection.execute(f"ALTER TABLE outputs ADD COLUMN {name} {kind}")
 
 
 def _first_number(connection: sqlite3.Connection, path: Path, boot_id: str) -> int:

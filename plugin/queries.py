@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import json
 import statistics
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import sqlalchemy as sa
@@ -64,6 +65,38 @@ class Reader:
         )
         rows = self._all(found)
         return _known_fields(rows[0]["header"]) if rows else {}
+
+    def parts_named(self, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], dict[str, Any]]:
+        """Parts' rows by the edges' own names for them; what is not stored is left out."""
+        rows = self._all(sa.select(t.parts).where(sa.tuple_(p.edge_id, p.part_id).in_(keys))) if keys else []
+        return {(row["edge_id"], row["part_id"]): _part(row) for row in rows}
+
+    def containment(self, number: int) -> dict[str, Any] | None:
+        """One containment and what was noted about it, oldest first."""
+        rows = self._all(sa.select(t.containments).where(t.containments.c.id == number))
+        if not rows:
+            return None
+        n = t.containment_notes.c
+        notes = self._all(sa.select(t.containment_notes).where(n.containment == number).order_by(n.id))
+        return {**rows[0], "notes": notes}
+
+    def containments(self, line: str, limit: int) -> list[dict[str, Any]]:
+        """The containments of a line, newest first."""
+        c = t.containments.c
+        return self._all(sa.select(t.containments).where(c.line == line).order_by(c.id.desc()).limit(limit))
+
+    def gate(self, after: int, limit: int) -> list[dict[str, Any]]:
+        """What was seen behind the gates, behind row ``after``, with each part's serial and lot."""
+        g = t.gate_outcomes.c
+        same = sa.and_(g.edge_id == p.edge_id, g.part_id == p.part_id)
+        found = sa.select(t.gate_outcomes, p.id.label("part"), p.serial, p.lot, p.master)
+        found = found.select_from(t.gate_outcomes.outerjoin(t.parts, same))
+        return self._all(found.where(g.id > after).order_by(g.id).limit(limit))
+
+    def gate_outcomes(self, edge_id: str, part_id: str) -> list[dict[str, Any]]:
+        """What was seen of a part behind the gate, oldest first."""
+        g = t.gate_outcomes.c
+        return self._all(sa.select(t.gate_outcomes).where(g.edge_id == edge_id, g.part_id == part_id).order_by(g.id))
 
     def attachments(self, edge_id: str, part_id: str) -> list[dict[str, Any]]:
         """Pictures and maps of a part; role ``dropped`` where its edge had to give some up."""
@@ -184,7 +217,7 @@ class Reader:
 
     def not_inspected(self, limit: int) -> list[dict[str, Any]]:
         """Parts without an inspection, newest first."""
-        rows = self._all(sa.select(t.parts).where(_LOST).order_by(p.id.desc()).limit(limit))
+        rows = self._all(sa.select(t.parts).where(_LOST, PRODUCTION).order_by(p.id.desc()).limit(limit))
         return [_part(row) for row in rows]
 
     def gaps(self) -> list[dict[str, Any]]:
@@ -202,13 +235,14 @@ class Reader:
         return [{**row, "holes": row["max_seq"] - row["stored"]} for row in rows]
 
     def counts(self) -> dict[str, Any]:
-        """Parts by state, verdict and inspector's verdict; events by kind."""
+        """Parts by state, verdict and inspector's verdict, without master parts; events by kind."""
         n = sa.func.count().label("n")
-        states = self._all(sa.select(p.state, n).group_by(p.state))
-        verdicts = self._all(sa.select(p.verdict, n).where(p.verdict.is_not(None)).group_by(p.verdict))
+        states = self._all(sa.select(p.state, n).where(PRODUCTION).group_by(p.state))
+        verdicts = self._all(sa.select(p.verdict, n).where(PRODUCTION, p.verdict.is_not(None)).group_by(p.verdict))
         reviews = self._all(
-            sa.select(p.verdict, p.review, n).where(p.review.is_not(None)).group_by(p.verdict, p.review)
+            sa.select(p.verdict, p.review, n).where(PRODUCTION, p.review.is_not(None)).group_by(p.verdict, p.review)
         )
+        masters = self._all(sa.select(n).where(p.master.is_not(None)))[0]["n"]
         kinds = self._all(sa.select(t.events.c.kind, n).group_by(t.events.c.kind))
         return {
             "parts": sum(row["n"] for row in states),
@@ -216,6 +250,7 @@ class Reader:
             "verdicts": {row["verdict"]: row["n"] for row in verdicts},
             "kinds": {row["kind"]: row["n"] for row in kinds},
             "reviews": [dict(row) for row in reviews],
+            "masters": masters,
         }
 
     def reviewed_rates(self) -> dict[str, stats.Rate]:
@@ -231,7 +266,7 @@ class Reader:
     def audit(self) -> dict[str, Any]:
         """Audited parts: drawn, still to be judged, and how many of the judged ones are defective (escapes)."""
         n = sa.func.count().label("n")
-        rows = self._all(sa.select(p.review, n).where(sa.text("audited")).group_by(p.review))
+        rows = self._all(sa.select(p.review, n).where(sa.text("audited"), PRODUCTION).group_by(p.review))
         said = {row["review"]: row["n"] for row in rows}
         drawn, waiting = sum(said.values()), said.get(None, 0) + said.get("unsure", 0)
         return {
@@ -246,7 +281,7 @@ class Reader:
         same = sa.and_(e.edge_id == p.edge_id, e.spool_id == p.spool_id, e.seq == p.seq)
         found = sa.select(t.parts, e.header).select_from(t.parts.outerjoin(t.events, same))
         rows = self._all(found.where(p.id > after).order_by(p.id).limit(limit))
-        results = [(row, _result_of(row)) for row in rows]
+        results = [(row, _result_of(row)) for row in rows if row["master"] is None]
         shown = [row for row, result in results if result is not None and _inclusion(row) is not None]
         pictures = self.thumbnails(shown)
         parts: list[SampledPart] = []
@@ -284,8 +319,12 @@ class Reader:
             return [dict(row._mapping) for row in connection.execute(statement)]
 
 
+PRODUCTION = p.master.is_(None)
+"""Master parts are no production: they are in no queue, no figure and no export for calibration."""
+
 _LOST = sa.text("verdict = 'NOT_INSPECTED'")
 _WAITING = (
+    PRODUCTION,
     p.review.is_(None),
     # word for word the index's condition, so that SQLite uses it
     sa.text("(audited OR verdict IN ('REJECT', 'REVIEW'))"),

@@ -32,7 +32,7 @@ from plugin.alarms import Source
 from plugin.backup import UNFINISHED
 from plugin.blob_places import open_blobs
 from plugin.bucket import Bucket
-from plugin.connectors.base import LineOutput, Plant
+from plugin.connectors.base import LineCommand, LineOutput, Plant
 from plugin.control import ControlServer
 from plugin.database import place_of
 from plugin.dispatch import Dispatcher, Sent, make_connector
@@ -43,13 +43,14 @@ from plugin.gate import Gate
 from plugin.ledger import Ledger, LedgerReader
 from plugin.liveness import Liveness
 from plugin.metrics import Metrics, Snapshot, free_bytes
+from plugin.mirror import Mirror
 from plugin.partials import Partials
 from plugin.receiver import Receiver
 from plugin.retention import Retention
 from plugin.review.app import Host, create_app
 from plugin.review.door import KEEP_ALIVE_S, LEAVING, Door, at_door, raise_file_limit
 from plugin.review.holds import Holds
-from plugin.review.host import Asking
+from plugin.review.host import Asking, LineDesk
 from plugin.review.signin import SignIn
 from plugin.review.stream import Streams
 from plugin.settings import HostSettings, HttpSettings
@@ -58,6 +59,7 @@ from plugin.tls import check_pair
 from plugin.transit import Arrival
 from plugin.writer import Verdicted, Writer
 
+CONTROLLER = "the line controller"
 STOP_S = 2.0
 STOPPED_S = 60.0
 """Longest time from a stop that was asked for to the end."""
@@ -111,15 +113,16 @@ class Service:
             self._let_in(settings.http)
         self._door = _listen(settings.http) if pages else None
         connectors = [(each, make_connector(each.url, self._base_dir)) for each in settings.connectors]
-        self.ledger = Ledger(state_dir / "ledger.sqlite", settings.line_of)
+        self.ledger = Ledger(state_dir / "ledger.sqlite", settings.line_of, settings.lines)
         self._outcomes: Counter[tuple[str, str]] = Counter()
         self.dispatcher = Dispatcher(connectors, self._record)
-        self.ledger.connect(self.dispatcher.publish, self.dispatcher.serves)
+        self.liveness = Liveness(settings.lines, settings.line_of)
+        self.ledger.connect(self.dispatcher.publish, self.dispatcher.serves, self.liveness.edges_of)
         where = place_of(state_dir, settings.store.url, settings.store.password_file)
         self._blobs = open_blobs(settings)
         store = Store(state_dir, settings.review.blind_share, where, self._blobs)
         self._writer = Writer(store, self.ledger.has, settings.events.backlog_mb << 20)
-        self.liveness = Liveness(settings.lines, settings.line_of)
+        self._mirror = Mirror(LedgerReader(self.ledger.path), self._writer.call, self.ledger.journaled)
         self._gate = None if settings.keys is None else Gate(self._context, settings.keys)
         if self._gate is not None:
             self._gate.when_revoked(self.liveness.forget)
@@ -156,6 +159,9 @@ class Service:
                 blind_share=settings.review.blind_share,
                 classes=tuple(settings.review.classes),
                 holds=Holds(settings.review.hold_s),
+                line_desk=LineDesk(
+                    tuple(line.id for line in settings.lines), self._trouble_of, self.ledger.state_of, self.ledger.ask
+                ),
             )
         )
         self._http = None if self._door is None else self._make_server(self._door)
@@ -237,6 +243,7 @@ class Service:
         connectors = self.dispatcher.status()
         counts["unknown_key"] = 0 if self._gate is None else self._gate.counts.unknown_key
         health = {"ok": not trouble, "trouble": trouble, "receiver": counts, "lines": lines, "connectors": connectors}
+        health["alarms"] = [text for line in lines for text in self._alarms_of(line)]
         health["pages"] = {} if self._door is None else self._door.status()
         health["retention"] = {"removed": self._retention.removed}
         if self.control is not None:
@@ -281,6 +288,7 @@ class Service:
         }
         for line in self.settings.lines:
             found["line", line.id] = self._trouble_of(line.id)
+            found["stop", line.id] = self.ledger.state_of(line.id).stop_text
         for status in self.dispatcher.status():
             trouble = status.get("trouble")
             found["connector", str(status["url"])] = None if trouble is None else str(trouble)
@@ -308,7 +316,13 @@ class Service:
         """Why the line is not inspected, or its results not numbered, at this moment."""
         if self.ledger.flooded(line):
             return "the line controller counts more parts than can pass"
-        return self.ledger.trouble or self.liveness.trouble_of(line)
+        return self.ledger.trouble or self.liveness.trouble_of(line) or self.ledger.state_of(line).held
+
+    def _alarms_of(self, line: str) -> list[str]:
+        """What somebody has to see to on a line that is inspected."""
+        state = self.ledger.state_of(line)
+        stop = None if state.stop is None else f"is to stop: {state.stop_text}"
+        return [f"Line {line} {text}" for text in (stop, state.held and f"is not released: {state.held}") if text]
 
     def _plant(self, url: str, named: tuple[str, ...]) -> Plant:
         """What the connector of ``url`` that serves these lines (none named: all) may ask and tell."""
@@ -323,7 +337,19 @@ class Service:
             select_recipe=self._select_recipe,
             fail=partial(self._fail, url),
             ask=self._ask_line,
+            state=self.ledger.state_of,
+            gate=lambda line, number, outcome: self.ledger.gate(line, number, outcome, CONTROLLER),
+            command=self._command,
         )
+
+    def _command(self, line: str, what: LineCommand) -> None:
+        """A line controller asks for it."""
+
+        def hear(done: Future[dict[str, Any]]) -> None:
+            if (error := done.exception()) is not None:
+                log.warning("line %s: its controller asks to %s: %s", line, what.replace("_", " "), error)
+
+        self.ledger.ask(line, what, CONTROLLER).add_done_callback(hear)
 
     def _select_recipe(self, line: str, number: int, done: Callable[[str | None], None]) -> None:
         """Ask every edge of the line; ``done`` hears None once all of them judge by it, or the first refusal."""
@@ -404,6 +430,7 @@ class Service:
             self._spawn("gate", self._gate.run)
         self._spawn("ledger", self.ledger.run)
         self._spawn("writer", lambda: self._writer.run(self._answer))
+        self._spawn("mirror", self._mirror.run)
         self._spawn("alarms", self.feed.alarms.run)
         if self._http is not None and self._door is not None:
             self._spawn("http", partial(self._http.run, [self._door]))
@@ -463,6 +490,8 @@ class Service:
         if isinstance(self._blobs, Bucket):
             self._blobs.stop()
             self._join("pictures")
+        self._mirror.stop()
+        self._join("mirror")
         self._writer.stop()
         self._join("writer")
         self._join("retention")

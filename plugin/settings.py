@@ -34,6 +34,7 @@ def _endpoint(value: str) -> str:
 
 
 Endpoint = Annotated[str, AfterValidator(_endpoint)]
+ClockTime = Annotated[str, Field(pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$")]
 
 EXAMPLE = """\
 # The host: keeps every event, tells the line controller, serves the review pages.
@@ -79,6 +80,9 @@ port = 8765                     # 0 takes any free port and writes it to host-st
 id = "line-1"
 edges = []                      # edge ids; an edge that no line names belongs to the first line
 deadline_ms = 1000              # capture to output; without a verdict by then the part is NOT_INSPECTED
+# gate_ms = 3000                # where a sensor behind the gate confirms each reject: by then, or the line is to stop
+# rejects_in_a_row = 5          # so many ask for a stop, 0 never; not_inspected_in_a_row = 5 likewise
+# shifts = ["06:00", "14:00"]   # local times at which master parts are due, where there are any (docs/challenge.md)
 
 [[connectors]]
 url = "loop://?path=outputs.jsonl"   # writes outputs to a file; a stand-in for a line controller
@@ -190,6 +194,22 @@ class LineSettings(Strict):
     trigger_tolerance_ms: int = Field(
         50, ge=1, le=60_000, description="how far both may differ from that; less than half the time between two parts"
     )
+    gate_ms: int | None = Field(
+        None, ge=10, le=3_600_000, description="capture to the confirmation of a reject; none: no sensor tells of it"
+    )
+    rejects_in_a_row: int = Field(5, ge=0, le=1000, description="so many ask for a stop; 0: never")
+    not_inspected_in_a_row: int = Field(5, ge=0, le=1000, description="so many ask for a stop; 0: never")
+    shifts: list[ClockTime] = Field(
+        default_factory=list, max_length=24, description="local times at which masters are due, for example 06:00"
+    )
+
+    @model_validator(mode="after")
+    def _gate_is_behind(self) -> LineSettings:
+        if self.gate_ms is not None and self.gate_ms <= self.deadline_ms:
+            raise ValueError(
+                f"`gate_ms` is {self.gate_ms} and `deadline_ms` {self.deadline_ms}: a part has its code before its gate"
+            )
+        return self
 
 
 class ConnectorSettings(Strict):

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
@@ -31,6 +31,7 @@ from plugin.reviews import JOURNAL, Decision, Journal, Said, record
 
 DATABASE = "store.sqlite"
 log = logging.getLogger(__name__)
+Value = TypeVar("Value")
 Outcome = Literal["new", "duplicate", "conflict"]
 MAX_SEVERITY = 1e9
 _FINAL = (
@@ -94,7 +95,7 @@ class _Bulk(NamedTuple):
 
     @classmethod
     def of(cls, statement: sa.Insert, table: sa.Table, dialect: sa.Dialect) -> _Bulk:
-        names = [column.name for column in table.columns if column.name not in ("id", "review", "review_by")]
+        names = [column.name for column in table.columns if column.name not in ("id", "review", "review_by", "master")]
         compiled = statement.compile(dialect=dialect, column_keys=names)
         return cls(str(compiled), names, dialect.positional)
 
@@ -339,6 +340,11 @@ class Store:
         rows = connection.execute(sa.select(e.header).order_by(e.received_ns.desc()).limit(MAX_SETTLED)).scalars()
         spools = [spool for header in rows if (spool := _settled_in(header)) is not None]
         self._settled = dict.fromkeys(reversed(spools))
+
+    def run(self, work: Callable[[sa.Connection], Value]) -> Value:
+        """Do ``work`` in a transaction of its own."""
+        with self._connection.begin() as connection:
+            return work(connection)
 
     def remove_pictures(self, rows: Sequence[int], due: Callable[[Mapping[str, Any]], str | None]) -> int:
         """Let go of the pictures of these rows that are still ``due``, which names the rule; returns how many.

@@ -74,6 +74,7 @@ parts = sa.Table(
     sa.Column("serial", sa.Text),
     sa.Column("lot", sa.Text),
     sa.Column("encoder", sa.BigInteger),
+    sa.Column("master", sa.Text),
     sa.UniqueConstraint("edge_id", "part_id", name="parts_identity"),
     # The state comes first so that SQLite is not led to search the queue by its verdicts.
     sa.Index("parts_by_state", "state", "verdict"),
@@ -156,4 +157,74 @@ reviews = sa.Table(
     sa.CheckConstraint("decision IN ('defect', 'good', 'unsure', 'undo')", name="reviews_decision"),
     sa.Index("reviews_of_part", "part"),
     sa.Index("reviews_by_recipe", "edge_id", "recipe", "decision", "id"),
+)
+
+gate_outcomes = sa.Table(
+    "gate_outcomes",
+    metadata,
+    sa.Column("id", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("line", sa.Text, nullable=False),
+    sa.Column("number", sa.BigInteger, nullable=False),
+    sa.Column("edge_id", sa.Text),
+    sa.Column("part_id", sa.Text),
+    sa.Column("outcome", sa.Text, nullable=False),
+    sa.Column("who", sa.Text, nullable=False),
+    sa.Column("t_wall_ns", sa.BigInteger, nullable=False),
+    sa.Index("gate_outcomes_of_part", "edge_id", "part_id"),
+    sa.Index("gate_outcomes_of_number", "line", "number"),
+)
+
+line_events = sa.Table(
+    "line_events",
+    metadata,
+    sa.Column("id", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("line", sa.Text, nullable=False),
+    sa.Column("number", sa.BigInteger, nullable=False),
+    sa.Column("who", sa.Text, nullable=False),
+    sa.Column("detail", sa.Text, nullable=False),
+    sa.Column("t_wall_ns", sa.BigInteger, nullable=False),
+    sa.Index("line_events_of_line", "line", "kind", "id"),
+)
+
+master_readings = sa.Table(
+    "master_readings",
+    metadata,
+    sa.Column("id", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("line", sa.Text, nullable=False),
+    sa.Column("number", sa.BigInteger, nullable=False),
+    sa.Column("edge_id", sa.Text, nullable=False),
+    sa.Column("part_id", sa.Text, nullable=False),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("detail", sa.Text, nullable=False),
+    sa.Column("t_wall_ns", sa.BigInteger, nullable=False),
+    sa.Column("marked", sa.Boolean, nullable=False),
+    sa.Index("master_readings_of_part", "edge_id", "part_id"),
+    sa.Index("master_readings_unmarked", "marked"),
+)
+
+containments = sa.Table(
+    "containments",
+    metadata,
+    sa.Column("id", Whole, primary_key=True),
+    sa.Column("line", sa.Text, nullable=False),
+    sa.Column("cause", sa.Text, nullable=False),
+    sa.Column("event", sa.BigInteger),
+    sa.Column("model", sa.Text),
+    sa.Column("after", sa.BigInteger, nullable=False),
+    sa.Column("last", sa.BigInteger, nullable=False),
+    sa.Column("good_check", sa.BigInteger),
+    sa.Column("opened_by", sa.Text, nullable=False),
+    sa.Column("t_wall_ns", sa.BigInteger, nullable=False),
+)
+
+containment_notes = sa.Table(
+    "containment_notes",
+    metadata,
+    sa.Column("id", Whole, primary_key=True),
+    sa.Column("containment", Whole, sa.ForeignKey("containments.id"), nullable=False),
+    sa.Column("text", sa.Text, nullable=False),
+    sa.Column("who", sa.Text, nullable=False),
+    sa.Column("t_wall_ns", sa.BigInteger, nullable=False),
+    sa.Index("containment_notes_of", "containment"),
 )

@@ -53,6 +53,28 @@ def ask_nobody(
     done("the host has no [control]", ())
 
 
+GateOutcome = Literal["confirmed", "not_confirmed", "bin_full"]
+"""What a sensor behind the gate saw of a part: it left the line there; it did not; there is no room for it."""
+
+LineCommand = Literal["clear_stop", "require_challenge", "begin_challenge"]
+StopKind = Literal["not_confirmed", "rejects_in_a_row", "not_inspected_in_a_row", "bin_full", "alarm"]
+Challenge = Literal["none", "due", "running", "failed", "passed"]
+
+
+class LineState(NamedTuple):
+    """Whether a line is to stop, and how its challenge with master parts stands; ``none``: it has no masters.
+
+    ``held``: why no part of the line is OK although it is inspected. ``taken`` of ``steps`` masters have been read.
+    """
+
+    stop: StopKind | None = None
+    stop_text: str | None = None
+    challenge: Challenge = "none"
+    held: str | None = None
+    taken: int = 0
+    steps: int = 0
+
+
 class Plant(NamedTuple):
     """What a connector may ask of the host and tell it; every call returns at once, from any thread.
 
@@ -64,6 +86,9 @@ class Plant(NamedTuple):
     ``fail(output, detail)``: an output that ``publish`` took could not be delivered after all.
     ``ask(line, what, serial, done)``: start or stop inspecting, or take a picture of the part in view, whose own
     ``serial`` may be told; ``done`` hears None or the refusal, and ``EDGE/PART`` of each part that was triggered.
+    ``state(line)``: whether it is to stop, and its challenge, of which ``trouble`` speaks too.
+    ``gate(line, number, outcome)``: what a sensor behind the gate saw of the part with this number.
+    ``command(line, what)``: the controller asks for it.
     """
 
     lines: tuple[str, ...]
@@ -77,6 +102,9 @@ class Plant(NamedTuple):
     ask: Callable[
         [str, Literal["start", "stop", "trigger"], str | None, Callable[[str | None, tuple[str, ...]], None]], None
     ] = ask_nobody
+    state: Callable[[str], LineState] = lambda _line: LineState()
+    gate: Callable[[str, int, GateOutcome], None] = lambda _line, _number, _outcome: None
+    command: Callable[[str, LineCommand], None] = lambda _line, _what: None
 
 
 class Connector(ABC):

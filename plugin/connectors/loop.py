@@ -1,6 +1,8 @@
 """``loop://``: a line controller made of memory and, with a path, a file of JSON lines (hop 10).
 
 For trying things out and for tests. ``loop://``, ``loop:///abs/outputs.jsonl``, ``loop://?path=outputs.jsonl&keep=100``.
+With ``gate=confirmed`` (or ``not_confirmed``) it plays a sensor behind the gate that says so of every part that is no
+PASS.
 """
 
 from __future__ import annotations
@@ -9,9 +11,11 @@ import collections
 import json
 import time
 from pathlib import Path
+from typing import get_args
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from plugin.connectors.base import Connector, LineOutput
+from contract.event import LineCode
+from plugin.connectors.base import Connector, GateOutcome, LineOutput, Plant
 from plugin.errors import ConfigError, ConnectorError
 
 KEEP = 1000
@@ -23,8 +27,8 @@ class Loop(Connector):
     def __init__(self, url: str, base_dir: Path) -> None:
         parts = urlsplit(url)
         query = parse_qs(parts.query)
-        if unknown := sorted(set(query) - {"path", "keep"}):
-            raise ConfigError(f"{url}: unknown option {unknown[0]!r}; there are: path, keep")
+        if unknown := sorted(set(query) - {"gate", "path", "keep"}):
+            raise ConfigError(f"{url}: unknown option {unknown[0]!r}; there are: gate, path, keep")
         name = unquote(parts.path) or query.get("path", [""])[0]
         if parts.netloc:
             raise ConfigError(f"{url}: a path needs three slashes: loop:///folder/outputs.jsonl")
@@ -32,6 +36,11 @@ class Loop(Connector):
             keep = int(query.get("keep", [str(KEEP)])[0])
         except ValueError as error:
             raise ConfigError(f"{url}: keep must be a number") from error
+        gate = query.get("gate", [None])[0]
+        self._gate: GateOutcome | None = next((each for each in get_args(GateOutcome) if each == gate), None)
+        if gate is not None and self._gate is None:
+            raise ConfigError(f"{url}: gate is {gate!r}; expected one of: {', '.join(get_args(GateOutcome))}")
+        self._plant: Plant | None = None
         self.outputs: collections.deque[LineOutput] = collections.deque(maxlen=max(keep, 1))
         self._file = None
         if name:
@@ -41,8 +50,17 @@ class Loop(Connector):
             except OSError as error:
                 raise ConfigError(f"{url}: {path} cannot be written ({error.strerror})") from error
 
+    def start(self, plant: Plant) -> None:
+        """Nothing listens; what the gate sees is told to ``plant``."""
+        self._plant = plant
+
     def publish(self, output: LineOutput) -> None:
         self.outputs.append(output)
+        self._write(output)
+        if self._plant is not None and self._gate is not None and output.code is not LineCode.PASS:
+            self._plant.gate(output.line, output.number, self._gate)
+
+    def _write(self, output: LineOutput) -> None:
         if self._file is None:
             return
         line = {

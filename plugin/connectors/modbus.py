@@ -130,7 +130,8 @@ class Modbus(Connector, Memory):
         """Until stopped; a beat that fails is no beat."""
         while not self._stop.is_set():
             try:
-                self.registers.beat(self._plant.trouble(self._line), self._plant.recipe(self._line))
+                state = self._plant.state(self._line)  # first: a trouble that it explains is known by its words
+                self.registers.beat(self._plant.trouble(self._line), self._plant.recipe(self._line), state)
                 for output in self.registers.unread():
                     self._plant.fail(output, "no line controller read it by its deadline")
             except Exception as error:  # noqa: BLE001 - the results must go on to be served
@@ -155,6 +156,10 @@ class Modbus(Connector, Memory):
         asked = self.registers.write(first, values)
         if asked.counters:
             self._plant.counted(self._line, asked.counters, now_ns)
+        if asked.gate is not None:
+            self._plant.gate(self._line, *asked.gate)
+        if asked.command is not None:
+            self._plant.command(self._line, asked.command)
         if asked.recipe is not None:
             number = asked.recipe
             self._plant.select_recipe(self._line, number, lambda refusal: self._hear(number, refusal))

@@ -1,7 +1,8 @@
 """The register map of a line: numbered results in a ring, heartbeat, acknowledgement, counters (hop 10).
 
 Plain memory; who serves it (Modbus TCP) is another module's matter. Words are 16 bits; what needs 32 has its high word
-first. A controller polls words 0 to 111 in one read, which is answered in one piece, and writes from 200 on.
+first. A controller polls words 0 to 119 in one read, which is answered in one piece, and writes from 200 on. One that
+knows only what was there at first reads 0 to 111 and misses nothing that would pass a part.
 ``docs/modbus.md`` is the page for the controller's programmer; a test holds it against the tables here.
 """
 
@@ -14,16 +15,33 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from contract.event import LineCode
-from plugin.connectors.base import LINE_CONTROLLER, LineOutput, RecipeState
+from plugin.connectors.base import (
+    LINE_CONTROLLER,
+    Challenge,
+    GateOutcome,
+    LineCommand,
+    LineOutput,
+    LineState,
+    RecipeState,
+    StopKind,
+)
 
 VERSION = 1
+"""Of what stands at each address. Another one would stop every controller, so what is added is told by ADDITIONS."""
+
+ADDITIONS = 1
+"""What came behind the words of the first map: 1 gate, stop and challenge."""
+
 SLOTS = 8
 SLOT_WORDS = 10
 RING = 32
 SEQ_MAX = 65528
 """Largest sequence number; a multiple of SLOTS, so that slot (seq - 1) mod 8 holds over the wrap as well."""
 
-READ_WORDS = RING + SLOTS * SLOT_WORDS
+BEHIND = RING + SLOTS * SLOT_WORDS
+"""The first word behind the ring; the first map ended here."""
+
+READ_WORDS = BEHIND + 8
 WRITE_FIRST = 200
 SIZE = 210
 JUMP = 16
@@ -34,6 +52,9 @@ ASK_AGAIN_S = 5.0
 
 CLEAR = 1
 """The command that clears the bits overrun and missed, and the warning."""
+
+COMMANDS: dict[int, LineCommand] = {2: "clear_stop", 3: "require_challenge", 4: "begin_challenge"}
+"""The others, which the host does."""
 
 WORDS = {
     "version": 0,
@@ -59,7 +80,13 @@ WORDS = {
     "overruns": 27,
     "recipe_requested": 28,
     "recipe_state": 29,
+    "additions": 30,
     "ring": RING,
+    "stop": BEHIND,
+    "challenge": BEHIND + 1,
+    "challenge_taken": BEHIND + 2,
+    "challenge_steps": BEHIND + 3,
+    "gate_echo": BEHIND + 4,
 }
 WRITTEN = {
     "acknowledge": 200,
@@ -67,6 +94,8 @@ WRITTEN = {
     "command": 202,
     "recipe_request": 203,
     "part_counter": 204,
+    "gate_outcome": 205,
+    "gate_seq": 206,
 }
 SLOT = {
     "seq": 0,
@@ -89,9 +118,27 @@ STATUS = {
     "warning": 5,
     "error": 6,
     "recipe_mismatch": 7,
+    "stop": 8,
+    "challenge": 9,
 }
-ERRORS = {"none": 0, "not_inspecting": 1, "another_recipe": 2}
-WARNINGS = {"none": 0, "acknowledged_what_was_not_sent": 1, "counter_jumped": 2, "unknown_command": 3}
+ERRORS = {"none": 0, "not_inspecting": 1, "another_recipe": 2, "challenge_due": 3, "challenge_failed": 4}
+WARNINGS = {
+    "none": 0,
+    "acknowledged_what_was_not_sent": 1,
+    "counter_jumped": 2,
+    "unknown_command": 3,
+    "unknown_gate_result": 4,
+}
+STOPS: dict[StopKind | None, int] = {
+    None: 0,
+    "not_confirmed": 1,
+    "rejects_in_a_row": 2,
+    "not_inspected_in_a_row": 3,
+    "bin_full": 4,
+    "alarm": 5,
+}
+CHALLENGES: dict[Challenge, int] = {"none": 0, "due": 1, "running": 2, "failed": 3, "passed": 4}
+GATE: dict[int, GateOutcome] = {1: "confirmed", 2: "not_confirmed", 3: "bin_full"}
 RECIPE_STATES = {"none": 0, "asked": 1, "active": 2, "refused": 3}
 COUNTERS = {
     LineCode.PASS: "passed",
@@ -110,10 +157,15 @@ class Held(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """What a controller's write asks of the host: its counter at each part it saw, and a recipe to select."""
+    """What a controller's write asks of the host: its counter at each part it saw, a recipe to select, a command.
+
+    ``gate``: the number of a part, and what the sensor behind the gate saw of it.
+    """
 
     counters: tuple[int, ...]
     recipe: int | None
+    command: LineCommand | None = None
+    gate: tuple[int, GateOutcome] | None = None
 
 
 def seq_of(number: int) -> int:
@@ -137,11 +189,13 @@ class Registers:
         self._held: list[Held | None] = [None] * SLOTS
         self._unread: list[LineOutput] = []
         self._last_command = 0
+        self._last_gate = (0, 0)
         self._refused_at = 0.0
         self._head = self._acked = last_number
         self._counter: int | None = None
         self._counts = dict.fromkeys(("results", "missed", "overruns", *COUNTERS.values()), 0)
         self._set("version", VERSION)
+        self._set("additions", ADDITIONS)
         self._set("session", secrets.randbits(32) or 1)
         self._set_ring()
 
@@ -185,15 +239,21 @@ class Registers:
         if held is not None and not held.shown:
             self._unread.append(held.output)
 
-    def beat(self, trouble: str | None, recipe: RecipeState) -> None:
-        """Ten times a second: the heartbeat goes on only where the line is inspected."""
+    def beat(self, trouble: str | None, recipe: RecipeState, state: LineState = LineState()) -> None:  # noqa: B008 - immutable
+        """Ten times a second: the heartbeat goes on only where the line is inspected.
+
+        While masters are due it is, and the line has to move for them: the heartbeat goes on, and nothing is ready.
+        """
         with self._room:
             requested = self._words[WORDS["recipe_requested"]]
-            error = "none" if trouble is None else "not_inspecting"
-            if trouble is None and requested not in (0, recipe.number):
+            held = state.held is not None and trouble in (None, state.held)
+            error = "none" if trouble is None or held else "not_inspecting"
+            if error == "none" and requested not in (0, recipe.number):
                 error = "another_recipe"  # the parts that come are not those that the recipe judges
             if error == "none":
                 self._set("heartbeat", self._words[WORDS["heartbeat"]] + 1 & 0xFFFF)
+                if held:
+                    error = "challenge_failed" if state.challenge == "failed" else "challenge_due"
             self._flag("ready", error == "none")
             self._flag("error", error != "none")
             self._set("error", ERRORS[error])
@@ -202,6 +262,12 @@ class Registers:
             if requested and requested == recipe.number:
                 self._set("recipe_state", RECIPE_STATES["active"])
             self._flag("recipe_mismatch", requested not in (0, recipe.number))
+            self._flag("stop", state.stop is not None)
+            self._flag("challenge", state.held is not None)
+            self._set("stop", STOPS[state.stop])
+            self._set("challenge", CHALLENGES[state.challenge])
+            self._set("challenge_taken", state.taken)
+            self._set("challenge_steps", state.steps)
 
     def refuse_recipe(self, number: int) -> None:
         """The edges would not take this recipe; forgotten where another was asked for since."""
@@ -235,7 +301,7 @@ class Registers:
     def write(self, first: int, values: Sequence[int]) -> Asked:
         """A controller wrote ``values`` from word ``first`` on, all within 200 to 209."""
         counters: tuple[int, ...] = ()
-        recipe = None
+        recipe, command, gate = None, None, None
         with self._room:
             for address, value in enumerate(values, first):
                 self._words[address] = value & 0xFFFF
@@ -244,13 +310,15 @@ class Registers:
                 elif address == WRITTEN["controller_heartbeat"]:
                     self._set("controller_heartbeat_echo", value)
                 elif address == WRITTEN["command"]:
-                    self._command(value)
+                    command = self._command(value)
                 elif address == WRITTEN["recipe_request"] and self._request(value):
                     recipe = value
                 elif address == WRITTEN["part_counter"]:
                     counters = self._count_parts(value)
+                elif address == WRITTEN["gate_seq"]:
+                    gate = self._gate(value)
             self._room.notify_all()
-        return Asked(counters, recipe)
+        return Asked(counters, recipe, command, gate)
 
     def close(self) -> None:
         """Let a waiting ``offer`` end."""
@@ -272,16 +340,31 @@ class Registers:
             self._acked = number
             self._set_ring()
 
-    def _command(self, command: int) -> None:
+    def _command(self, command: int) -> LineCommand | None:
+        """What the host is to do of it."""
         before, self._last_command = self._last_command, command
         if command == before:
-            return  # a controller that writes its whole block every cycle asks once
+            return None  # a controller that writes its whole block every cycle asks once
         if command == CLEAR:
             self._flag("overrun", False)
             self._flag("missed", False)
             self._warn("none")
-        elif command:
+        elif command and command not in COMMANDS:
             self._warn("unknown_command")
+        return COMMANDS.get(command)
+
+    def _gate(self, seq: int) -> tuple[int, GateOutcome] | None:
+        """The part's number, the last up to the head with this sequence number, and what became of it."""
+        said = (seq, self._words[WRITTEN["gate_outcome"]])
+        before, self._last_gate = self._last_gate, said
+        if said == before or seq == 0 or said[1] == 0:
+            return None
+        self._set("gate_echo", seq)
+        number = self._head - (seq_of(self._head) - seq) % SEQ_MAX
+        if seq > SEQ_MAX or number < 1 or said[1] not in GATE:
+            self._warn("unknown_gate_result")
+            return None
+        return number, GATE[said[1]]
 
     def _request(self, number: int) -> bool:
         """Whether a recipe is asked for that was not asked for before, or was refused some seconds ago."""

@@ -162,6 +162,7 @@ def part(request: Request, number: Row) -> dict[str, Any]:
         "attachments": host.reader.attachments(found["edge_id"], found["part_id"]),
         "reviews": host.reader.reviews(number),
         "line": host.ledger.output_of(found["edge_id"], found["part_id"]),
+        "gate": host.reader.gate_outcomes(found["edge_id"], found["part_id"]),
     }
 
 

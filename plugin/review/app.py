@@ -13,8 +13,8 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
 from plugin.database import blames_the_event
-from plugin.errors import AccountError, ReviewError
-from plugin.review import account_pages, openapi, pages, stations
+from plugin.errors import AccountError, LineError, ReviewError
+from plugin.review import account_pages, line_pages, openapi, pages, stations
 from plugin.review.guard import Guard
 from plugin.review.host import Host
 from plugin.review.signin import FOR_PROGRAMS, undeclared
@@ -28,6 +28,7 @@ def create_app(host: Host) -> FastAPI:
     """The web application of a host. Every route says who may use it, or there is no application."""
     app = openapi.make_api()
     app.state.host = host
+    app.include_router(line_pages.router)
     app.include_router(pages.router)
     app.include_router(stations.router)
     if host.sign_in is not None:
@@ -40,6 +41,7 @@ def create_app(host: Host) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _bad_request)
     app.add_exception_handler(ReviewError, _conflict)
     app.add_exception_handler(AccountError, _conflict)
+    app.add_exception_handler(LineError, _conflict)
     app.add_exception_handler(TimeoutError, _busy)
     app.add_exception_handler(sqlite3.OperationalError, _disk)
     app.add_exception_handler(sa.exc.DBAPIError, _disk)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from plugin.blobs import Blobs
+from plugin.connectors.base import LineState
 from plugin.control import ControlServer
 from plugin.feed import Feed
 from plugin.finder import Finder
 from plugin.ledger import LedgerReader
+from plugin.lines import Asked
 from plugin.review.archive import Exports
 from plugin.review.holds import Holds
 from plugin.review.signin import SignIn
@@ -19,6 +22,7 @@ from plugin.reviews import Decision
 from plugin.store import Store, is_blind
 
 Value = TypeVar("Value")
+DESK_S = 5.0
 TERMINAL_HEADER = "x-flawline-terminal"
 
 
@@ -36,6 +40,20 @@ class Asking:
     edges: Callable[[], list[str]]
     line_of: Callable[[str], str]
     token: str
+
+
+@dataclass(frozen=True)
+class LineDesk:
+    """The lines, as people see to them: their ids, why one is not inspected, how it stands, a way to ask for more."""
+
+    ids: tuple[str, ...]
+    trouble: Callable[[str], str | None]
+    state: Callable[[str], LineState]
+    ask: Callable[..., Future[dict[str, Any]]]
+
+    def do(self, line: str, what: Asked, who: str, **values: Any) -> dict[str, Any]:
+        """Ask and wait until the ledger has it. Raises LineError or TimeoutError."""
+        return self.ask(line, what, who, **values).result(DESK_S)
 
 
 @dataclass(frozen=True)
@@ -61,6 +79,7 @@ class Host:
     classes: tuple[str, ...] = ()
     holds: Holds = field(default_factory=Holds)
     exports: Exports = field(default_factory=Exports)
+    line_desk: LineDesk | None = None
 
     def is_blind(self, part: dict[str, Any]) -> bool:
         """Whether a part is shown without what the machine said of it, until it is judged; unsure is no judgement."""
@@ -78,6 +97,7 @@ class Host:
             "parts": counts["parts"],
             "states_of_parts": counts["states"],
             "verdicts": counts["verdicts"],
+            "masters": counts["masters"],
             "kinds": counts["kinds"],
             "events": sum(counts["kinds"].values()),
             "waiting": reader.waiting(),

@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 
-from plugin.review import api, control_api, v1
+from plugin.review import api, control_api, line_api, v1
 from plugin.review.signin import READING, flat, needs
 
 TITLE = "Flawline host"
@@ -25,7 +25,7 @@ OLD = "/api/v1/"
 def make_api() -> FastAPI:
     """An application with the routes for programs, and the description of them."""
     app = FastAPI(title=TITLE, docs_url=None, redoc_url=None, openapi_url=None)
-    for router in (v1.router, api.router, control_api.router):
+    for router in (v1.router, api.router, control_api.router, line_api.router):
         app.include_router(router)
     described: dict[str, Any] = {}
 

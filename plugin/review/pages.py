@@ -17,6 +17,7 @@ from starlette.templating import Jinja2Templates
 from contract.stats import Rate
 from plugin.queries import Reader
 from plugin.review.api import DEFAULT_NAME, After, Comment, Dwell, Inspector, Row, Seen, desk_of, host_of, station_of
+from plugin.review.host import Host
 from plugin.review.signin import INSPECTOR, INSPECTOR_BACKGROUND, OPEN, viewer_of
 from plugin.review.texts import HTML, LANGUAGE_COOKIE, LANGUAGES, THEME_COOKIE, THEMES, texts_of, theme_of
 from plugin.reviews import Decision
@@ -93,7 +94,7 @@ def page(request: Request, name: str, status: int = 200, **values: Any) -> Respo
         "inspector": name_of(request) or DEFAULT_NAME,
         "asked": name_of(request) is not None,
         "desk_name": unquote(request.cookies.get(STATION_COOKIE, ""))[:60],
-        "trouble": host.health()["trouble"] if inside else [],
+        "trouble": _troubles(host) if inside else [],
     }
     return templates.TemplateResponse(request, name, {**base, **values}, status)
 
@@ -391,6 +392,11 @@ def _preload(request: Request, number: int | None) -> list[str]:
         for each in reader.attachments(found["edge_id"], found["part_id"])
         if each["sha256"] and each["removed_ns"] is None
     ]
+
+
+def _troubles(host: Host) -> list[str]:
+    health = host.health()
+    return [*health["trouble"], *health["alarms"]]
 
 
 def _now_ns() -> int:

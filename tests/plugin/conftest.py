@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from plugin.database import Place, place_of
+from tests.plugin.station import make_line as make_line
 from tests.plugin.synthetic import HostProcess
 from tests.plugin.synthetic import make_dealer as make_dealer
 from tests.postgres import PostgreSQL

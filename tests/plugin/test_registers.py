@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from contract.event import LineCode
 from plugin.connectors import registers as r
-from plugin.connectors.base import LINE_CONTROLLER, LineOutput, RecipeState
+from plugin.connectors.base import LINE_CONTROLLER, LineOutput, LineState, RecipeState
 from plugin.connectors.registers import Registers, seq_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -262,10 +262,49 @@ def test_no_two_names_share_a_word_and_all_fit_one_read() -> None:
         words = {at, at + 1} if name in r.WIDE else {at}
         assert not words & taken, name
         taken |= words
-    assert max(r.WORDS.values()) == r.RING
+    behind = {at for at in r.WORDS.values() if at > r.RING}
+    assert behind <= set(range(r.BEHIND, r.READ_WORDS)), "behind the ring, where the first map ended"
     assert r.READ_WORDS <= 125
     assert set(r.WRITTEN.values()) <= set(range(r.WRITE_FIRST, r.SIZE))
     assert r.SEQ_MAX % r.SLOTS == 0
+
+
+def test_a_controller_of_the_first_map_reads_what_it_always_read() -> None:
+    """Its program refuses another version, and ends at word 111."""
+    words = Registers(0, True).read(0, 112)
+    assert (value(words, "version"), r.BEHIND, value(words, "additions")) == (1, 112, 1)
+
+
+def test_the_gate_s_outcome_is_taken_once_and_of_a_number_that_was_given_out() -> None:
+    registers = Registers(0, True)
+    registers.offer(output(1))
+    write = r.WRITTEN["gate_outcome"]
+    assert registers.write(write, [1, 1]).gate == (1, "confirmed")
+    assert registers.write(write, [1, 1]).gate is None, "a controller writes its whole block every cycle"
+    assert registers.write(write, [2, 1]).gate == (1, "not_confirmed")
+    assert registers.write(write, [1]).gate is None, "the outcome alone: the number follows"
+    for wrong in ([1, 2], [4, 1], [1, r.SEQ_MAX + 1]):
+        registers.write(r.WRITTEN["command"], [0])
+        registers.write(r.WRITTEN["command"], [r.CLEAR])
+        assert registers.write(write, wrong).gate is None
+        assert value(registers.read(), "warning") == r.WARNINGS["unknown_gate_result"], wrong
+    registers.offer(output(2))
+    assert registers.write(write, [3, 2]).gate == (2, "bin_full")
+    assert value(registers.read(), "gate_echo") == 2
+
+
+def test_a_challenge_takes_ready_away_and_leaves_the_heartbeat() -> None:
+    registers = Registers(0, True)
+    due = LineState(challenge="due", held="challenge due: a shift began")
+    registers.beat(due.held, NOW, due)
+    words = registers.read()
+    assert (value(words, "heartbeat"), value(words, "error")) == (1, r.ERRORS["challenge_due"])
+    assert (bit(words, "ready"), bit(words, "challenge"), bit(words, "error")) == (False, True, True)
+    registers.beat("edge-1: inference fails", NOW, due)
+    words = registers.read()
+    assert (value(words, "heartbeat"), value(words, "error")) == (1, r.ERRORS["not_inspecting"])
+    registers.beat(None, NOW, due)  # as it stood just before
+    assert not bit(registers.read(), "ready")
 
 
 def test_the_programmers_page_states_the_map() -> None:
@@ -279,6 +318,8 @@ def test_the_programmers_page_states_the_map() -> None:
     for table in (r.STATUS, r.FLAGS):
         for name, number in table.items():
             assert re.search(rf"^\| bit {number} \| `{name}` \|", page, re.MULTILINE), name
-    for table in (r.ERRORS, r.WARNINGS, r.RECIPE_STATES):
+    stops = {name: number for name, number in r.STOPS.items() if name is not None}
+    gate = {name: number for number, name in r.GATE.items()}
+    for table in (r.ERRORS, r.WARNINGS, r.RECIPE_STATES, stops, r.CHALLENGES, gate):
         for name, number in table.items():
             assert re.search(rf"\b{number} `{name}`", page), name

@@ -231,6 +231,9 @@ def test_the_reason_of_a_lost_part_is_brought_forward(tmp_path: Path) -> None:
         connection.execute("DROP INDEX attachments_kept")
         for column in ("received_ns", "removed_ns", "removed_by"):
             connection.execute(f"ALTER TABLE attachments DROP COLUMN {column}")
+        connection.execute("ALTER TABLE parts DROP COLUMN master")  # what came after
+        for table in ("containment_notes", "containments", "gate_outcomes", "line_events", "master_readings"):
+            connection.execute(f"DROP TABLE {table}")
         before = "its edge lost it: it holds neither the part nor its end any more, as after a power cut"
         connection.execute("UPDATE parts SET reason = ?", (before,))
         connection.execute("UPDATE alembic_version SET version_num = '0003'")
