@@ -17,8 +17,12 @@ import cv2
 import numpy as np
 from playwright.sync_api import Browser, Page, expect
 
-from contract.event import CameraState, Region, Verdict, part_ref
+from contract.event import CameraState, LineCode, Region, Verdict, part_ref
 from edge_runtime.draw import draw_dataset
+from plugin import containment
+from plugin.connectors.base import GateOutcome
+from plugin.lines import Asked
+from plugin.service import CONTROLLER
 from plugin.settings import ReviewSettings
 from tests.plugin import synthetic as s
 from tests.plugin.people import PASSWORD, Site
@@ -29,6 +33,8 @@ SIZES = {1280: 860, 768: 1024}
 THEMES = ("light", "dark")
 EDGE = "press-2"
 FALSE_ALARM = 4
+LINE = "line-1"
+OUTCOMES: tuple[GateOutcome, ...] = ("confirmed", "not_confirmed", "confirmed")
 CELL = 4  # pixels of the part for a value of the map
 
 
@@ -60,6 +66,8 @@ SHOTS = {
     "station": Shot("/station", f"/station?edge={EDGE}"),
     "lost": Shot("/lost", "/lost"),
     "find": Shot("/find", "/find?lot=L-2026-47"),
+    "lines": Shot("/lines", "/lines"),
+    "containment": Shot("/containments/{number}", "/containments/1"),
     "counts": Shot("/counts", "/counts"),
     "accounts": Shot("/accounts", "/accounts"),
     "account": Shot("/account", "/account"),
@@ -72,19 +80,27 @@ NO_PAGES = {"/", "/stations/latest", "/station/latest"}
 
 
 class Gallery:
-    """Two hosts over the same parts: one that asks for sign-in, and one that does not."""
+    """Two hosts over the same parts, one that asks for sign-in and one that does not, and one whose line has a stop."""
 
     def __init__(self, folder: Path) -> None:
         pictures = list(_drawn(folder / "parts"))
         review = ReviewSettings(classes=CLASSES)
         self.closed = Site(folder / "closed", review=review)
         self.open = Site(folder / "open", review=review, sign_in=False)
+        self.held = Site(folder / "held", review=review)  # apart, for its pages say in red what it is held for
         self.blind = _fill(self.closed, pictures)
         _fill(self.open, pictures[:2])
+        _hold(self.held, pictures[:3])
 
     def stop(self) -> None:
-        self.closed.stop()
-        self.open.stop()
+        for site in (self.closed, self.open, self.held):
+            site.stop()
+
+    def site_of(self, shot: Shot) -> Site:
+        """The host that shows a page best."""
+        if shot.route.startswith(("/lines", "/containments")):
+            return self.held
+        return self.open if shot.route == "/name" else self.closed
 
     @contextmanager
     def page(self, browser: Browser, name: str) -> Iterator[tuple[Page, list[str]]]:
@@ -94,14 +110,14 @@ class Gallery:
         page, problems = context.new_page(), []
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("console", lambda told: problems.append(told.text) if told.type in ("error", "warning") else None)
-        site = self.open if shot.route == "/name" else self.closed
+        site = self.site_of(shot)
         if shot.signed_in:
             page.goto(site.service.url + "sign-in")
             page.fill("#name", "ada")
             page.fill("#password", PASSWORD)
             page.keyboard.press("Enter")
             page.wait_for_url("**/queue")
-        if shot.route.startswith("/station"):
+        if shot.route.startswith(("/station", "/lines")):
             dealer = Dealer(site.service.endpoint)
             heartbeat(dealer)
             dealer.close()
@@ -197,6 +213,56 @@ def _fill(site: Site, pictures: list[dict[str, Any]]) -> int:
         judge(lambda store: store.review(number["bracket-0006"], "unsure", "ivan", comment="glare or scratch?"))
         judge(lambda store: store.review(number["bracket-0007"], "defect", "ivan", defect_class="stain"))
     return int(number["bracket-0800"])
+
+
+def _hold(site: Site, pictures: list[dict[str, Any]]) -> None:
+    """A line that was released, made parts, lost a reject at its gate, failed its challenge, and is at the next."""
+    dealer, ledger, line = Dealer(site.service.endpoint), site.service.ledger, LINE
+    heartbeat(dealer)
+    now = {"edge_id": EDGE, "lot": "L-2026-47"}
+    seq = 1
+
+    def ask(what: Asked, who: str, **values: Any) -> None:
+        ledger.ask(line, what, who, **values).result(10)
+
+    def read(names: str, *verdicts: Verdict, then: str) -> None:
+        nonlocal seq
+        for verdict in verdicts:
+            part = {**now, "t_wall_ns": time.time_ns()}
+            dealer.send(s.frames(s.trigger(seq, f"{names}-{seq}", **part), age_ms=0))  # begun or released just now
+            dealer.send(s.frames(s.result(seq + 1, f"{names}-{seq}", verdict, **part)))
+            seq += 2
+        dealer.wait_acked(*range(seq - 2 * len(verdicts), seq))
+        s.until(lambda: ledger.state_of(line).challenge == then)
+
+    ask("add_master", "eve", name="good-1", expected="pass")
+    ask("add_master", "eve", name="scratch-0.3", expected="reject", defect_class="scratch")
+    ask("begin_challenge", "ivan")
+    read("master", Verdict.PASS, Verdict.REJECT, then="passed")
+    heartbeat(dealer)
+    for n, drawn in enumerate(pictures):
+        for message in _flagged(seq, f"bracket-{n + 1:04d}", Verdict.REJECT, 4.6 - n, drawn, reason="above 1.2"):
+            dealer.send(message)
+        dealer.wait_acked(seq, seq + 1, seq + 2)
+        seq += 3
+    read("bracket", *[Verdict.PASS] * 5, then="passed")
+    last = site.service._numbered.last_number(line)
+    rejects = [row["number"] for row in site.service._numbered.between(line, 0, last) if row["code"] == LineCode.REJECT]
+    for number, outcome in zip(rejects, OUTCOMES, strict=True):
+        ledger.gate(line, number, outcome, CONTROLLER)
+    s.until(lambda: ledger.state_of(line).stop == "not_confirmed")
+    ask("begin_challenge", "ivan")
+    read("master", Verdict.PASS, Verdict.PASS, then="failed")
+    failed = site.service._numbered.journal_of(line, ["challenge_failed"], 1)[0]["id"]
+    interval = containment.since_good_check(site.service._numbered, line, failed)
+    judge = site.service._writer.call
+    one = judge(lambda store: store.run(lambda connection: containment.open_one(connection, interval, "eve")))
+    text = "bracket-0002 found in the bin of good parts and scrapped; the others are sorted again"
+    judge(lambda store: store.run(lambda connection: containment.note(connection, one, text, "eve")))
+    ask("begin_challenge", "ivan")
+    read("master", Verdict.PASS, then="running")
+    s.until(lambda: ledger.state_of(line).taken == 1)
+    dealer.close()
 
 
 def heartbeat(dealer: Dealer) -> None:

@@ -6,11 +6,16 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 from string import Formatter
+from typing import get_args
 
 import pytest
 
+from plugin.connectors.base import Challenge, GateOutcome, StopKind
+from plugin.lines import HOST, THE_LINE
+from plugin.review.line_api import KINDS
 from plugin.review.pages import STAGES, templates
 from plugin.review.texts import LANGUAGES, Texts, catalogue
+from plugin.service import CONTROLLER
 
 FOLDER = Path(__file__).resolve().parents[2] / "plugin" / "review"
 TEMPLATES = sorted(FOLDER.glob("templates/*.html"))
@@ -21,8 +26,10 @@ NO_TEXT = {"Flawline", "EN", "width=device-width, initial-scale=1", "csrf", "lig
 """The product's name, the sign of the language, and what browsers read, not people."""
 
 INVENTED = {"verdict", "said", "outcome", "state", "role", "stage", "ago", "look", "help", "key", "part", "signin"}
-INVENTED |= {"gate", "challenge", "expected", "happening"}
 """Sections that templates ask by a name that comes at run time."""
+
+RECORDED = {"stop", "gate", "challenge", "happening", "who"}
+"""The same, where a line's record is what names it."""
 
 
 def used(source: str) -> set[str]:
@@ -52,9 +59,21 @@ def test_every_language_has_every_text() -> None:
 
 def test_what_is_asked_for_is_there() -> None:
     assert used(sources()) - set(catalogue()) == set()
-    assert computed(sources()) - INVENTED == set()
+    assert computed(sources()) - INVENTED - RECORDED == set()
     stages = {f"stage.{name}" for _, name in STAGES} | {"stage.sent"}
     assert {key for key in catalogue() if key.startswith("stage.")} == stages
+
+
+def test_whatever_a_line_records_has_its_text() -> None:
+    recorded = {
+        "stop": set(get_args(StopKind)),
+        "gate": {*get_args(GateOutcome), "unknown"},  # what was on its way to the gate at a restart
+        "challenge": set(get_args(Challenge)),
+        "happening": set(KINDS),
+        "who": {HOST, THE_LINE, CONTROLLER},
+    }
+    keys = [key.partition(".") for key in catalogue()]
+    assert {section: {name for own, _, name in keys if own == section} for section in RECORDED} == recorded
 
 
 def test_nothing_is_there_that_nobody_asks_for() -> None:
@@ -62,17 +81,7 @@ def test_nothing_is_there_that_nobody_asks_for() -> None:
     asked = used(text)
     # Names that a template spells out beside the section that it asks: help's groups and keys, labels of a list.
     spelled = {f"{section}.{name}" for section in computed(text) for name in re.findall(r'"(\w+)"', text)}
-    whole = {
-        "verdict",
-        "said",
-        "outcome",
-        "state",
-        "role",
-        "gate",
-        "challenge",
-        "expected",
-        "happening",
-    }  # as edges, connectors and accounts say
+    whole = {"verdict", "said", "outcome", "state", "role", *RECORDED}  # as edges, connectors and accounts say
     roles = set(re.findall(r"say\((?:role|kinds\[i\]|\{)", text))
     assert roles  # the viewer names pictures by their role
     shown = {f"js.{role}" for role in ("image", "thumbnail", "reconstruction", "golden", "map")}

@@ -6,7 +6,9 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0006"
-down_revision = "0008"
+down_revision = "0005"
+
+Whole = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
 def upgrade() -> None:
@@ -43,7 +45,7 @@ def _what_the_lines_did() -> None:
 def _what_was_contained() -> None:
     op.create_table(
         "containments",
-        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("id", Whole, primary_key=True),
         sa.Column("line", sa.Text, nullable=False),
         sa.Column("cause", sa.Text, nullable=False),
         sa.Column("event", sa.BigInteger),
@@ -56,8 +58,8 @@ def _what_was_contained() -> None:
     )
     op.create_table(
         "containment_notes",
-        sa.Column("id", sa.Integer, primary_key=True),
-        sa.Column("containment", sa.Integer, sa.ForeignKey("containments.id"), nullable=False),
+        sa.Column("id", Whole, primary_key=True),
+        sa.Column("containment", Whole, sa.ForeignKey("containments.id"), nullable=False),
         sa.Column("text", sa.Text, nullable=False),
         sa.Column("who", sa.Text, nullable=False),
         sa.Column("t_wall_ns", sa.BigInteger, nullable=False),
