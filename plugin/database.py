@@ -239,8 +239,8 @@ class Hand:
     @contextmanager
     def begin(self) -> Iterator[sa.Connection]:
         """A transaction. Raises sqlalchemy's errors, and StoreLostError where the store cannot be this host's now."""
-        connection = self._open()
-        with self._cut_when_silent(connection):
+        connection, file = self._opened_file()
+        with self._cut_when_silent(file):
             try:
                 with connection.begin():
                     yield connection
@@ -296,13 +296,24 @@ class Hand:
                 self._connection.close()
         self._connection = None
 
-    @contextmanager
-    def _cut_when_silent(self, connection: sa.Connection) -> Iterator[None]:
+    def _opened_file(self) -> tuple[sa.Connection, int | None]:
+        """The connection and its socket, where it has one; another where it was lost while nobody asked anything."""
+        connection = self._open()
         if is_sqlite(self.engine):
+            return connection, None
+        try:
+            return connection, _file_of(connection)
+        except (sa.exc.DBAPIError, self.engine.dialect.loaded_dbapi.Error):
+            self._drop()
+            connection = self._open()
+            return connection, _file_of(connection)
+
+    @contextmanager
+    def _cut_when_silent(self, file: int | None) -> Iterator[None]:
+        if file is None:
             yield
             return
-        raw: Any = connection.connection.dbapi_connection
-        timer = threading.Timer(SILENT_S, _cut, (raw.fileno(), self.engine))
+        timer = threading.Timer(SILENT_S, _cut, (file, self.engine))
         timer.daemon = True
         timer.start()
         try:
@@ -310,6 +321,11 @@ class Hand:
         finally:
             timer.cancel()
             timer.join()
+
+
+def _file_of(connection: sa.Connection) -> int:
+    raw: Any = connection.connection.dbapi_connection
+    return int(raw.fileno())
 
 
 def _cut(file: int, engine: sa.Engine) -> None:

@@ -33,7 +33,7 @@ from plugin.dispatch import Sent
 from plugin.durability import LOCK_S, LogSync, empty_log, first_number, is_log_failure, sync
 from plugin.errors import ConfigError, LineError
 from plugin.lines import TABLES as LINE_TABLES
-from plugin.lines import Asked, Gated, Judging, Lines, Order, Part
+from plugin.lines import Asked, Gated, Judging, Lines, Order, Part, check_gated, checked
 from plugin.logs import LimitedLog
 from plugin.matching import Row, Seen
 from plugin.renumber import not_before_ns
@@ -240,7 +240,9 @@ class Ledger:
                 "%d output(s) of the last run may or may not have been published; they are not repeated", unknown
             )
         self._load()
+        self._connection.execute("BEGIN IMMEDIATE")
         self._lines.restart()
+        self._connection.execute("COMMIT")
         self._line_states = self._lines.states()
 
     @property
@@ -315,12 +317,16 @@ class Ledger:
         return self._line_states.get(line) or LineState()
 
     def gate(self, line: str, number: int, outcome: GateOutcome, who: str) -> None:
-        """What a sensor behind the gate saw of a part. Called by any thread; never blocks."""
+        """What a sensor behind the gate saw of a part. Called by any thread; never blocks. Raises LineError."""
+        check_gated(line, number, outcome, who)
         self._inbox.put([Gated(line, number, outcome, who)])
 
     def ask(self, line: str, what: Asked, who: str, **values: Any) -> Future[dict[str, Any]]:
-        """Ask something of a line; the future ends once it is committed, or with LineError. Called by any thread."""
-        order = Order(line, what, who, values, Future())
+        """Ask something of a line; the future ends once it is committed, or with LineError. Called by any thread.
+
+        Raises LineError at once where what is asked makes no sense.
+        """
+        order = Order(line, what, who, checked(line, what, who, values), Future())
         self._inbox.put([order])
         return order.done
 
@@ -571,6 +577,7 @@ class Ledger:
             self._lines.tick(now_ns)
         self._lines.save()
         self._connection.execute("COMMIT")
+        self._lines.committed()
         return outputs
 
     def _do(self, order: Order) -> dict[str, Any] | LineError:

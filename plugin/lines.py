@@ -14,11 +14,12 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field, ValidationError
 
-from contract.event import LineCode, Missed, Result, Verdict
+from contract.config import Strict
+from contract.event import Label, LineCode, Missed, Result, Verdict
 from plugin.connectors.base import LINE_CONTROLLER, Challenge, GateOutcome, LineState, StopKind
 from plugin.errors import LineError
 from plugin.settings import LineSettings
@@ -87,8 +88,19 @@ STOPS: dict[StopKind, str] = {
 }
 
 
-class Master(BaseModel):
+class NewMaster(Strict):
     """A part whose verdict is known. ``recipe``, ``edge``: judged so only there; ``serial``: how it is recognised."""
+
+    name: Label
+    expected: Literal["pass", "reject"]
+    defect_class: Label | None = None
+    recipe: Annotated[int, Field(ge=0, le=65535)] | None = None
+    edge: Label | None = None
+    serial: Label | None = None
+
+
+class Master(BaseModel):
+    """The same as it stands in the file."""
 
     id: int
     name: str
@@ -119,12 +131,13 @@ class Reading(BaseModel):
 
 
 class Run(BaseModel):
-    """One time through the masters. ``rows``: parts of each camera in the order in which they were announced."""
+    """One time through the masters of ``recipe``. ``rows``: parts of each camera in the order of their announcement."""
 
     id: str
     by: str
     began_ns: int
     masters: list[Master]
+    recipe: int | None = None
     rows: dict[str, list[str]] = {}
     readings: list[Reading] = []
     unseen: int = 0
@@ -169,6 +182,26 @@ class Judging(NamedTuple):
 
 
 Asked = Literal["clear_stop", "require_challenge", "begin_challenge", "add_master", "remove_master", "alarm"]
+MAX_TEXT = 300
+
+
+class Named(Strict):
+    """Which master is to be none any more."""
+
+    name: Label
+
+
+class Alarm(Strict):
+    """What an alarm says."""
+
+    text: Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
+
+
+class Nothing(Strict):
+    """What other orders say beside their name."""
+
+
+SAYING: dict[str, type[Strict]] = {"add_master": NewMaster, "remove_master": Named, "alarm": Alarm}
 
 
 class Order(NamedTuple):
@@ -226,6 +259,7 @@ class Lines:
         self._numbers: dict[str, int] = {}
         self._judging: dict[str, Judging] = {}
         self._serials: dict[Key, str] = {}
+        self._numbered: list[Key] = []
         self._to_save: set[str] = set()
         self._looked_s = self._looked_before_s = time.time()
         self._last_id = 0
@@ -261,15 +295,18 @@ class Lines:
         self._in_row = {line: self._count_back(line) for line in self._settings}
         self._last_id = ask("SELECT coalesce(max(id), 0) FROM journal").fetchone()[0]
         self._looked_s = self._looked_before_s  # a shift that was seen in a transaction that failed is seen again
+        self._numbered.clear()  # and a serial that was told is asked for again
         self._to_save.clear()
         self.changed = True
 
     def restart(self) -> None:
-        """The host was started: masters are due, and what was on its way to the gate is not known."""
+        """The host was started: masters are due, and whether what was on its way left at the gate is not known."""
         for line in self._masters:
             self._require(line, "the host was started", HOST)
         for (line, number), waits in self._waits.items():
             self._write(line, "gate", HOST, {"outcome": "unknown"}, number, waits.key)
+            text = f"no. {number} ({waits.key[1]}) was on its way to the gate when the host ended"
+            self._raise(line, "not_confirmed", text, HOST)
         if self._waits:
             self._connection.execute("DELETE FROM gate_waits")
         self._waits.clear()
@@ -281,6 +318,12 @@ class Lines:
             row = (line, self._kept(line).model_dump_json())
             self._connection.execute("INSERT OR REPLACE INTO lines VALUES (?, ?)", row)
         self._to_save.clear()
+
+    def committed(self) -> None:
+        """The transaction stands: what was told of parts that have their number now is not asked for again."""
+        for key in self._numbered:
+            self._serials.pop(key, None)
+        self._numbered.clear()
 
     def next_ns(self) -> int | None:
         """When ``tick`` has something to do, CLOCK_MONOTONIC; shifts are looked for with every turn."""
@@ -325,7 +368,7 @@ class Lines:
     def hold(self, line: str, part: Part, code: LineCode) -> Hold | None:
         """Why this part is not OK, whatever was found; asked once for each part, when its code is due."""
         masters = self._masters.get(line)
-        told = self._serials.pop(part.key, None)
+        told = self._serials.get(part.key)
         if not masters:
             return None
         kept = self._kept(line)
@@ -343,6 +386,7 @@ class Lines:
     def told(self, line: str, number: int, part: Part, code: LineCode, hold: Hold | None, given_out: bool) -> None:
         """A part has its number and code; ``given_out``: a line controller is to hear of it."""
         self._numbers[line] = number
+        self._numbered.append(part.key)
         if hold is None:
             self._count(line, code, number)
         else:
@@ -454,6 +498,9 @@ class Lines:
                 self._require(now.line, f"{now.edge_id} judges by another recipe or model", HOST)
                 return
         if kept.run is not None:
+            if kept.run.recipe != now.recipe_number:
+                self._require(now.line, f"{now.edge_id} judges by another recipe or model", HOST)
+                return
             before = [each for each in kept.run.readings if each.edge_id == now.edge_id and each.model_sha256]
             if any((each.recipe_number, each.model_sha256) != now[2:4] for each in before):
                 self._require(now.line, f"{now.edge_id} judges by another recipe or model", HOST)
@@ -466,11 +513,11 @@ class Lines:
         if order.what == "clear_stop":
             self._clear_stop(line, who)
         elif order.what == "alarm":
-            self._raise(line, "alarm", str(values["text"])[:300], who)
+            self._raise(line, "alarm", values["text"], who)
         elif order.what == "add_master":
             return self._add_master(line, who, values)
         elif order.what == "remove_master":
-            self._remove_master(line, who, str(values["name"]))
+            self._remove_master(line, who, values["name"])
         elif not self._masters.get(line):
             raise LineError(f"line {line!r} has no masters; register them first: flawline host masters add")
         elif order.what == "require_challenge":
@@ -527,24 +574,52 @@ class Lines:
         self._write(line, "challenge_due", who, {"why": why})
 
     def _begin(self, line: str, who: str) -> None:
-        masters = self._applicable(line)
+        recipe = self._one_recipe(line)
+        masters = self._masters_of(line, recipe)
+        self._check_telling(line, masters, recipe)
         kept = self._kept(line)
         if kept.run is not None or kept.challenge == "passed":
             self._require(line, f"asked for by {who}", who)
-        run = Run(id=secrets.token_hex(4), by=who, began_ns=time.monotonic_ns(), masters=masters)
+        run = Run(id=secrets.token_hex(4), by=who, began_ns=time.monotonic_ns(), masters=masters, recipe=recipe)
         kept.run, kept.challenge, kept.why = run, "running", "the masters are being read"
         self._touch(line)
         self._write(line, "challenge_begun", who, {"run": run.id, "masters": [each.name for each in masters]})
 
-    def _applicable(self, line: str) -> list[Master]:
-        """The masters of the recipe that judges now. Raises LineError where there are none."""
+    def _one_recipe(self, line: str) -> int | None:
+        """By which all edges of the line judge now: which masters are to be read goes by it. Raises LineError."""
         edges = self.edges_of(line)
-        numbers = {self._judging[edge].recipe_number for edge in edges if edge in self._judging}
-        found = [each for each in self._masters[line] if each.recipe is None or numbers == {each.recipe}]
-        if not found:
-            named = ", ".join(sorted(map(str, numbers))) or "not known"
-            raise LineError(f"line {line!r} has no masters for the recipe that judges now ({named})")
-        return found
+        if not edges:
+            raise LineError(
+                f"line {line!r} has no edge that was heard of yet: start one, then begin the challenge again"
+            )
+        if silent := [edge for edge in edges if edge not in self._judging]:
+            raise LineError(
+                f"line {line!r} has edges that have not said yet by which recipe they judge ({', '.join(silent)}): "
+                "start them, wait for their heartbeat, then begin the challenge again"
+            )
+        said = {edge: self._judging[edge].recipe_number for edge in edges}
+        if len(set(said.values())) > 1:
+            named = ", ".join(f"{edge}: {number}" for edge, number in said.items())
+            raise LineError(
+                f"the edges of line {line!r} judge by different recipes ({named}): "
+                "select one for all of them, then begin the challenge again"
+            )
+        return next(iter(said.values()))
+
+    def _masters_of(self, line: str, recipe: int | None) -> list[Master]:
+        return [each for each in self._masters[line] if each.recipe in (None, recipe)]
+
+    def _check_telling(self, line: str, masters: Sequence[Master], recipe: int | None) -> None:
+        """Each edge has to tell a defective master from a good one. Raises LineError."""
+        for edge in self.edges_of(line):
+            expected = {each.expected for each in masters if each.edge in (None, edge)}
+            lacking = [name for kind, name in (("pass", "good"), ("reject", "defective")) if kind not in expected]
+            if lacking:
+                raise LineError(
+                    f"line {line!r} has no {' and no '.join(lacking)} master for {edge} and the recipe that judges "
+                    f"now ({'no number' if recipe is None else recipe}): a challenge that cannot tell them apart "
+                    "releases nothing; register one: flawline host masters add"
+                )
 
     def _required(self, line: str, run: Run) -> set[str]:
         """The cameras that must read every master: those that have read one, and those that parts came from before."""
@@ -570,6 +645,7 @@ class Lines:
             return
         wrong = [f"{each.master} {each.wrong}" for each in run.readings if each.wrong]
         wrong += ["a part was counted that no edge announced"] * run.unseen
+        wrong += self._of_other_recipes(line, run)
         wrong += [f"{camera} judged by more than one model" for camera, found in judged_by.items() if len(found) > 1]
         kept = self._kept(line)
         kept.run = None
@@ -580,6 +656,16 @@ class Lines:
             kept.covered = {camera: list(found.pop()) for camera, found in judged_by.items()}
         detail = {"run": run.id, "why": kept.why, "judged_by": kept.covered, **_said(run)}
         self._write(line, f"challenge_{kept.challenge}", run.by, detail)
+
+    def _of_other_recipes(self, line: str, run: Run) -> list[str]:
+        """What was read has to be what is registered for the recipe that read it."""
+        wrong = []
+        for number in sorted({each.recipe_number for each in run.readings if each.model_sha256}, key=str):
+            if {each.name for each in self._masters_of(line, number)} != {each.name for each in run.masters}:
+                wrong.append(f"recipe {number} has other masters than were read")
+            elif number != run.recipe:
+                wrong.append(f"recipe {number} judged, the challenge was begun for {run.recipe}")
+        return wrong
 
     def _check_cover(self, line: str, kept: Kept, part: Part) -> None:
         """Only what read the masters right may pass parts."""
@@ -610,6 +696,40 @@ class Lines:
         row = (self._last_id, kind, line, at, *(key or (None, None)), who, json.dumps(detail), time.time_ns())
         self._connection.execute("INSERT INTO journal VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
         self.changed = True
+
+
+def checked(line: object, what: str, who: object, values: Mapping[str, Any]) -> dict[str, Any]:
+    """What an order says, as it is written; the ledger's thread must not end over it. Raises LineError."""
+    _check_text("line", line)
+    if what not in get_args(Asked):
+        raise LineError(f"{what!r} cannot be asked of a line; there are: {', '.join(get_args(Asked))}")
+    _check_text("who asks", who)
+    try:
+        said = SAYING.get(what, Nothing).model_validate(dict(values), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise LineError(f"{what}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    found: dict[str, Any] = said.model_dump()
+    for name, value in found.items():
+        if isinstance(value, str):
+            _check_text(name, value)
+    return found
+
+
+def check_gated(line: object, number: object, outcome: object, who: object) -> None:
+    """The same of what a gate saw; SQLite holds no larger number. Raises LineError."""
+    _check_text("line", line)
+    if type(number) is not int or not 1 <= number < 2**63:
+        raise LineError(f"a part's number at the gate is {number!r}; expected a whole number from 1")
+    if outcome not in get_args(GateOutcome):
+        raise LineError(f"the gate says {outcome!r} of a part; expected one of: {', '.join(get_args(GateOutcome))}")
+    _check_text("who saw it", who)
+
+
+def _check_text(name: str, text: object) -> None:
+    """Neither database takes a lone surrogate, and PostgreSQL no NUL."""
+    if not isinstance(text, str) or len(text) > MAX_TEXT or not text.isprintable():
+        raise LineError(f"{name}: expected a text that can be printed, of at most {MAX_TEXT} characters")
 
 
 def last_shift(times: Sequence[str], now_s: float) -> datetime:

@@ -87,7 +87,8 @@ class Plant(NamedTuple):
     ``ask(line, what, serial, done)``: start or stop inspecting, or take a picture of the part in view, whose own
     ``serial`` may be told; ``done`` hears None or the refusal, and ``EDGE/PART`` of each part that was triggered.
     ``state(line)``: whether it is to stop, and its challenge, of which ``trouble`` speaks too.
-    ``gate(line, number, outcome)``: what a sensor behind the gate saw of the part with this number.
+    ``gate(line, number, outcome)``: what a sensor behind the gate saw of the part with this number; raises LineError
+    where that is no number or no outcome.
     ``command(line, what)``: the controller asks for it.
     """
 

@@ -188,7 +188,7 @@ class Registers:
         self._stored = [0] * SLOTS
         self._held: list[Held | None] = [None] * SLOTS
         self._unread: list[LineOutput] = []
-        self._last_command = 0
+        self._last_command: int | None = None
         self._last_gate = (0, 0)
         self._refused_at = 0.0
         self._head = self._acked = last_number
@@ -341,9 +341,9 @@ class Registers:
             self._set_ring()
 
     def _command(self, command: int) -> LineCommand | None:
-        """What the host is to do of it."""
+        """What the host is to do. The first word of a session asks for nothing: it may stand there from before."""
         before, self._last_command = self._last_command, command
-        if command == before:
+        if before is None or command == before:
             return None  # a controller that writes its whole block every cycle asks once
         if command == CLEAR:
             self._flag("overrun", False)

@@ -139,7 +139,7 @@ def pages(routes: list[Any], poison: Poison, parts: int = 2) -> list[str]:
             if "str" in str(each.field_info.annotation)
         ]
         for number in range(1, parts + 1):
-            path = route.path.replace("{number}", str(number)).replace("{name}", "olga")
+            path = route.path.replace("{number}", str(number)).replace("{name}", "olga").replace("{line}", "line-1")
             path = re.sub(r"\{(\w+)\}", lambda found: quote(poison.probe(found[1]), safe=""), path)
             found += [path, f"{path}?{'&'.join(words)}"] if words else [path]
     return list(dict.fromkeys(found))
@@ -151,7 +151,7 @@ def forms(routes: list[Any], poison: Poison) -> list[tuple[str, str, dict[str, A
     for route in routes:
         if not isinstance(route, APIRoute) or (route.methods or set()) <= {"GET", "HEAD", "OPTIONS"}:
             continue
-        path = route.path.replace("{number}", "1").replace("{name}", "olga")
+        path = route.path.replace("{number}", "1").replace("{name}", "olga").replace("{line}", "line-1")
         path = re.sub(r"\{(\w+)\}", lambda found: quote(poison.probe(found[1]), safe=""), path)
         fields, body = {}, {}
         for each in route.dependant.body_params:

@@ -56,6 +56,8 @@ def site(tmp_path_factory: pytest.TempPathFactory, poison: Poison) -> Iterator[S
     send(site.service.endpoint, poison)
     ada = site.signed_in("ada")
     until(lambda: ada.get("/api/summary").json()["states"], what="the heartbeat")
+    opened = ada.post("/api/lines/line-1/containments", json={}, headers={"x-csrf-token": ada.token()})
+    assert opened.status_code == 200, opened.text
     yield site
     site.stop()
 
@@ -110,6 +112,13 @@ def test_markup_in_every_form_is_text_in_every_answer(site: Site, poison: Poison
         if answer.headers.get("content-type", "").startswith("text/html"):
             shown |= poison.shown_on(answer.text)
     assert poison.number_of("name") in shown, "a name that was refused is said, as text"
+    texts = ("name", "defect_class", "edge", "serial")
+    master = {**{name: poison.probe(name) for name in texts}, "expected": "pass"}
+    answer = browser.request("POST", "/lines/line-1/masters", data=master, headers={"x-csrf-token": browser.token()})
+    assert answer.status_code == 303, answer.text
+    lines = poison.shown_on(browser.get("/lines").text)
+    assert {poison.number_of(name) for name in (*texts, "body")} <= lines, "a master, and what else was asked"
+    assert poison.number_of("text") in poison.shown_on(browser.get("/containments/1").text), "what was decided"
     answer = site.browser().post("/sign-in", data={"name": poison.probe("name"), "password": "x", "next": "/queue"})
     assert poison.number_of("name") in poison.shown_on(answer.text)
 
@@ -170,7 +179,8 @@ def test_no_route_that_writes_takes_a_forged_request(site: Site, poison: Poison,
 def standing(site: Site, browser: Browser) -> list[Any]:
     accounts = [each._replace(signed_in_s=None) for each in site.accounts.all()]
     actions = [row["action"] for row in site.accounts.audit(1000) if row["action"] != "signed in"]
-    return [accounts, actions, browser.get("/api/v1/verdicts").json()]
+    records = ("/api/v1/verdicts", "/api/lines/line-1/journal", "/api/containments/1")
+    return [accounts, actions, *(browser.get(path).json() for path in records)]
 
 
 @pytest.mark.parametrize(

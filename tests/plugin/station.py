@@ -37,6 +37,7 @@ class Line:
     def connect(self) -> None:
         self.plc = Controller(self.host.get("/healthz")["connectors"][self._connector]["address"])
         self.plc.poll()
+        self.plc.master.write(r.WRITTEN["command"], 0)  # the first word of a session asks for nothing
 
     def restart(self) -> None:
         """The host is killed and started anew."""
@@ -51,11 +52,11 @@ class Line:
         self.dealer.send(s.frames(s.state(1, edge_id=edge or self.edge, **says)))
 
     def send(self, make: Callable[..., Any], name: str, edge: str | None = None, **more: Any) -> int:
-        """One event of a part; its number in the spool."""
+        """One event of a part, captured just now; its number in the spool."""
         edge = edge or self.edge
         self.seq += 1
         header = make(self.seq, name, trigger_id=self.seq, edge_id=edge, spool_id=f"spool-{edge}", **more)
-        self.dealer.send(s.frames(header))
+        self.dealer.send(s.frames(header, age_ms=0))
         self.dealer.wait_acked(self.seq, spool=f"spool-{edge}")
         return self.seq
 
@@ -83,7 +84,8 @@ class Line:
         s.until(lambda: self.word("gate_echo") == seq)
 
     def begin(self) -> None:
-        """The controller asks for the challenge to begin."""
+        """The controller asks for the challenge to begin, once it sees by what the line's edges judge."""
+        s.until(lambda: any(self.plc.master.read(r.WORDS["model"], 2)), what="the edges' heartbeats")
         self.command(4)
         s.until(lambda: self.word("challenge") == r.CHALLENGES["running"])
 

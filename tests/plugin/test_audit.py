@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from plugin.errors import AccountError
 from plugin.queries import Reader
 from plugin.store import Store, chance
 from tests.plugin import synthetic as s
+from tests.plugin.older import older
 from tests.plugin.people import PASSWORD, TEST, Site, accounts_in
 from tests.plugin.synthetic import ROOT, Dealer, HostProcess
 from tests.plugin.test_store import put
@@ -68,34 +68,11 @@ def test_what_cannot_have_been_drawn_is_not_audited(store: Store, reader: Reader
 
 
 def test_a_store_of_before_is_brought_forward(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+    store = Store(tmp_path / "newer")
     put(store, s.frames(s.result(1, verdict=Verdict.REJECT)), s.frames(s.result(2)))
     store.review(1, "good", "Ada")
     store.close()
-    connection = sqlite3.connect(tmp_path / "store.sqlite")
-    for statement in (
-        *(
-            f"DROP INDEX {index}"
-            for index in (
-                "parts_queue",
-                "parts_audited",
-                "parts_serial",
-                "parts_lot",
-                "parts_open",
-                "attachments_kept",
-            )
-        ),
-        *(f"ALTER TABLE attachments DROP COLUMN {column}" for column in ("received_ns", "removed_ns", "removed_by")),
-        *(f"ALTER TABLE parts DROP COLUMN {column}" for column in ("serial", "lot", "encoder")),
-        "ALTER TABLE parts DROP COLUMN audited",
-        "ALTER TABLE parts DROP COLUMN audit_share",
-        "CREATE INDEX parts_queue ON parts (severity DESC, id) "
-        "WHERE review IS NULL AND verdict IN ('REJECT', 'REVIEW')",
-        "UPDATE alembic_version SET version_num = '0001'",
-    ):
-        connection.execute(statement)
-    connection.commit()
-    connection.close()
+    older(store.path, tmp_path / "store.sqlite", "0001", ("events", "parts", "reviews"))
     config = tmp_path / "host.toml"
     config.write_text('state_dir = "."\n')
     refused = flawline("export", str(config), str(tmp_path / "out.jsonl"))

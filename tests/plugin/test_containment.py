@@ -143,12 +143,14 @@ def exports_of(line: Line, number: object, inside: list[str]) -> None:
 
 
 def test_a_bad_model_s_parts_are_those_that_it_judged_whatever_check_was_passed_since(line: Line) -> None:
-    httpx.post(f"{line.host.url}api/lines/line-1/masters", json={"name": "good", "expected": "pass"})
+    for name in ("pass", "reject"):
+        httpx.post(f"{line.host.url}api/lines/line-1/masters", json={"name": name, "expected": name})
 
     def check(model: str) -> None:
         line.begin()
         for edge in ("edge-1", "edge-2"):
-            line.part(f"m {line.seq}", edge=edge, model_sha256=model)
+            for verdict in (Verdict.PASS, Verdict.REJECT):
+                line.part(f"m {line.seq}", verdict, edge=edge, model_sha256=model)
         s.until(lambda: line.word("challenge") == r.CHALLENGES["passed"])
 
     check(MODEL)
@@ -160,7 +162,7 @@ def test_a_bad_model_s_parts_are_those_that_it_judged_whatever_check_was_passed_
     line.part("new 1", model_sha256=NEXT)
     check(NEXT)
     line.part("new 2", edge="edge-2", model_sha256=NEXT)
-    s.until(lambda: sum(part["master"] is not None for part in line.host.get("/api/parts")) == 6)
+    s.until(lambda: sum(part["master"] is not None for part in line.host.get("/api/parts")) == 12)
     assert names(contain(line, model=NEXT)) == ["new 1", "new 2"]
     assert names(contain(line)) == ["new 2"]
     answer = httpx.post(f"{line.host.url}api/lines/line-1/containments", json={"model": "00" * 32})

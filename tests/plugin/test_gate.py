@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 
 import httpx
@@ -10,6 +11,7 @@ import pytest
 from contract.event import Verdict
 from plugin.connectors import registers as r
 from tests.plugin import synthetic as s
+from tests.plugin.controller import Controller
 from tests.plugin.station import Line
 
 
@@ -55,12 +57,28 @@ def test_a_reject_that_nobody_confirms_stops_the_line_until_the_controller_clear
     assert line.outcomes() == [("bad", "not_confirmed", "the host")]
 
 
-def test_what_was_on_its_way_to_the_gate_when_the_host_was_killed_is_unknown(make_line: Callable[..., Line]) -> None:
+def test_what_was_on_its_way_to_the_gate_at_a_kill_stops_the_line_and_no_old_command_clears_it(
+    make_line: Callable[..., Line],
+) -> None:
     line = make_line("gate_ms = 60000")
-    line.part("bad", Verdict.REJECT)
-    line.restart()
-    s.until(lambda: line.outcomes() == [("bad", "unknown", "the host")])
-    assert not line.bit("stop")
+    line.plc.master.write(r.WRITTEN["command"], 2)  # and never taken back
+    line.part("good")
+    bad = line.part("bad", Verdict.REJECT).seq
+    line.plc.master.close()
+    line.host.end(signal.SIGKILL)
+    line.host.start()
+    line.plc = Controller(line.host.get("/healthz")["connectors"][0]["address"])
+    for _ in range(2):
+        line.plc.master.write(r.WRITTEN["acknowledge"], 0, 0, 2)  # its whole block, every cycle
+    line.saw(bad, "confirmed")  # behind that command in the ledger's line
+    s.until(lambda: len(line.outcomes()) == 2)
+    assert line.outcomes() == [("bad", "unknown", "the host"), ("bad", "confirmed", "the line controller")]
+    assert line.kinds() == ["stop"]
+    assert "no. 2 (bad) was on its way to the gate when the host ended" in line.row()["stop_text"]
+    assert line.word("stop") == r.STOPS["not_confirmed"]
+    line.command(0)
+    line.command(2)
+    s.until(lambda: not line.bit("stop"))
 
 
 @pytest.mark.parametrize(

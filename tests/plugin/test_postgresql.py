@@ -9,6 +9,7 @@ import urllib.error
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -127,6 +128,19 @@ def test_a_server_that_freezes_is_cut_and_the_batch_committed_once(
     thread.join()
     with closing(Reader(where)) as reader:
         assert [part["part_id"] for part in reader.parts(0, 10)] == ["part-00001"]
+
+
+def test_a_connection_that_was_lost_while_nobody_asked_anything_is_made_anew(
+    tmp_path: Path, server: PostgreSQL
+) -> None:
+    where = place_of(tmp_path, server.database(), None)
+    with closing(Store(tmp_path, where=where)) as store, closing(Reader(where)) as reader:
+        connection = store._connection._connection
+        assert connection is not None
+        raw: Any = connection.connection.dbapi_connection
+        raw.close()  # as the driver does once it has seen the server go
+        assert put(store, s.frames(s.result(1))) == ["new"]
+        assert len(reader.parts(0, 10)) == 1
 
 
 def test_no_two_hosts_write_one_store(tmp_path: Path, server: PostgreSQL, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,6 +45,11 @@ def acknowledge(registers: Registers, number: int) -> None:
     registers.write(r.WRITTEN["acknowledge"], [seq_of(number)])
 
 
+def clear(registers: Registers) -> None:
+    for word in (0, r.CLEAR):
+        registers.write(r.WRITTEN["command"], [word])
+
+
 def test_a_result_stands_in_its_slot_with_all_that_is_known_of_it() -> None:
     registers = Registers(0, acknowledged=True)
     captured_ns = time.monotonic_ns() - 40_000_000
@@ -79,7 +84,7 @@ def test_what_was_not_judged_says_so() -> None:
     assert slot(words, 2)["flags"] == 1 << r.FLAGS["counted"]
     assert value(words, "missed") == 1
     assert bit(words, "missed")
-    registers.write(r.WRITTEN["command"], [r.CLEAR])
+    clear(registers)
     assert not bit(registers.read(), "missed")
     assert value(registers.read(), "missed") == 1  # a count is never cleared
 
@@ -110,7 +115,7 @@ def test_an_unacknowledged_result_is_never_overwritten() -> None:
     acknowledge(registers, 2)
     assert registers.offer(output(10))  # its slot was number 2's
     assert not registers.offer(output(11, wait_s=0.0))
-    registers.write(r.WRITTEN["command"], [r.CLEAR])
+    clear(registers)
     assert not bit(registers.read(), "overrun")
 
 
@@ -284,13 +289,22 @@ def test_the_gate_s_outcome_is_taken_once_and_of_a_number_that_was_given_out() -
     assert registers.write(write, [2, 1]).gate == (1, "not_confirmed")
     assert registers.write(write, [1]).gate is None, "the outcome alone: the number follows"
     for wrong in ([1, 2], [4, 1], [1, r.SEQ_MAX + 1]):
-        registers.write(r.WRITTEN["command"], [0])
-        registers.write(r.WRITTEN["command"], [r.CLEAR])
+        clear(registers)
         assert registers.write(write, wrong).gate is None
         assert value(registers.read(), "warning") == r.WARNINGS["unknown_gate_result"], wrong
     registers.offer(output(2))
     assert registers.write(write, [3, 2]).gate == (2, "bin_full")
     assert value(registers.read(), "gate_echo") == 2
+
+
+def test_a_command_that_stands_there_from_before_asks_for_nothing() -> None:
+    """A controller that writes its whole block every cycle has not seen that the host was started anew."""
+    registers = Registers(0, True)
+    write = r.WRITTEN["command"]
+    assert [registers.write(write, [2]).command for _ in range(3)] == [None] * 3
+    assert registers.write(write, [0]).command is None
+    assert registers.write(write, [2]).command == "clear_stop"
+    assert registers.write(write, [3]).command == "require_challenge"
 
 
 def test_a_challenge_takes_ready_away_and_leaves_the_heartbeat() -> None:

@@ -9,17 +9,16 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from alembic import command
 
 from contract.event import Verdict
 from flawline import main
 from plugin import tables as t
-from plugin.database import migrations
 from plugin.errors import ReviewError
 from plugin.queries import Reader
 from plugin.reviews import JOURNAL, Journal, seal, verify
 from plugin.store import Store, open_engine
 from tests.plugin import synthetic as s
+from tests.plugin.older import older
 from tests.plugin.test_store import put
 
 
@@ -228,19 +227,9 @@ def test_the_command_says_what_it_found_and_what_to_keep(tmp_path: Path, capsys:
 def test_records_of_before_are_chained_as_they_stand(tmp_path: Path) -> None:
     (tmp_path / "newer").mkdir()
     judged(tmp_path / "newer").close()
-    engine, config = open_engine(tmp_path / "store.sqlite"), migrations()
-    with engine.connect() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, "0004")
-        connection.commit()
-        connection.exec_driver_sql("ATTACH ? AS newer", (str(tmp_path / "newer" / "store.sqlite"),))
-        for table in ("events", "parts", "reviews"):
-            columns = connection.exec_driver_sql(f"SELECT name FROM pragma_table_info('{table}', 'main')").scalars()
-            names = ", ".join(columns)
-            known = names.replace("decision", "replace(decision, 'unsure', 'good')")  # there was no unsure then
-            connection.exec_driver_sql(f"INSERT INTO main.{table} ({names}) SELECT {known} FROM newer.{table}")
-        connection.commit()
-    engine.dispose()
+    newer = tmp_path / "newer" / "store.sqlite"
+    known = {"decision": "replace(decision, 'unsure', 'good')"}  # there was no unsure then
+    older(newer, tmp_path / "store.sqlite", "0004", ("events", "parts", "reviews"), known)
     store = Store(tmp_path)
     reader = Reader(store.path)
     rows = reader.reviews(1)

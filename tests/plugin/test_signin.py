@@ -42,6 +42,10 @@ LISTS = {"/api/parts", "/api/line", "/api/gaps", "/api/summary", "/api/openapi.j
 LISTS |= {"/api/export/verdicts", "/metrics"}
 LISTS |= {f"/api/v1/{name}" for name in ("parts", "verdicts", "events", "events/1", "stream")}
 LISTS |= {f"/api/v1/export/{name}" for name in ("verdicts", "dataset")}
+LISTS |= {"/api/gate", *(f"/api/lines/line-1/{name}" for name in ("journal", "alarm", "containments"))}
+LISTS |= {f"{api}/lines/line-1/masters{more}" for api in ("", "/api") for more in ("", "/remove")}
+LISTS |= {"/lines/line-1/contain", "/containments/1", "/containments/1/notes"}
+LISTS |= {f"/api/containments/1{more}" for more in ("", "/notes", "/parts.csv", "/parts.zip")}
 ENDLESS = "/api/v1/stream"
 
 
@@ -50,6 +54,9 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """A host with one flagged part, for tests that fail no sign-in."""
     site = Site(tmp_path_factory.mktemp("shared"))
     add_part(site)
+    eve = site.signed_in("eve")
+    opened = eve.post("/api/lines/line-1/containments", json={}, headers={"x-csrf-token": eve.token()})
+    assert opened.status_code == 200, opened.text
     yield site
     site.stop()
 
@@ -77,7 +84,7 @@ def routes(app: FastAPI) -> list[tuple[str, str, str | None]]:
     found = []
     for route in flat(app.routes):
         if isinstance(route, APIRoute):
-            path = route.path.replace("{number}", "1").replace("{name}", "olga")
+            path = route.path.replace("{number}", "1").replace("{name}", "olga").replace("{line}", "line-1")
             found += [(method, path, declared(route)[0]) for method in sorted(route.methods)]
     return found
 

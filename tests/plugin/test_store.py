@@ -12,17 +12,19 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from contract.errors import ConfigError
 from contract.event import Verdict, from_frames, part_ref
-from plugin.database import Place, blames_the_event, is_sqlite, open_engine
+from plugin.database import Place, blames_the_event, is_sqlite, migrations, open_engine
 from plugin.errors import ReviewError
 from plugin.queries import Reader
 from plugin.store import _CLOSE_LOST, LOST, Received, Store, severity
 from plugin.tables import metadata
 from tests.plugin import synthetic as s
+from tests.plugin.older import older
 
 
 def received(message: list[bytes]) -> Received:
@@ -64,6 +66,20 @@ def test_the_migrations_make_the_tables(store: Store, where: Place) -> None:
         if is_sqlite(engine):
             assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
     engine.dispose()
+
+
+@pytest.mark.parametrize("before", ["0001", "0004", "0005"])
+def test_the_tables_of_before_are_brought_to_the_same(tmp_path: Path, where: Place, before: str) -> None:
+    engine, config = open_engine(where), migrations()
+    with engine.connect() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, before)
+        connection.commit()
+    engine.dispose()
+    store = Store(tmp_path, where=where)
+    test_the_migrations_make_the_tables(store, where)
+    assert put(store, s.frames(s.result(1))) == ["new"]
+    store.close()
 
 
 def test_what_is_no_store_is_refused_with_a_sentence(tmp_path: Path) -> None:
@@ -223,20 +239,11 @@ def test_an_edge_whose_settled_heartbeat_was_not_committed_is_asked_again(store:
 
 def test_the_reason_of_a_lost_part_is_brought_forward(tmp_path: Path) -> None:
     """It is compared: an end that comes after all takes the place of a loss alone."""
-    store = Store(tmp_path)
+    store = Store(tmp_path / "newer")
     put(store, s.frames(s.trigger(1, "lost")), s.frames(s.state(1, events_spool_id="spool-2", settled=True)))
     store.close()
-    with closing(sqlite3.connect(tmp_path / "store.sqlite")) as connection, connection:
-        connection.execute("DROP INDEX parts_open")
-        connection.execute("DROP INDEX attachments_kept")
-        for column in ("received_ns", "removed_ns", "removed_by"):
-            connection.execute(f"ALTER TABLE attachments DROP COLUMN {column}")
-        connection.execute("ALTER TABLE parts DROP COLUMN master")  # what came after
-        for table in ("containment_notes", "containments", "gate_outcomes", "line_events", "master_readings"):
-            connection.execute(f"DROP TABLE {table}")
-        before = "its edge lost it: it holds neither the part nor its end any more, as after a power cut"
-        connection.execute("UPDATE parts SET reason = ?", (before,))
-        connection.execute("UPDATE alembic_version SET version_num = '0003'")
+    before = "its edge lost it: it holds neither the part nor its end any more, as after a power cut"
+    older(store.path, tmp_path / "store.sqlite", "0003", ("events", "parts", "edges"), {"reason": f"'{before}'"})
     store = Store(tmp_path)
     reader = Reader(tmp_path / "store.sqlite")
     assert ends(reader) == {"lost": ("missed", LOST)}
