@@ -589,20 +589,18 @@ class Lines:
         """By which all edges of the line judge now: which masters are to be read goes by it. Raises LineError."""
         edges = self.edges_of(line)
         if not edges:
-            raise LineError(
-                f"line {line!r} has no edge that was heard of yet: start one, then begin the challenge again"
-            )
+            raise LineError(f"line {line!r} has no edge that was heard of yet: start one, then begin again")
         if silent := [edge for edge in edges if edge not in self._judging]:
             raise LineError(
                 f"line {line!r} has edges that have not said yet by which recipe they judge ({', '.join(silent)}): "
-                "start them, wait for their heartbeat, then begin the challenge again"
+                "start them, wait for their heartbeat, then begin again"
             )
         said = {edge: self._judging[edge].recipe_number for edge in edges}
         if len(set(said.values())) > 1:
             named = ", ".join(f"{edge}: {number}" for edge, number in said.items())
             raise LineError(
                 f"the edges of line {line!r} judge by different recipes ({named}): "
-                "select one for all of them, then begin the challenge again"
+                "select one for all of them, then begin again"
             )
         return next(iter(said.values()))
 
