@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from functools import cache
 from pathlib import Path
@@ -40,9 +41,28 @@ class Texts(NamedTuple):
         found = catalogue().get(f"{section}.{name}")
         return name if found is None else found[self.language]
 
+    def because(self, text: str) -> str:
+        """A reason that a line recorded in English, in this language; one that no text of ours made, as it stands."""
+        if self.language == "en":
+            return text
+        return "; ".join(self._because(each) for each in text.split("; "))
+
+    def _because(self, text: str) -> str:
+        for key, pattern in _reasons():
+            if (found := pattern.fullmatch(text)) is not None:
+                return self(key, **found.groupdict())
+        return text
+
     def for_scripts(self) -> dict[str, str]:
         """What the scripts say, without the keys' common beginning."""
         return _for_scripts(self.language)
+
+
+@cache
+def _reasons() -> list[tuple[str, re.Pattern[str]]]:
+    """Key and what its English text looks like with its places filled in."""
+    english = {key: texts["en"] for key, texts in catalogue().items() if key.startswith("because.")}
+    return [(key, re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>.+?)", re.escape(text)))) for key, text in english.items()]
 
 
 @cache

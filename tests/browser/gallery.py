@@ -34,6 +34,7 @@ THEMES = ("light", "dark")
 EDGE = "press-2"
 FALSE_ALARM = 4
 LINE = "line-1"
+RECIPE = 3
 OUTCOMES: tuple[GateOutcome, ...] = ("confirmed", "not_confirmed", "confirmed")
 CELL = 4  # pixels of the part for a value of the map
 
@@ -220,6 +221,7 @@ def _hold(site: Site, pictures: list[dict[str, Any]]) -> None:
     dealer, ledger, line = Dealer(site.service.endpoint), site.service.ledger, LINE
     heartbeat(dealer)
     now = {"edge_id": EDGE, "lot": "L-2026-47"}
+    judged = {"recipe_number": RECIPE, "reason": "above 1.2"}
     seq = 1
 
     def ask(what: Asked, who: str, **values: Any) -> None:
@@ -230,7 +232,7 @@ def _hold(site: Site, pictures: list[dict[str, Any]]) -> None:
         for verdict in verdicts:
             part = {**now, "t_wall_ns": time.time_ns()}
             dealer.send(s.frames(s.trigger(seq, f"{names}-{seq}", **part), age_ms=0))  # begun or released just now
-            dealer.send(s.frames(s.result(seq + 1, f"{names}-{seq}", verdict, **part)))
+            dealer.send(s.frames(s.result(seq + 1, f"{names}-{seq}", verdict, recipe_number=RECIPE, **part)))
             seq += 2
         dealer.wait_acked(*range(seq - 2 * len(verdicts), seq))
         s.until(lambda: ledger.state_of(line).challenge == then)
@@ -241,7 +243,7 @@ def _hold(site: Site, pictures: list[dict[str, Any]]) -> None:
     read("master", Verdict.PASS, Verdict.REJECT, then="passed")
     heartbeat(dealer)
     for n, drawn in enumerate(pictures):
-        for message in _flagged(seq, f"bracket-{n + 1:04d}", Verdict.REJECT, 4.6 - n, drawn, reason="above 1.2"):
+        for message in _flagged(seq, f"bracket-{n + 1:04d}", Verdict.REJECT, 4.6 - n, drawn, **judged):
             dealer.send(message)
         dealer.wait_acked(seq, seq + 1, seq + 2)
         seq += 3
@@ -268,7 +270,8 @@ def _hold(site: Site, pictures: list[dict[str, Any]]) -> None:
 def heartbeat(dealer: Dealer) -> None:
     """What an edge says of itself several times a second."""
     camera = CameraState(camera_id="cam-1", state="running", frames=18_250, triggers=931, frame_age_ms=31.0)
-    known = {"recipe": "bracket", "recipe_number": 3, "bundle_id": "bracket-2026-11-20", "engine": "openvino fp32"}
+    known = {"recipe": "bracket", "recipe_number": RECIPE, "bundle_id": "bracket-2026-11-20", "engine": "openvino fp32"}
+    known["model_sha256"] = "ab" * 32  # as the results say too
     dealer.send(s.frames(s.state(1, edge_id=EDGE, t_wall_ns=time.time_ns(), cameras=(camera,), **known)))
     dealer.wait_acked(1, spool="state-run-1")
 

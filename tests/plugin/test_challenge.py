@@ -18,6 +18,7 @@ from plugin.connectors import registers as r
 from plugin.errors import LineError
 from plugin.ledger import Ledger
 from plugin.lines import Run, last_shift
+from plugin.review.texts import Texts
 from plugin.settings import LineSettings
 from plugin.transit import Arrival
 from tests.plugin import synthetic as s
@@ -59,6 +60,10 @@ def line_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., 
     yield take
     for line in made:
         line.plc.master.close()
+        for row in host.get(f"/api/lines/{line.id}/journal"):
+            if why := row["detail"].get("text") or row["detail"].get("why"):
+                told = zip(why.split("; "), Texts("zh").because(why).split("; "), strict=True)
+                assert all(own != other for own, other in told), f"the catalogue has no text for: {why}"
     dealer.close()
     assert host.end() == 0
 

@@ -76,12 +76,29 @@ def test_whatever_a_line_records_has_its_text() -> None:
     assert {section: {name for own, _, name in keys if own == section} for section in RECORDED} == recorded
 
 
+def test_a_reason_is_told_in_the_language_of_the_page_with_what_it_names() -> None:
+    zh = Texts("zh")
+    two = "good was read as REJECT, expected PASS; a part was counted that no edge announced"
+    assert zh.because(two) == "good 判读为 REJECT，应为 PASS; 有一件已计数，但没有边缘设备通报"
+    late = "no. 7 (bracket (a)) was not seen behind the gate in time"
+    assert zh.because(late) == "编号 7（bracket (a)）未按时在闸口后出现"
+    for text in ("scores drift", "", "{0} {who.__class__}", "a shift began at "):
+        assert zh.because(text) == text, "what somebody typed"
+    assert Texts("en").because(two) == two
+    for key, texts in catalogue().items():
+        if key.startswith("because."):
+            names = [name for _, name, _, _ in Formatter().parse(texts["en"]) if name]
+            filled = {name: f"<{n}>" for n, name in enumerate(names)}
+            assert zh.because(texts["en"].format(**filled)) == texts["zh"].format(**filled)
+
+
 def test_nothing_is_there_that_nobody_asks_for() -> None:
     text = sources()
     asked = used(text)
     # Names that a template spells out beside the section that it asks: help's groups and keys, labels of a list.
     spelled = {f"{section}.{name}" for section in computed(text) for name in re.findall(r'"(\w+)"', text)}
-    whole = {"verdict", "said", "outcome", "state", "role", *RECORDED}  # as edges, connectors and accounts say
+    # As edges, connectors and accounts say, and the reasons that a line recorded.
+    whole = {"verdict", "said", "outcome", "state", "role", "because", *RECORDED}
     roles = set(re.findall(r"say\((?:role|kinds\[i\]|\{)", text))
     assert roles  # the viewer names pictures by their role
     shown = {f"js.{role}" for role in ("image", "thumbnail", "reconstruction", "golden", "map")}
