@@ -49,6 +49,8 @@ def challenge(line: Line, result: str, scratched: Verdict = Verdict.REJECT) -> i
         for name, verdict in (("good", Verdict.PASS), ("scratched", scratched)):
             line.part(f"{name} {edge} {line.seq}", verdict, edge=edge)
     s.until(lambda: line.word("challenge") == r.CHALLENGES[result])  # type: ignore[index]
+    s.until(lambda: line.bit("ready") == (result == "passed"))
+    assert line.word("error") == r.ERRORS["none" if result == "passed" else "challenge_failed"]
     row = line.host.get("/api/lines/line-1/journal")[0]
     assert row["kind"] == f"challenge_{result}"
     return int(row["id"])
