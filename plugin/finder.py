@@ -13,7 +13,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
 from plugin import tables as t
-from plugin.queries import FLAGGED, Reader, _known_fields, _part
+from plugin.queries import FLAGGED, PRODUCTION, Reader, _known_fields, _part
 
 LARGEST = 2**63 - 1
 MOST_EDGES = 256
@@ -139,7 +139,7 @@ class Finder(Reader):
         """Rows of parts that inspectors called good or defective, with what judged them."""
         same = sa.and_(e.edge_id == p.edge_id, e.spool_id == p.spool_id, e.seq == p.seq)
         found = sa.select(t.parts, e.header).select_from(t.parts.outerjoin(t.events, same))
-        found = found.where(*_conditions(wanted), _SETTLED)
+        found = found.where(*_conditions(wanted), PRODUCTION, _SETTLED)
         return [_with_judge(row) for row in self._all(_paged(found, p.id, after, limit, False))]
 
     def unsettled(self, wanted: Filter) -> dict[str, int]:
@@ -147,7 +147,7 @@ class Finder(Reader):
         same = sa.and_(e.edge_id == p.edge_id, e.spool_id == p.spool_id, e.seq == p.seq)
         waiting = sa.and_(p.review.is_(None), sa.or_(p.audited, p.verdict.in_(FLAGGED)))
         found = sa.select(p.review, sa.func.count().label("n")).select_from(t.parts.outerjoin(t.events, same))
-        found = found.where(*_conditions(wanted), sa.or_(waiting, sa.not_(_SETTLED))).group_by(p.review)
+        found = found.where(*_conditions(wanted), PRODUCTION, sa.or_(waiting, sa.not_(_SETTLED))).group_by(p.review)
         return {row["review"] or "nobody decided": row["n"] for row in self._all(found)}
 
     def settled_views(self, wanted: Filter) -> list[str]:
@@ -170,7 +170,7 @@ class Finder(Reader):
         theirs = sa.and_(a.edge_id == p.edge_id, a.part_id == p.part_id)
         source = t.parts.join(t.attachments, theirs).outerjoin(t.events, same)
         kept = (a.role.in_(roles), a.removed_ns.is_(None), a.sha256.is_not(None))
-        return sa.select(*columns).select_from(source).where(*_conditions(wanted), _SETTLED, *kept)
+        return sa.select(*columns).select_from(source).where(*_conditions(wanted), PRODUCTION, _SETTLED, *kept)
 
     def decisions(self) -> dict[str, int]:
         """Inspectors' decisions by kind."""

@@ -16,9 +16,9 @@ from plugin import containment
 from plugin import tables as t
 from plugin.database import Place
 from plugin.errors import FlawlineError, ReviewError, StoreLostError
+from plugin.finder import Filter, Finder
 from plugin.ledger import Ledger, LedgerReader
 from plugin.mirror import Mirror
-from plugin.queries import Reader
 from plugin.settings import LineSettings
 from plugin.store import Store
 from plugin.transit import Arrival
@@ -47,7 +47,7 @@ def part() -> Any:
 
 
 def test_the_store_has_what_happened_and_with_which_part(tmp_path: Path, where: Place, ledger: Ledger) -> None:
-    with closing(Store(tmp_path, where=where)) as store, closing(Reader(where)) as reader:
+    with closing(Store(tmp_path, where=where)) as store, closing(Finder(where)) as reader:
         journal = LedgerReader(ledger.path)
         mirror = Mirror(journal, lambda job, _timeout_s=5.0: job(store), ledger.journaled)
         mirror.stop()
@@ -58,6 +58,9 @@ def test_the_store_has_what_happened_and_with_which_part(tmp_path: Path, where: 
         (seen,) = reader.gate(0, 10)
         assert (seen["outcome"], seen["serial"], seen["lot"]) == ("confirmed", "scratched", "L7")
         assert seen["master"] == "master part scratched, outside a challenge"
+        store.review(1, "defect", "Ada")
+        assert reader.settled_parts(Filter(), 0, 10) == [], "no master is an example for training"
+        assert reader.unsettled(Filter()) == {}
         with store._connection.begin() as connection:
             kinds = connection.execute(sa.select(t.line_events.c.kind).order_by(t.line_events.c.id)).scalars().all()
         assert kinds == [row["kind"] for row in journal.journal(0, 100) if row["kind"] not in ("gate", "master")]
