@@ -33,9 +33,9 @@ class FlawlinePlugin:
 
     Each callback runs on a thread of its own and is given one thing at a time, in order: ``on_result`` every part that
     has ended, ``on_flagged`` those of them that are REVIEW or REJECT, ``on_alarm`` what keeps the host or a line from
-    its work, as it begins and ends, ``on_review`` every decision of an inspector. A callback that raises is logged and
-    goes on; one that lags further behind than ``queue`` is spared what follows, counted in ``dropped``: the store has
-    everything, and neither line nor store waits for a callback.
+    its work, as it begins and ends, ``on_review`` every decision of an inspector but blind opinions. A callback that
+    raises is logged and goes on; one that lags further behind than ``queue`` is spared what follows, counted in
+    ``dropped``: the store has everything, and neither line nor store waits for a callback.
     """
 
     def __init__(

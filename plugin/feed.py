@@ -108,9 +108,12 @@ class Feed:
                 cursor = cursor._replace(event=max(cursor.event, head_event))
         limit -= len(news)
         if head_review > cursor.review and limit > 0:
-            for found in self._finder.find_reviews(cursor.review, limit):
+            said = self._finder.find_reviews(cursor.review, limit, blind_too=False)
+            for found in said:
                 cursor = cursor._replace(review=found["id"])
                 news.append(News("review", Review.model_validate(found), cursor))
+            if len(said) < limit:  # the others were given blindly
+                cursor = cursor._replace(review=max(cursor.review, head_review))
         return news, cursor
 
     def part(self, row: dict[str, Any]) -> Part:

@@ -13,7 +13,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
 from plugin import tables as t
-from plugin.queries import FLAGGED, PRODUCTION, Reader, _known_fields, _part
+from plugin.queries import DECIDES, FLAGGED, PRODUCTION, Reader, _known_fields, _part
 
 LARGEST = 2**63 - 1
 MOST_EDGES = 256
@@ -98,10 +98,17 @@ class Finder(Reader):
         return _with_judge(rows[0]) if rows else None
 
     def find_reviews(
-        self, after: int | None, limit: int, part: int | None = None, newest_first: bool = False
+        self,
+        after: int | None,
+        limit: int,
+        part: int | None = None,
+        newest_first: bool = False,
+        blind_too: bool = True,
     ) -> list[dict[str, Any]]:
-        """Inspectors' decisions in their order."""
+        """Inspectors' decisions in their order; ``blind_too``: with opinions that decide nothing by themselves."""
         found = sa.select(t.reviews)
+        if not blind_too:
+            found = found.where(DECIDES)
         if part is not None:
             found = found.where(t.reviews.c.part == part)
         return self._all(_paged(found, t.reviews.c.id, after, limit, newest_first))

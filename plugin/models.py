@@ -61,7 +61,9 @@ class Part(Given):
     lot: str | None = None
     encoder: int | None = None
     audited: bool | None = Field(False, description="it passed and was drawn for an inspector to judge")
-    review: str | None = Field(None, description="the inspector's decision that stands")
+    review: str | None = Field(
+        None, description="what stands: good or defect, else nothing is decided; disputed: inspectors disagree"
+    )
     review_by: str | None = None
     recipe: str | None = None
     bundle_id: str | None = None
@@ -104,6 +106,9 @@ class Review(Given):
     dwell_ms: int | None = None
     t_wall_ns: int
     supersedes: int | None = None
+    purpose: str | None = Field(
+        None, description="null: production; arbiter; second, known: a blind opinion, which by itself decides nothing"
+    )
     sha256: str | None = Field(None, description="of the record, which names the one before it")
 
 

@@ -15,6 +15,7 @@ from contract.event import HEADER, Result, Verdict
 from contract.verdicts import SampledPart, Unsampled, VerdictPage
 from plugin import tables as t
 from plugin.database import Place, open_engine
+from plugin.reviews import CALLS
 
 FLAGGED = ("REJECT", "REVIEW")
 LATENCY_PARTS = 1000
@@ -34,6 +35,11 @@ class Reader:
 
     def close(self) -> None:
         self._engine.dispose()
+
+    @property
+    def engine(self) -> sa.Engine:
+        """For the questions of others."""
+        return self._engine
 
     def parts(self, after: int, limit: int, serial: str | None = None, lot: str | None = None) -> list[dict[str, Any]]:
         """Parts in the order in which they were first heard of, behind row ``after``.
@@ -126,11 +132,11 @@ class Reader:
         return rows[0] if rows else None
 
     def pictures(self, after: int, limit: int) -> list[dict[str, Any]]:
-        """Pictures that are kept, behind row ``after``, with what became of their part."""
+        """Pictures that may be removed, behind row ``after``, with what became of their part."""
         a = t.attachments.c
         of = sa.and_(p.edge_id == a.edge_id, p.part_id == a.part_id)
         found = sa.select(a.id, a.sha256, a.received_ns, p.verdict, p.review, p.audited)
-        kept = (a.id > after, a.removed_ns.is_(None), a.sha256.is_not(None))
+        kept = (a.id > after, a.removed_ns.is_(None), a.sha256.is_not(None), sa.not_(t.LOOKED_AT))
         return self._all(
             found.select_from(t.attachments.outerjoin(t.parts, of)).where(*kept).order_by(a.id).limit(limit)
         )
@@ -146,8 +152,9 @@ class Reader:
         return [name for name in names if name not in named]
 
     def reviews(self, part: int) -> list[dict[str, Any]]:
-        """Everything that inspectors said about a part, oldest first."""
-        return self._all(sa.select(t.reviews).where(t.reviews.c.part == part).order_by(t.reviews.c.id))
+        """What inspectors said about a part, oldest first; opinions that were given blindly are not among it."""
+        r = t.reviews.c
+        return self._all(sa.select(t.reviews).where(r.part == part, DECIDES).order_by(r.id))
 
     def queue(self, limit: int, after: tuple[float, int] | None = None) -> list[dict[str, Any]]:
         """Flagged and audited parts without a verdict of an inspector, worst first, behind (severity, id) ``after``."""
@@ -172,8 +179,8 @@ class Reader:
     def golden(self, part: dict[str, Any], header: dict[str, Any]) -> list[dict[str, Any]]:
         """Pictures of a good part of the same recipe before the same camera, if there is one; the newest of them.
 
-        One that an inspector called good comes first, then one that passed. Passed parts that wait to be judged
-        blindly are left out: to be shown here would tell that they passed.
+        One that an inspector called good comes first, then one that passed. Parts that wait to be judged blindly,
+        or whose truth is not to be told, are left out: to be shown here would tell it.
         """
         recipe = header.get("recipe")
         if not isinstance(recipe, str):
@@ -182,7 +189,7 @@ class Reader:
         same = (p.edge_id == part["edge_id"], p.camera_id == part["camera_id"], p.id != part["id"])
         called = sa.select(p.edge_id, p.part_id, r.recipe).join_from(t.reviews, t.parts, r.part == p.id)
         called = called.where(r.edge_id == part["edge_id"], r.recipe == recipe, r.decision == "good", *same)
-        called = called.where(p.review == "good").order_by(r.id.desc()).limit(GOLDEN_TRIES)
+        called = called.where(p.review == "good", sa.not_(t.LOOKED_AT)).order_by(r.id.desc()).limit(GOLDEN_TRIES)
         # A subquery with a limit is answered by itself: no index of one edge's parts leads away from the newest.
         a = sa.select(t.attachments).order_by(t.attachments.c.id.desc()).limit(NEWEST_PARTS).subquery()
         passed = sa.select(p.edge_id, p.part_id, p.spool_id, p.seq).distinct().add_columns(p.id)
@@ -258,7 +265,7 @@ class Reader:
         rows = self.counts()["reviews"]
         rates = {}
         for verdict in FLAGGED:
-            mine = [row for row in rows if row["verdict"] == verdict and row["review"] != "unsure"]
+            mine = [row for row in rows if row["verdict"] == verdict and row["review"] in CALLS]
             good = sum(row["n"] for row in mine if row["review"] == "good")
             rates[verdict] = stats.rate(good, sum(row["n"] for row in mine))
         return rates
@@ -268,7 +275,8 @@ class Reader:
         n = sa.func.count().label("n")
         rows = self._all(sa.select(p.review, n).where(sa.text("audited"), PRODUCTION).group_by(p.review))
         said = {row["review"]: row["n"] for row in rows}
-        drawn, waiting = sum(said.values()), said.get(None, 0) + said.get("unsure", 0)
+        drawn = sum(said.values())
+        waiting = drawn - sum(said.get(call, 0) for call in CALLS)
         return {
             "drawn": drawn,
             "waiting": waiting,
@@ -318,6 +326,9 @@ class Reader:
         with self._engine.connect() as connection:
             return [dict(row._mapping) for row in connection.execute(statement)]
 
+
+DECIDES = sa.or_(t.reviews.c.purpose.is_(None), t.reviews.c.purpose == "arbiter")
+"""Records of production and of arbiters; opinions that were given blindly decide nothing by themselves."""
 
 PRODUCTION = p.master.is_(None)
 """Master parts are no production: they are in no queue, no figure and no export for calibration."""
@@ -386,5 +397,5 @@ def _known_fields(header: str) -> dict[str, Any]:
 
 def _part(row: dict[str, Any]) -> dict[str, Any]:
     timing = {**json.loads(row["timing"]), "age_ms": row["age_ms"]}
-    plain = {name: value for name, value in row.items() if name != "age_ms"}
+    plain = {name: value for name, value in row.items() if name not in ("age_ms", "tallied")}
     return {**plain, "timing": timing, "box_px": json.loads(row["box_px"] or "null")}

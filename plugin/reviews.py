@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -22,6 +22,12 @@ from plugin import tables as t
 from plugin.errors import ReviewError
 
 Decision = Literal["defect", "good", "unsure", "undo"]
+Purpose = Literal["second", "known", "arbiter"]
+OPEN_PURPOSES = (None, "arbiter")
+"""Of the records that a part's own page shows; the others are given blindly."""
+
+CALLS = {"defect", "good"}
+DISPUTED = "disputed"
 JOURNAL = "reviews.chain"
 FIRST = "0" * 64
 """What the first record carries in place of a hash before it."""
@@ -33,7 +39,11 @@ r = t.reviews.c
 
 
 class Said(NamedTuple):
-    """A verdict of an inspector and how it came about; ``seen`` is the part's last record that was shown, 0: none."""
+    """A verdict of an inspector and how it came about; ``seen`` is the part's last record that was shown, 0: none.
+
+    ``purpose``: None in production; ``second`` for a second opinion, ``known`` on a part whose truth is known, which
+    both change nothing of what stands unless they disagree with it; ``arbiter`` settles a part.
+    """
 
     decision: Decision
     inspector: str
@@ -42,6 +52,25 @@ class Said(NamedTuple):
     dwell_ms: int | None = None
     station: str | None = None
     seen: int | None = None
+    purpose: Purpose | None = None
+
+
+class Line(NamedTuple):
+    """Of a record what decides about the part."""
+
+    id: int
+    decision: str
+    inspector: str
+    defect_class: str | None
+    purpose: str | None
+
+
+class Stands(NamedTuple):
+    """What pages, figures and exports take a part for; ``disputed`` is no verdict and no truth."""
+
+    review: str | None = None
+    review_by: str | None = None
+    review_class: str | None = None
 
 
 class Report(NamedTuple):
@@ -59,15 +88,42 @@ def seal(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
 
 
-def standing(rows: Sequence[tuple[int, str, str]]) -> list[tuple[int, str, str]]:
-    """(id, decision, inspector) rows in order -> those not undone; the last one stands."""
-    stack: list[tuple[int, str, str]] = []
+def not_undone(rows: Iterable[Line]) -> list[Line]:
+    """Records in order -> those not undone; the last one stands."""
+    stack: list[Line] = []
     for row in rows:
-        if row[1] != "undo":
+        if row.decision != "undo":
             stack.append(row)
         elif stack:
             stack.pop()
     return stack
+
+
+def own(rows: Sequence[Line], purpose: str | None, inspector: str) -> list[Line]:
+    """The records that a further one with this purpose stands among: opinions are each inspector's own."""
+    opinion = purpose not in OPEN_PURPOSES
+    return [row for row in rows if row.purpose == purpose and (not opinion or row.inspector == inspector)]
+
+
+def standing(rows: Sequence[Line]) -> Stands:
+    """What a part's records say together: an arbiter's word, else the last verdict unless a second opinion differs."""
+    settled = not_undone(row for row in rows if row.purpose == "arbiter")
+    stack = settled or not_undone(row for row in rows if row.purpose is None)
+    if not stack:
+        return Stands()
+    last = stack[-1]
+    if not settled and last.decision in CALLS:
+        others = {row.inspector for row in rows if row.purpose == "second"} - {last.inspector}
+        said = {each[-1].decision for name in others if (each := not_undone(own(rows, "second", name)))}
+        if said & CALLS - {last.decision}:
+            return Stands(DISPUTED, last.inspector)
+    return Stands(last.decision, last.inspector, last.defect_class)
+
+
+def lines_of(connection: sa.Connection, part: int) -> list[Line]:
+    """A part's records, oldest first."""
+    asked = sa.select(r.id, r.decision, r.inspector, r.defect_class, r.purpose).where(r.part == part).order_by(r.id)
+    return [Line(*row) for row in connection.execute(asked)]
 
 
 def record(connection: sa.Connection, part: int, said: Said) -> int:
@@ -78,15 +134,9 @@ def record(connection: sa.Connection, part: int, said: Said) -> int:
     ).first()
     if found is None:
         raise ReviewError(f"there is no part {part}")
-    rows = [
-        (row.id, row.decision, row.inspector)
-        for row in connection.execute(sa.select(r.id, r.decision, r.inspector).where(r.part == part).order_by(r.id))
-    ]
-    stack = standing(rows)
-    if said.seen is not None and said.seen != (rows[-1][0] if rows else 0):
-        raise ReviewError(f"{rows[-1][2] if rows else 'nobody'} decided this part meanwhile; nothing was written")
-    if said.decision == "undo" and not stack:
-        raise ReviewError("there is no verdict to undo on this part")
+    rows = lines_of(connection, part)
+    stack = not_undone(own(rows, said.purpose, said.inspector))
+    _refuse(rows, stack, said)
     before = connection.execute(sa.select(r.id, r.sha256).order_by(r.id.desc()).limit(1)).first()
     row: dict[str, Any] = {
         "id": 1 if before is None else before.id + 1,
@@ -97,16 +147,27 @@ def record(connection: sa.Connection, part: int, said: Said) -> int:
         **_judged_by(connection, found),
         **said._asdict(),
         "t_wall_ns": time.time_ns(),
-        "supersedes": stack[-1][0] if stack else None,
+        "supersedes": stack[-1].id if stack else None,
         "prev": FIRST if before is None else before.sha256,
     }
     del row["seen"]
     connection.execute(sa.insert(t.reviews), {**row, "sha256": seal(row)})
     added = int(row["id"])
-    stack = stack[:-1] if said.decision == "undo" else [*stack, (added, said.decision, said.inspector)]
-    stands = {"review": stack[-1][1], "review_by": stack[-1][2]} if stack else {"review": None, "review_by": None}
-    connection.execute(sa.update(t.parts).where(p.id == part).values(stands))
+    stands = standing([*rows, Line(added, said.decision, said.inspector, said.defect_class, said.purpose)])
+    connection.execute(sa.update(t.parts).where(p.id == part).values(stands._asdict()))
     return added
+
+
+def _refuse(rows: Sequence[Line], stack: Sequence[Line], said: Said) -> None:
+    shown = [row for row in rows if row.purpose in OPEN_PURPOSES]
+    if said.purpose in OPEN_PURPOSES and said.seen is not None and said.seen != (shown[-1].id if shown else 0):
+        raise ReviewError(
+            f"{shown[-1].inspector if shown else 'nobody'} decided this part meanwhile; nothing was written"
+        )
+    if said.purpose is None and (standing(rows).review == DISPUTED or not_undone(own(rows, "arbiter", ""))):
+        raise ReviewError("two inspectors disagreed about this part: an arbiter settles it; nothing was written")
+    if said.decision == "undo" and not stack:
+        raise ReviewError("there is no verdict to undo on this part")
 
 
 def _judged_by(connection: sa.Connection, part: sa.Row[*tuple[Any, ...]]) -> dict[str, str | None]:
@@ -170,22 +231,21 @@ class Journal:
 def verify(connection: sa.Connection, journal: Path, known: tuple[int, str] | None = None) -> Report:
     """Walk all records in order and stop at the first that is broken; ``known``: a last record noted elsewhere."""
     digests: dict[int, bytes] = {}
-    stacks: dict[int, list[tuple[int, str, str]]] = {}
+    said: dict[int, list[Line]] = {}
     last: tuple[int, str] | None = None
     for row in _walk(connection):
         if isinstance(row, str):
             return Report(len(digests), last, row, [])
         if why := _broken(row, FIRST if last is None else last[1]):
             return Report(len(digests), last, f"record {row['id']} {why}", [])
-        stack = stacks.setdefault(row["part"], [])
-        stacks[row["part"]] = standing([*stack, (row["id"], row["decision"], row["inspector"])])
+        said.setdefault(row["part"], []).append(Line(*(row[name] for name in Line._fields)))
         last = (row["id"], row["sha256"])
         digests[row["id"]] = bytes.fromhex(row["sha256"])
     notes: list[str] = []
     broken = (_cut(digests, [known], "is not there as it was noted elsewhere") if known else None) or _journal_says(
         digests, journal, notes
     )
-    return Report(len(digests), last, broken or _derived(connection, stacks), notes)
+    return Report(len(digests), last, broken or _derived(connection, said), notes)
 
 
 def _walk(connection: sa.Connection) -> Iterator[dict[str, Any] | str]:
@@ -252,17 +312,20 @@ def _lines(journal: Path) -> Iterator[tuple[int, str]]:
             yield (int(number), digest) if number.isdecimal() else (0, digest)
 
 
-def _derived(connection: sa.Connection, stacks: dict[int, list[tuple[int, str, str]]]) -> str | None:
+def _derived(connection: sa.Connection, said: dict[int, list[Line]]) -> str | None:
     """Whether the verdicts that pages and exports show are those that the records say."""
     p = t.parts.c
-    wanted = {part: stack[-1][1:] for part, stack in stacks.items() if stack}
+    wanted = {part: stands for part, lines in said.items() if (stands := standing(lines)).review is not None}
     shown = {
-        row.id: (row.review, row.review_by)
+        row.id: Stands(row.review, row.review_by, row.review_class)
         for row in connection.execute(
-            sa.select(p.id, p.review, p.review_by).where(sa.or_(p.review.is_not(None), p.review_by.is_not(None)))
+            sa.select(p.id, p.review, p.review_by, p.review_class).where(
+                sa.or_(p.review.is_not(None), p.review_by.is_not(None), p.review_class.is_not(None))
+            )
         )
     }
     for part in sorted(wanted.keys() | shown.keys()):
         if wanted.get(part) != shown.get(part):
-            return f"part {part} is shown as {shown.get(part)}, and its records say {wanted.get(part)}"
+            found, expected = shown.get(part, Stands()), wanted.get(part, Stands())
+            return f"part {part} is shown as {tuple(found)}, and its records say {tuple(expected)}"
     return None

@@ -42,6 +42,7 @@ from plugin.finder import Finder
 from plugin.gate import Gate
 from plugin.ledger import Ledger, LedgerReader
 from plugin.liveness import Liveness
+from plugin.looks import Follow
 from plugin.metrics import Metrics, Snapshot, free_bytes
 from plugin.mirror import Mirror
 from plugin.partials import Partials
@@ -52,9 +53,11 @@ from plugin.review.door import KEEP_ALIVE_S, LEAVING, Door, at_door, raise_file_
 from plugin.review.holds import Holds
 from plugin.review.host import Asking, LineDesk
 from plugin.review.signin import SignIn
+from plugin.review.slips import Quality
 from plugin.review.stream import Streams
 from plugin.settings import HostSettings, HttpSettings
 from plugin.store import Store
+from plugin.tally import Tallier
 from plugin.tls import check_pair
 from plugin.transit import Arrival
 from plugin.writer import Verdicted, Writer
@@ -136,6 +139,10 @@ class Service:
         self._terminal_token = secrets.token_hex(32)
         line_id = partial(_line_id, settings)
         self.reader = Finder(where)
+        quality = Quality(settings.quality, settings.lines, self.reader.engine, self._sign_in is not None)
+        store.decoy_share = quality.decoy_share
+        store.follow = Follow(quality.second_share, quality.known_share)
+        self._tallier = Tallier(self._writer.call)
         self._retention = Retention(settings.retention, state_dir, self.reader, store.blobs, self._writer.call)
         self.feed = Feed(self.reader, line_id, self._troubles)
         self._streams = Streams(self.feed)
@@ -159,6 +166,7 @@ class Service:
                 blind_share=settings.review.blind_share,
                 classes=tuple(settings.review.classes),
                 holds=Holds(settings.review.hold_s),
+                quality=quality,
                 line_desk=LineDesk(
                     tuple(line.id for line in settings.lines), self._trouble_of, self.ledger.state_of, self.ledger.ask
                 ),
@@ -430,6 +438,7 @@ class Service:
             self._spawn("gate", self._gate.run)
         self._spawn("ledger", self.ledger.run)
         self._spawn("writer", lambda: self._writer.run(self._answer))
+        self._spawn("tally", self._tallier.run)
         self._spawn("mirror", self._mirror.run)
         self._spawn("alarms", self.feed.alarms.run)
         if self._http is not None and self._door is not None:
@@ -486,6 +495,8 @@ class Service:
         self.dispatcher.stop(STOP_S / 4)
         self.ledger.stop()  # after the connectors: it notes what became of their last outputs
         self._join("ledger")
+        self._tallier.stop()
+        self._join("tally")
         self._retention.stop()
         if isinstance(self._blobs, Bucket):
             self._blobs.stop()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from datetime import UTC, tzinfo
 from pathlib import Path
 from typing import Annotated, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
@@ -75,6 +77,12 @@ port = 8765                     # 0 takes any free port and writes it to host-st
 [retention]                     # of pictures and maps; rows are kept (docs/store.md)
 # pass_days = 30                # not_inspected_days, waiting_days (flagged, not judged), reviewed_days: the same
 # free_gb = 10                  # with less free the oldest pictures go, those of passed parts first
+[quality]
+# second_share = 0.03           # of decided parts that another inspector judges again, blindly; with sign-in
+# known_share = 0.02            # how often an inspector is shown a part whose truth is known instead of the next one
+# arbiters = ["eve"]            # who settles what two inspectors disagree about; engineers where nobody is named
+# shifts = ["early 06:00", "late 14:00", "night 22:00"]
+# timezone = "Europe/Berlin"    # of the shifts and of the figures' days
 
 [[lines]]
 id = "line-1"
@@ -180,6 +188,42 @@ class ReviewSettings(Strict):
         return classes
 
 
+class QualitySettings(Strict):
+    """How inspectors and the inspection are measured, and how the figures divide the day."""
+
+    second_share: float = Field(0.03, ge=0, le=1, description="of decided parts, judged again by another; 0: none")
+    known_share: float = Field(0.02, ge=0, le=0.5, description="known parts for each verdict; 0: none")
+    arbiters: list[str] = Field(default_factory=list, max_length=64, description="accounts; none: every engineer")
+    shifts: list[Annotated[str, Field(pattern=r"^\S{1,20} ([01]\d|2[0-3]):(00|15|30|45)$")]] = Field(
+        default_factory=list, max_length=6, description="name and begin, on a quarter of an hour, in the day's order"
+    )
+    timezone: str = Field("UTC", max_length=64, description="a name of the tz database")
+
+    @model_validator(mode="after")
+    def _sensible(self) -> QualitySettings:
+        begins, names = [begin for _, begin in self.parted()], [name for name, _ in self.parted()]
+        if begins != sorted(set(begins)) or len(set(names)) != len(names):
+            raise ValueError(f"`shifts` must begin one after the other, each with a name of its own: {self.shifts}")
+        try:
+            _ = self.zone
+        except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+            raise ValueError(f"`timezone`: this system knows no {self.timezone!r}") from error
+        return self
+
+    @property
+    def zone(self) -> tzinfo:
+        """The time zone; UTC also where a small system has no tz database."""
+        return UTC if self.timezone == "UTC" else ZoneInfo(self.timezone)
+
+    def parted(self) -> list[tuple[str, int]]:
+        """(name, minutes since midnight) of each shift."""
+        found = []
+        for each in self.shifts:
+            name, _, begin = each.rpartition(" ")
+            found.append((name, 60 * int(begin[:2]) + int(begin[3:])))
+        return found
+
+
 class LineSettings(Strict):
     """One line: which edges watch it and until when a verdict can still move its gate."""
 
@@ -271,6 +315,7 @@ class HostSettings(Strict):
     review: ReviewSettings = Field(default_factory=ReviewSettings)
     store: StoreSettings = Field(default_factory=StoreSettings)
     retention: RetentionSettings = Field(default_factory=RetentionSettings)
+    quality: QualitySettings = Field(default_factory=QualitySettings)
     lines: list[LineSettings] = Field(default_factory=lambda: [LineSettings(id="line-1")], min_length=1, max_length=64)
     connectors: list[ConnectorSettings] = Field(default_factory=list, max_length=64)
 

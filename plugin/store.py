@@ -95,7 +95,7 @@ class _Bulk(NamedTuple):
 
     @classmethod
     def of(cls, statement: sa.Insert, table: sa.Table, dialect: sa.Dialect) -> _Bulk:
-        names = [column.name for column in table.columns if column.name not in ("id", "review", "review_by", "master")]
+        names = [column.name for column in table.columns if column.name not in t.WRITTEN_LATER]
         compiled = statement.compile(dialect=dialect, column_keys=names)
         return cls(str(compiled), names, dialect.positional)
 
@@ -152,6 +152,8 @@ class Store:
         for by ``commit``: the line must not wait for it. Raises ConfigError where the store is none of ours.
         """
         self._blind_share = blind_share
+        self.decoy_share = 0.0  # of flagged parts of a line that audits nothing, shown as blindly as second looks
+        self.follow: Callable[[sa.Connection, int, int, Said], None] | None = None  # what else a review brings about
         self.path = state_dir / DATABASE
         self.blobs: Blobs = blobs or BlobStore(state_dir / "blobs")
         self._engine = open_engine(where or self.path)
@@ -251,7 +253,7 @@ class Store:
                     _part_row(item, header, "result", header.verdict, header.reason, header.score, header.threshold)
                 )
         for row in final:
-            if is_blind(row, self._blind_share):
+            if is_blind(row, self._blind_share, self.decoy_share):
                 # Anywhere among the others: a place by severity would tell what the page does not.
                 row["severity"] = 1.0 - math.log1p(-chance("place", row))
         self._write(self._words.announce, announced)
@@ -354,7 +356,8 @@ class Store:
         a, p = t.attachments.c, t.parts.c
         of = sa.and_(p.edge_id == a.edge_id, p.part_id == a.part_id)
         found = sa.select(a.id, a.sha256, a.received_ns, p.verdict, p.review, p.audited)
-        found = found.select_from(t.attachments.outerjoin(t.parts, of)).where(a.id.in_(rows), a.removed_ns.is_(None))
+        found = found.select_from(t.attachments.outerjoin(t.parts, of))
+        found = found.where(a.id.in_(rows), a.removed_ns.is_(None), sa.not_(t.LOOKED_AT))
         names: set[str] = set()
         with self._connection.begin():
             for row in self._connection.execute(found).mappings().all():
@@ -386,8 +389,11 @@ class Store:
 
         ``more``: what else ``Said`` holds. Raises ReviewError where it cannot stand.
         """
+        said = Said(decision, inspector, **more)
         with self._connection.begin() as connection:
-            added = record(connection, part, Said(decision, inspector, **more))
+            added = record(connection, part, said)
+            if self.follow is not None:
+                self.follow(connection, added, part, said)
         # It stands; a database that goes away now has it noted when it is there again.
         with suppress(sa.exc.DBAPIError, FlawlineError, OSError), self._connection.begin() as connection:
             self._journal.note(connection, added)
@@ -408,16 +414,15 @@ def _settled_in(header: str) -> tuple[str, str] | None:
         return None
 
 
-def is_blind(part: Mapping[str, Any], blind_share: float) -> bool:
+def is_blind(part: Mapping[str, Any], blind_share: float, decoy_share: float = 0.0) -> bool:
     """Whether a part's row is one that inspectors see without what the machine said of it.
 
     Audited parts are, so that nobody agrees with a PASS out of habit, and with them so many flagged ones that a part
-    shown blindly may be either.
+    shown blindly may be either. ``decoy_share``: where nothing is audited, so that it may be a part of production.
     """
-    if not part["audit_share"]:
-        return False
+    share = blind_share if part["audit_share"] else decoy_share
     flagged = part["verdict"] in (Verdict.REJECT, Verdict.REVIEW)
-    return part["audited"] or (flagged and chance("blind", part) < blind_share)
+    return (part["audited"] and part["audit_share"] > 0) or (flagged and chance("blind", part) < share)
 
 
 def chance(purpose: str, part: Mapping[str, Any]) -> float:

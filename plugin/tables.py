@@ -16,6 +16,18 @@ def _where(condition: sa.TextClause) -> dict[str, Any]:
     return {"sqlite_where": condition, "postgresql_where": condition}
 
 
+WRITTEN_LATER = ("id", "review", "review_by", "review_class", "recipe", "tallied", "master")
+"""Columns that the writer of events leaves alone."""
+
+DISPUTED = "review = 'disputed'"
+# What a part counts as in the figures; kept beside it as it was counted, so that a change is found by its index.
+# A master part counts as nothing, also where it is marked as one only after it was counted.
+COUNTS_AS = (
+    "CASE WHEN master IS NOT NULL THEN '' ELSE coalesce(verdict, '') || CASE WHEN audited THEN '*' ELSE '' END "
+    "|| '/' || coalesce(review, '') || '/' || coalesce(review_class, '') END"
+)
+UNTALLIED = f"state <> 'triggered' AND (tallied IS NULL OR tallied <> {COUNTS_AS})"
+
 events = sa.Table(
     "events",
     metadata,
@@ -75,6 +87,9 @@ parts = sa.Table(
     sa.Column("lot", sa.Text),
     sa.Column("encoder", sa.BigInteger),
     sa.Column("master", sa.Text),
+    sa.Column("review_class", sa.Text),
+    sa.Column("recipe", sa.Text),
+    sa.Column("tallied", sa.Text),
     sa.UniqueConstraint("edge_id", "part_id", name="parts_identity"),
     # The state comes first so that SQLite is not led to search the queue by its verdicts.
     sa.Index("parts_by_state", "state", "verdict"),
@@ -90,6 +105,8 @@ parts = sa.Table(
     sa.Index("parts_audited", "review", **_where(sa.text("audited"))),
     sa.Index("parts_serial", "serial", **_where(sa.text("serial IS NOT NULL"))),
     sa.Index("parts_lot", "lot", **_where(sa.text("lot IS NOT NULL"))),
+    sa.Index("parts_untallied", "id", **_where(sa.text(UNTALLIED))),
+    sa.Index("parts_disputed", "id", **_where(sa.text(DISPUTED))),
 )
 
 attachments = sa.Table(
@@ -152,11 +169,53 @@ reviews = sa.Table(
     sa.Column("dwell_ms", sa.BigInteger),
     sa.Column("t_wall_ns", sa.BigInteger, nullable=False),
     sa.Column("supersedes", Whole, sa.ForeignKey("reviews.id")),
+    sa.Column("purpose", sa.Text),
     sa.Column("prev", sa.Text, nullable=False),
     sa.Column("sha256", sa.Text, nullable=False),
     sa.CheckConstraint("decision IN ('defect', 'good', 'unsure', 'undo')", name="reviews_decision"),
     sa.Index("reviews_of_part", "part"),
     sa.Index("reviews_by_recipe", "edge_id", "recipe", "decision", "id"),
+)
+
+# What is counted of the parts of a quarter of an hour: the figures' only source, small whatever the store holds.
+tally = sa.Table(
+    "tally",
+    metadata,
+    sa.Column("quarter", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("edge_id", sa.Text, primary_key=True),
+    sa.Column("recipe", sa.Text, primary_key=True),
+    sa.Column("counts_as", sa.Text, primary_key=True),
+    sa.Column("n", sa.BigInteger, nullable=False),
+)
+
+known_parts = sa.Table(
+    "known_parts",
+    metadata,
+    sa.Column("part", Whole, sa.ForeignKey("parts.id"), primary_key=True, autoincrement=False),
+    sa.Column("truth", sa.Text, nullable=False),
+    sa.Column("registered_by", sa.Text, nullable=False),
+    sa.Column("t_wall_ns", sa.BigInteger, nullable=False),
+    sa.Column("retired_ns", sa.BigInteger),
+)
+
+# A look that is asked for beside production: of whom nothing is known before, but for a known part whom it is for.
+looks = sa.Table(
+    "looks",
+    metadata,
+    sa.Column("id", Whole, primary_key=True),
+    sa.Column("part", Whole, sa.ForeignKey("parts.id"), nullable=False),
+    sa.Column("purpose", sa.Text, nullable=False),
+    sa.Column("inspector", sa.Text),
+    sa.Column("review", Whole, sa.ForeignKey("reviews.id")),
+    sa.Index("looks_open", "purpose", "part", **_where(sa.text("review IS NULL"))),
+    sa.Index("looks_of_part", "part", "purpose"),
+)
+
+# Parts that are still to be judged blindly: open looks, and known parts that are not retired. What is known of them
+# is not shown, and their pictures are not removed.
+LOOKED_AT = sa.or_(
+    sa.exists().where(looks.c.part == parts.c.id, looks.c.review.is_(None), looks.c.purpose == "second"),
+    sa.exists().where(known_parts.c.part == parts.c.id, known_parts.c.retired_ns.is_(None)),
 )
 
 gate_outcomes = sa.Table(

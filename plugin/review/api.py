@@ -34,8 +34,19 @@ BYTES: dict[int | str, dict[str, Any]] = {
 }
 FOREVER = "private, max-age=31536000, immutable"
 DEFAULT_NAME = "inspector"
-TOLD = ("verdict", "reason", "score", "threshold", "severity", "audited")
-"""What of a part's row says, or gives away, what the machine thought of it."""
+TOLD = (
+    "verdict",
+    "reason",
+    "score",
+    "threshold",
+    "severity",
+    "audited",
+    "audit_share",
+    "review",
+    "review_by",
+    "review_class",
+)
+"""What of a part's row says, or gives away, what the machine or an inspector thought of it."""
 
 Row = Annotated[int, Path(ge=0, le=2**63 - 1)]
 After = Annotated[int, Query(ge=0, le=2**63 - 1)]
@@ -93,9 +104,7 @@ def station_of(request: Request) -> str:
 
 def _unseen(request: Request, part: dict[str, Any] | None) -> bool:
     """Whether a part must not tell who asks what the machine said of it: inspectors judge such parts by themselves."""
-    viewer = viewer_of(request)
-    judges = viewer is not None and not viewer.may("engineer")
-    return judges and part is not None and host_of(request).is_blind(part)
+    return part is not None and host_of(request).is_unseen(part, viewer_of(request))
 
 
 def _blinded(part: dict[str, Any]) -> dict[str, Any]:

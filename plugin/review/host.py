@@ -16,7 +16,8 @@ from plugin.ledger import LedgerReader
 from plugin.lines import Asked
 from plugin.review.archive import Exports
 from plugin.review.holds import Holds
-from plugin.review.signin import SignIn
+from plugin.review.signin import SignIn, Viewer
+from plugin.review.slips import Quality
 from plugin.review.stream import Streams
 from plugin.reviews import Decision
 from plugin.store import Store, is_blind
@@ -79,11 +80,23 @@ class Host:
     classes: tuple[str, ...] = ()
     holds: Holds = field(default_factory=Holds)
     exports: Exports = field(default_factory=Exports)
+    quality: Quality | None = None
     line_desk: LineDesk | None = None
 
     def is_blind(self, part: dict[str, Any]) -> bool:
-        """Whether a part is shown without what the machine said of it, until it is judged; unsure is no judgement."""
-        return part["review"] in (None, "unsure") and is_blind(part, self.blind_share)
+        """Whether a part is shown without what is known of it: until it is judged, or judged by a second one.
+
+        Unsure is no judgement. Parts whose truth is known to engineers alone stay so.
+        """
+        if part["review"] in (None, "unsure"):
+            return is_blind(part, self.blind_share, self.quality.decoy_share if self.quality else 0.0)
+        return self.quality is not None and self.quality.is_sealed(part)
+
+    def is_unseen(self, part: dict[str, Any], viewer: Viewer | None) -> bool:
+        """Whether this viewer must not be told of it: engineers are, and whoever judged a part knows what they said."""
+        if viewer is None or viewer.may("engineer") or not self.is_blind(part):
+            return False
+        return part["review"] in (None, "unsure") or part["review_by"] != viewer.name
 
     def decide(self, part: int, decision: Decision, inspector: str, **more: Any) -> int:
         """Hop 12: append an inspector's verdict; ``more`` as ``plugin.reviews.Said`` has it."""

@@ -18,6 +18,7 @@ from contract.stats import Rate
 from plugin.queries import Reader
 from plugin.review.api import DEFAULT_NAME, After, Comment, Dwell, Inspector, Row, Seen, desk_of, host_of, station_of
 from plugin.review.host import Host
+from plugin.review.offers import blindly, disputes, offered
 from plugin.review.signin import INSPECTOR, INSPECTOR_BACKGROUND, OPEN, viewer_of
 from plugin.review.texts import HTML, LANGUAGE_COOKIE, LANGUAGES, THEME_COOKIE, THEMES, texts_of, theme_of
 from plugin.reviews import Decision
@@ -63,7 +64,12 @@ def percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f} %"
 
 
-templates.env.filters.update(when=when, number=number, percent=percent)
+def percent2(value: float | None) -> str:
+    """A share that may be small: two digits that count, at least hundredths of a per cent."""
+    return "–" if value is None else f"{100 * value:.2g} %" if 0 < value < 0.1 else f"{100 * value:.1f} %"
+
+
+templates.env.filters.update(when=when, number=number, percent=percent, percent2=percent2)
 
 
 def name_of(request: Request) -> str | None:
@@ -128,6 +134,8 @@ def queue(request: Request, last: After = 0, show: Literal["waiting", "unsure"] 
         tab="queue",
         unsure=unsure,
         n_unsure=host.reader.count_unsure(),
+        look=offered(request),
+        disputes=disputes(request),
         parts=parts,
         blind={part["id"] for part in parts if host.is_blind(part)},
         held=host.holds.others(desk),
@@ -146,6 +154,8 @@ def part(request: Request, number: Row, last: After = 0) -> Response:
     header = reader.header_of(found)
     attachments = reader.attachments(found["edge_id"], found["part_id"])
     blind = host.is_blind(found)
+    if blind and (elsewhere := blindly(request, found)):
+        return at_desk(request, desk, RedirectResponse(elsewhere, 303))
     following = next(iter(_free(reader, found, others)), None)
     response = page(
         request,
@@ -172,6 +182,11 @@ def part(request: Request, number: Row, last: After = 0) -> Response:
         preload=_preload(request, following),
         last=_last(request, last),
     )
+    return at_desk(request, desk, response)
+
+
+def at_desk(request: Request, desk: str, response: Response) -> Response:
+    """The browser is told its name, by which it holds what it has open."""
     if desk_of(request) != desk:
         keep(response, DESK_COOKIE, desk)
     return response
@@ -221,10 +236,20 @@ def decide(
     )
     if decision == "undo":
         return RedirectResponse(f"/parts/{number}", 303)
-    following = _free(reader, found, others) + _free(reader, None, others)
+    if look := offered(request):
+        return RedirectResponse(look, 303)
+    return RedirectResponse(after(request, found), 303)
+
+
+def after(request: Request, found: dict[str, Any] | None) -> str:
+    """The next part that is free, taken for this desk, or else the queue."""
+    host, desk = host_of(request), desk_of(request)
+    reader, others, name = host.reader, host.holds.others(desk), name_of(request) or DEFAULT_NAME
+    last = "" if found is None else f"last={found['id']}"
+    following = (_free(reader, found, others) if found else []) + _free(reader, None, others)
     # Taken already now, so that the page that follows is not another's by the time it is asked for.
     taken = next((each for each in following if not desk or host.holds.take(each, desk, name)), None)
-    return RedirectResponse(f"/queue?last={number}" if taken is None else f"/parts/{taken}?last={number}", 303)
+    return f"{HOME if taken is None else f'/parts/{taken}'}?{last}".rstrip("?")
 
 
 @router.post("/parts/{number}/hold", dependencies=[INSPECTOR_BACKGROUND])

@@ -82,17 +82,20 @@ def part(request: Request, number: Row) -> PartDetail:
         header=None if blind else host.reader.header_of(row) or None,
         images=[_image(each) for each in found if each["role"] not in ("dropped", *(["map"] if blind else []))],
         images_dropped=any(each["role"] == "dropped" for each in found),
-        reviews=[Review.model_validate(each) for each in host.reader.reviews(number)],
+        reviews=[] if blind else [Review.model_validate(each) for each in host.reader.reviews(number)],
         output=None if output is None else Output.model_validate(output),
     )
 
 
 @router.get("/parts/{number}/verdicts", dependencies=[INSPECTOR])
 def verdicts_of(request: Request, number: Row) -> Page[Review]:
-    """Every decision on a part, oldest first."""
+    """What was decided of a part, oldest first; opinions given blindly are not among it. Blind parts tell nothing."""
     host = host_of(request)
-    if host.reader.part(number) is None:
+    row = host.reader.part(number)
+    if row is None:
         raise HTTPException(404, f"there is no part {number}")
+    if api._unseen(request, row):
+        return Page(items=[], next=None)
     return Page(items=[Review.model_validate(each) for each in host.reader.reviews(number)], next=None)
 
 
@@ -104,7 +107,7 @@ def decide(request: Request, number: Row, body: VerdictBody) -> Decided:
 
 @router.get("/verdicts", dependencies=[ENGINEER])
 def verdicts(request: Request, order: Order = "oldest", after: Behind = None, limit: Limit = 100) -> Page[Review]:
-    """Every decision of inspectors."""
+    """Every record of inspectors, those of opinions given blindly too: see `purpose`."""
     rows = host_of(request).reader.find_reviews(after, limit, newest_first=order == "newest")
     return Page(items=[Review.model_validate(row) for row in rows], next=_next(rows, limit))
 

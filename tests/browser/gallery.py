@@ -22,8 +22,10 @@ from edge_runtime.draw import draw_dataset
 from plugin import containment
 from plugin.connectors.base import GateOutcome
 from plugin.lines import Asked
+from plugin.looks import Follow, register
 from plugin.service import CONTROLLER
 from plugin.settings import ReviewSettings
+from plugin.tally import add_up
 from tests.plugin import synthetic as s
 from tests.plugin.people import PASSWORD, Site
 from tests.plugin.synthetic import Dealer
@@ -62,7 +64,7 @@ SHOTS = {
     "help": Shot("/queue", "/queue", _press("?")),
     "part": Shot("/parts/{number}", "/parts/1?last=5"),
     "side-by-side": Shot("/parts/{number}", "/parts/3", _press("v")),
-    "blind": Shot("/parts/{number}", "/parts/{blind}"),
+    "blind": Shot("/looks/{word}", "/parts/{blind}"),
     "stations": Shot("/stations", "/stations"),
     "station": Shot("/station", f"/station?edge={EDGE}"),
     "lost": Shot("/lost", "/lost"),
@@ -70,14 +72,19 @@ SHOTS = {
     "lines": Shot("/lines", "/lines"),
     "containment": Shot("/containments/{number}", "/containments/1"),
     "counts": Shot("/counts", "/counts"),
+    "figures": Shot("/figures", "/figures"),
+    "inspectors": Shot("/inspectors", "/inspectors"),
+    "known": Shot("/known", "/known"),
+    "disputed": Shot("/disputed", "/disputed"),
     "accounts": Shot("/accounts", "/accounts"),
     "account": Shot("/account", "/account"),
     "error": Shot("/parts/{number}", "/parts/999"),
     "name": Shot("/name", "/name", signed_in=False),
     "sign-in": Shot("/sign-in", "/sign-in", signed_in=False),
 }
-NO_PAGES = {"/", "/stations/latest", "/station/latest"}
-"""Routes that lead elsewhere, or give a piece of a page to its script."""
+NO_PAGES = {"/", "/stations/latest", "/station/latest", "/looks/{word}/pictures/{n}"}
+NO_PAGES |= {"/figures/{table}.csv", "/inspectors/{table}.csv"}
+"""Routes that lead elsewhere, give a piece of a page to its script, a picture or a table."""
 
 
 class Gallery:
@@ -210,9 +217,16 @@ def _fill(site: Site, pictures: list[dict[str, Any]]) -> int:
     number = {part["part_id"]: part["id"] for part in reader.parts(0, 100)}
     judge = site.service._writer.call
     if len(pictures) > 6:
+        judge(lambda store: setattr(store, "follow", Follow(1.0, 0.0)))
         judge(lambda store: store.review(number["bracket-0005"], "good", "ada", dwell_ms=2300, station="desk 1"))
         judge(lambda store: store.review(number["bracket-0006"], "unsure", "ivan", comment="glare or scratch?"))
         judge(lambda store: store.review(number["bracket-0007"], "defect", "ivan", defect_class="stain"))
+        for n, said in ((5, "good"), (7, "good")):
+            judge(lambda store, n=n, said=said: store.review(number[f"bracket-000{n}"], said, "olga", purpose="second"))
+        judge(lambda store: store.review(number["bracket-0004"], "defect", "eve", defect_class="dent"))
+        judge(lambda store: store.review(number["bracket-0004"], "defect", "olga", purpose="second"))
+        judge(lambda store: store.run(lambda connection: register(connection, number["bracket-0004"], "eve")))
+    judge(lambda store: store.run(add_up))
     return int(number["bracket-0800"])
 
 

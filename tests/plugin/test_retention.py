@@ -14,6 +14,8 @@ from contract.event import Verdict, part_ref
 from plugin import retention
 from plugin.backup import pictures_stay
 from plugin.database import Place
+from plugin.errors import ReviewError
+from plugin.looks import Follow, register, retire
 from plugin.queries import Reader
 from plugin.retention import DAY_NS, Retention
 from plugin.settings import RetentionSettings
@@ -52,8 +54,9 @@ class Kept:
             found[part["part_id"]] = row["removed_by"]
             if row["removed_ns"] is None:
                 assert self.store.blobs.find(row["sha256"]) is not None
-        named = {row["sha256"] for row in self.reader.pictures(0, 100)}
-        assert {name for names in self.store.blobs.groups() for name in names} == named
+        held = {name for names in self.store.blobs.groups() for name in names}
+        assert self.reader.unnamed(sorted(held)) == []
+        assert {row["sha256"] for row in self.reader.pictures(0, 100)} <= held
         return found
 
 
@@ -90,6 +93,28 @@ def test_pictures_go_by_what_became_of_their_part(kept: Kept) -> None:
         "unsure": None,
     }
     assert len(kept.reader.reviews(5)) == 1
+
+
+def test_pictures_that_are_still_to_be_judged_blindly_stay(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    for n, name in enumerate(("known", "second", "given", "disputed", "plain"), 1):
+        kept.part(name, Verdict.REJECT, 400, name.encode())
+        kept.store.follow = Follow(float(name != "plain"), 0.0)
+        kept.store.review(n, "good", "Ada")
+    for n, said in ((1, "good"), (3, "good"), (4, "defect")):
+        kept.store.review(n, said, "Ben", purpose="second")
+    kept.store.run(lambda c: register(c, 1, "Eve"))
+    monkeypatch.setattr(Retention, "_free", lambda _: 0)
+    kept.retention(reviewed_days=90).remove_by_age()
+    gone = "reviewed_days = 90"
+    assert kept.left() == {"known": None, "second": None, "given": gone, "disputed": None, "plain": gone}
+    kept.retention(free_gb=1).keep_the_floor()
+    assert [name for name, rule in kept.left().items() if rule is None] == ["known", "second"]
+    with pytest.raises(ReviewError, match="no picture"):
+        kept.store.run(lambda c: register(c, 3, "Eve"))
+    kept.store.run(lambda c: retire(c, 1))
+    kept.store.review(2, "good", "Ben", purpose="second")
+    kept.retention(reviewed_days=90).remove_by_age()
+    assert None not in kept.left().values()
 
 
 def test_nothing_goes_where_nothing_is_said(kept: Kept) -> None:

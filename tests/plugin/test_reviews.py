@@ -31,7 +31,7 @@ def judged(folder: Path) -> Store:
     )
     store.review(2, "unsure", "Ben", dwell_ms=900, station="desk 2", seen=0)
     store.review(1, "undo", "Ada", seen=1)
-    store.review(1, "good", "Zoë", comment="dust", seen=3)
+    store.review(1, "good", "Zoë", comment="dust", seen=3, purpose="arbiter")
     return store
 
 
@@ -166,7 +166,7 @@ def test_a_chain_that_was_made_anew_differs_from_what_was_noted(store: Store, co
 
 def test_a_verdict_that_is_shown_and_was_never_said_is_found(store: Store, connection: sa.Connection) -> None:
     connection.exec_driver_sql("UPDATE parts SET review = 'good' WHERE id = 2")
-    assert "part 2 is shown as ('good', 'Ben')" in (broken(connection, store) or "")
+    assert "part 2 is shown as ('good', 'Ben', None)" in (broken(connection, store) or "")
 
 
 def test_what_a_crash_left_unnoted_is_noted_at_the_next_start(tmp_path: Path) -> None:

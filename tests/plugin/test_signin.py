@@ -39,7 +39,7 @@ from tests.plugin.synthetic import ROOT, until
 BY_ROLE = {"inspector": "ivan", "engineer": "eve", "administrator": "ada"}
 OPEN = {("GET", "/healthz"), ("GET", "/sign-in"), ("POST", "/sign-in"), ("POST", "/look")}
 LISTS = {"/api/parts", "/api/line", "/api/gaps", "/api/summary", "/api/openapi.json", "/api/control"}
-LISTS |= {"/api/export/verdicts", "/metrics"}
+LISTS |= {"/api/export/verdicts", "/metrics", "/known", "/inspectors", "/inspectors/couples.csv"}
 LISTS |= {f"/api/v1/{name}" for name in ("parts", "verdicts", "events", "events/1", "stream")}
 LISTS |= {f"/api/v1/export/{name}" for name in ("verdicts", "dataset")}
 LISTS |= {"/api/gate", *(f"/api/lines/line-1/{name}" for name in ("journal", "alarm", "containments"))}
@@ -85,6 +85,8 @@ def routes(app: FastAPI) -> list[tuple[str, str, str | None]]:
     for route in flat(app.routes):
         if isinstance(route, APIRoute):
             path = route.path.replace("{number}", "1").replace("{name}", "olga").replace("{line}", "line-1")
+            path = path.replace("{word}", "A" * 22).replace("{n}", "0")
+            path = path.replace("/figures/{table}", "/figures/time").replace("{table}", "couples")
             found += [(method, path, declared(route)[0]) for method in sorted(route.methods)]
     return found
 
