@@ -24,7 +24,7 @@ class Bar(NamedTuple):
 
 def stacked(bars: Sequence[Bar], title: str) -> Markup:
     """Amounts over each other, a bar a label."""
-    top = _ceiling(max((sum(n for _, n in bar.parts) for bar in bars), default=0.0))
+    top = _count_ceiling(max((sum(n for _, n in bar.parts) for bar in bars), default=0.0))
     width = INNER_W / max(len(bars), 1)
     drawn = []
     for i, bar in enumerate(bars):
@@ -64,7 +64,7 @@ def control(labels: Sequence[str], chart: Chart, title: str) -> Markup:
 
 def pareto_chart(causes: Sequence[Cause], title: str) -> Markup:
     """Bars from the most frequent on, and the line of what they add up to."""
-    top = _ceiling(max((cause.n for cause in causes), default=0))
+    top = _count_ceiling(max((cause.n for cause in causes), default=0))
     width = INNER_W / max(len(causes), 1)
     bars = [
         _rect(
@@ -134,6 +134,14 @@ def _labels(labels: Sequence[str], width: float) -> list[Markup]:
 
 def _y(value: float, top: float) -> float:
     return TOP + INNER_H * (1 - value / top)
+
+
+def _count_ceiling(value: float) -> float:
+    """The same for counts: four whole steps."""
+    scale = 1.0
+    while 40 * scale < value:
+        scale *= 10
+    return next(4 * scale * each for each in (1, 2, 3, 4, 5, 6, 8, 10) if 4 * scale * each >= value)
 
 
 def _ceiling(value: float) -> float:

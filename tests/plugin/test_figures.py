@@ -233,6 +233,10 @@ def test_charts_take_no_name_for_markup_and_keep_within_their_frame() -> None:
     assert all("<script" not in each for each in drawn)
     for value in (0.004, 0.05, 0.3, 1, 7, 10, 11, 1234, 99_999):
         assert value <= charts._ceiling(value) <= 10 * value
+    for count in [*range(1, 200), 999, 1001, 123_456, 10**9]:
+        top = charts._count_ceiling(count)
+        assert count <= top <= max(4, 2 * count) and top % 4 == 0, "parts are whole"
+    assert charts._count_ceiling(0) == 4
 
 
 def test_what_was_never_found_is_no_nothing_in_a_file() -> None:
