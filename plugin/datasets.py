@@ -192,7 +192,6 @@ def _pictures(
             split=side_of(label, group, test_share),
             group=group,
             decision=decision,
-            outlined=bool(header.get("regions")),
         )
 
 

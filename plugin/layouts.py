@@ -34,10 +34,7 @@ NOTES = (
 
 
 class Picture(NamedTuple):
-    """One picture of a part. ``name`` is a file's, of our own making; ``label`` is good or a defect's class.
-
-    ``outlined``: whether the machine drew a region anywhere on the part.
-    """
+    """One picture of a part. ``name`` is a file's, of our own making; ``label`` is good or a defect's class."""
 
     name: str
     data: bytes
@@ -50,7 +47,6 @@ class Picture(NamedTuple):
     split: Literal["train", "test"]
     group: str
     decision: dict[str, Any]
-    outlined: bool
 
     @property
     def size(self) -> tuple[int, int]:
@@ -144,8 +140,8 @@ class Mvtec(Layout):
 class Coco(Layout):
     """``images`` and ``annotations.json``: a good part has no annotations, whatever the machine marked.
 
-    A defective part on which it marked nothing is annotated with the whole picture: without an annotation its picture
-    would be taken for a good one.
+    A defective part on which it marked nothing that lies in the picture, nor in another view, is annotated with the
+    whole picture: without an annotation its picture would be taken for a good one.
     """
 
     def __init__(self, views: list[str], masks: bool, classes: tuple[str, ...]) -> None:
@@ -172,9 +168,11 @@ class Coco(Layout):
         part = {name: picture.part[name] for name in ("edge_id", "part_id", "serial", "lot")}
         self._images.append({**image, "date_captured": iso(picture.part["t_wall_ns"]), "flawline": {**part, **said}})
         if picture.label != "good":
-            for region, box in picture.boxes():
+            boxes = list(picture.boxes())
+            for region, box in boxes:
                 self._annotate(number, picture.label, box, {"drawn_by": "machine", "peak": region["peak"]})
-            if not picture.outlined:
+            elsewhere = any(each.get("view") != picture.row["view"] for each in picture.header.get("regions") or ())
+            if not boxes and not elsewhere:
                 whole = (0.0, 0.0, float(width), float(height))
                 self._annotate(number, picture.label, whole, {"drawn_by": "nobody: the whole picture"})
         yield f"images/{picture.name}", picture.data

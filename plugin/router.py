@@ -100,7 +100,9 @@ class Router:
         self.endpoint = self.socket.get_string(zmq.LAST_ENDPOINT).rstrip("\0")
         if self._gate is not None:
             self._gate.prove(self.endpoint)
-            self._monitor.happenings()  # of the proof itself
+            for happening in self._monitor.happenings():  # of the proof itself, which is no news, and of edges
+                self._unread.note(happening)
+                self._count(happening)
             self._gate.when_revoked(lambda _gone: self._revoked.set())
 
     def register(self, poller: zmq.Poller) -> None:

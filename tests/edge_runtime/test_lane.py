@@ -33,7 +33,7 @@ from edge_runtime.errors import CardLostError
 from edge_runtime.inspector import Inspector
 from edge_runtime.recipes import Judge
 from edge_runtime.settings import CameraSettings, EdgeSettings, HostLink
-from edge_runtime.spool import Spool
+from edge_runtime.spool import Row, Spool
 from edge_runtime.station import BUSY_PROOF_S, PROOF_CPU, PROOF_S, RARE_PROOF_S, SUPERSEDED, Pending, Station
 from tests.bundles import draw_part
 from tests.graphs import write_bundle
@@ -281,7 +281,13 @@ def test_a_part_s_pictures_are_its_own(bundle: Bundle, tmp_path: Path, joined: i
         box.take(*range(8))
         box.until_results(8)
         box.station._pictures.stop()
-        rows = {HEADER.validate_json(row.header).part_id: row for row in box.spool.pending(2, 0, 100)}  # type: ignore[union-attr]
+
+        def rows_by_part() -> dict[str, Row]:
+            return {HEADER.validate_json(row.header).part_id: row for row in box.spool.pending(2, 0, 100)}  # type: ignore[union-attr]
+
+        # The emitter reads over the same connection: while it does, what was written meanwhile is not seen.
+        until(lambda: len(rows_by_part()) == 8, "all pictures are in the spool")
+        rows = rows_by_part()
         assert all(result.verdict is not Verdict.NOT_INSPECTED for result in box.results), box.results
         assert (len(rows), box.station._pictures.dropped) == (8, 0), sorted(rows)
         for number in range(8):

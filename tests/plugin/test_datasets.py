@@ -27,7 +27,7 @@ from plugin.database import Place
 from plugin.datasets import Wanted
 from plugin.errors import ConfigError
 from plugin.finder import Filter, Finder
-from plugin.layouts import LAYOUTS, as_name, in_picture, label_of
+from plugin.layouts import LAYOUTS, Coco, Picture, as_name, in_picture, label_of
 from plugin.review import archive
 from plugin.settings import ReviewSettings
 from tests.plugin import synthetic as s
@@ -150,6 +150,39 @@ def test_machine_masks_lie_where_the_map_is_over_its_limit(site: Site, tmp_path:
     raw = np.frombuffer(s.washer(GOOD)[2], "<f2").reshape(64, 64).astype(np.float32)
     assert np.array_equal(mask, np.kron((raw >= 0.5).astype(np.uint8) * 255, np.ones((4, 4), np.uint8)))
     assert any("drawn by nobody" in note for note in manifest["notes"])
+
+
+@pytest.mark.parametrize(
+    ("view", "box", "to_part", "expected"),
+    [
+        ("top", [10, 10, 5, 5], None, ["machine"]),
+        ("top", [500, 500, 5, 5], None, ["nobody: the whole picture"]),
+        ("top", [10, 10, 5, 5], (0, 0, 0, 0, 0, 0), ["nobody: the whole picture"]),
+        ("side", [10, 10, 5, 5], None, []),
+    ],
+    ids=["in it", "outside", "nowhere", "in another view"],
+)
+def test_a_defective_picture_in_which_nothing_can_be_drawn_is_not_taken_for_a_good_one(
+    view: str, box: list[int], to_part: tuple[int, ...] | None, expected: list[str]
+) -> None:
+    part = {"id": 1, "edge_id": "e", "part_id": "p", "serial": None, "lot": None, "t_wall_ns": 0, "verdict": "REJECT"}
+    picture = Picture(
+        name="1.png",
+        data=b"",
+        part=part,
+        header={"regions": [{"view": view, "box_px": box, "peak": 2.0}]},
+        row={"view": "top", "shape": [100, 200, 3], "to_part": to_part, "sha256": "a" * 64},
+        map_row=None,
+        map_data=None,
+        label="scratch",
+        split="test",
+        group="g",
+        decision={"inspector": "i", "t_wall_ns": 0},
+    )
+    coco = Coco(["top"], False, ())
+    list(coco.add(picture))
+    said = json.loads(dict(coco.end())["annotations.json"])
+    assert [each["flawline"]["drawn_by"] for each in said["annotations"]] == expected
 
 
 def test_coco_boxes_lie_where_the_machine_saw_them(site: Site, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -241,6 +242,57 @@ def test_a_message_of_a_revoked_key_is_dropped_unanswered_before_the_connection_
         assert not dealer.socket.poll(50)
         receiver.flush()
         gate.close()
+
+
+def test_an_edge_that_connects_while_the_door_is_tried_is_watched_like_any_other(
+    tmp_path: Path, make_dealer: MakeDealer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it sent then is as old as nobody knows, and a revocation has to find its connection."""
+    told: list[Any] = []
+    host, pair = new_pair(tmp_path / "keys", "host"), new_pair(tmp_path / "edge", "edge-1")
+    authorise(tmp_path / "keys", tmp_path / "edge" / "edge-1.key")
+    made: list[Dealer] = []
+
+    def prove(gate: Gate, endpoint: str) -> None:
+        edge = make_dealer(endpoint, pair, host.public)
+        monitor = edge.socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
+        edge.send(s.frames(s.result(1)))
+        s.until(lambda: (gate._zap.poll(5) and gate._answer()) or monitor.poll(5))
+        monitor.close(0)
+        edge.socket.disable_monitor()
+        made.append(edge)
+        proven(gate, endpoint)
+
+    def tell(arrivals: Sequence[Any]) -> list[int | None]:
+        told.extend(arrivals)
+        return [0] * len(arrivals)
+
+    proven = Gate.prove
+    monkeypatch.setattr(Gate, "prove", prove)
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    gate = Gate(context, tmp_path / "keys")
+    receiver = Receiver(context, "tcp://127.0.0.1:*", tell, len, gate)
+    assert receiver._router.socket.poll(5000), "it lies there, and grows old unseen"
+    receiver.begin()
+    threads = [threading.Thread(target=each.run) for each in (gate, receiver)]
+    for thread in threads:
+        thread.start()
+
+    def is_told() -> bool:
+        made[0].send(s.frames(s.result(2)))
+        return bool(told)
+
+    try:
+        s.until(is_told)
+        assert {each.message.header.seq for each in told} == {2}
+    finally:
+        receiver.stop()
+        gate.stop()
+        for thread in threads:
+            thread.join(5)
+        receiver.flush()
+        gate.close()
+        context.destroy(0)
 
 
 def turn(gate: Gate, receiver: Receiver) -> bool:
