@@ -67,9 +67,10 @@ LOOK_S = 1.0
 FREE_GUESSES = 3
 
 IDS = ua.ObjectIds
-CREATE, ACTIVATE = (
+CREATE, ACTIVATE, CLOSE = (
     IDS.CreateSessionRequest_Encoding_DefaultBinary,
     IDS.ActivateSessionRequest_Encoding_DefaultBinary,
+    IDS.CloseSessionRequest_Encoding_DefaultBinary,
 )
 DISCOVERY = {IDS.GetEndpointsRequest_Encoding_DefaultBinary, IDS.FindServersRequest_Encoding_DefaultBinary}
 NEVER = {
@@ -202,9 +203,10 @@ class Subscriptions(SubscriptionService):
 class GuardedServer(InternalServer):
     """Knows who opened each session, and names sessions so that nobody guesses them."""
 
-    def __init__(self, users: UserProof) -> None:
+    def __init__(self, users: UserProof, rules: Rules) -> None:
         super().__init__(user_manager=users)
         self._owners: dict[ua.NodeId, str] = {}
+        self.rules = rules
         self.trust: TrustList | None = None
         """None: no security, on loopback, as it was asked for."""
 
@@ -351,7 +353,8 @@ class Processor(UaProcessor):
             raise ServiceError(ua.StatusCodes.BadServiceUnsupported)
         if kind in DISCOVERY:
             return
-        if self.iserver.trust is not None and self._connection.security_policy.peer_certificate is None:
+        # The library has b"" for none, and leaves its own check of rights out then.
+        if self.iserver.trust is not None and not self._connection.security_policy.peer_certificate:
             self.iserver.refuse("insecure", self.name, "it asked without security for more than the endpoints")
             raise ServiceError(ua.StatusCodes.BadSecurityModeInsufficient)
         if kind == CREATE:
@@ -362,6 +365,8 @@ class Processor(UaProcessor):
             session = self.session
             if session is None or requesthdr.AuthenticationToken != session.auth_token:
                 raise ServiceError(ua.StatusCodes.BadSessionIdInvalid)
+            if kind != CLOSE and not self.iserver.rules.check_validity(session.user, ua.NodeId(kind), body):
+                raise ServiceError(ua.StatusCodes.BadUserAccessDenied)
             self._check_subscriptions(kind, body)
 
     def _check_create(self, body: Any) -> None:
@@ -453,21 +458,20 @@ class Listener(BinaryServer):
 
 def make_server(users: Users | None, trust: TrustList | None, listener: socket.socket, rules: Rules) -> Server:
     """An asyncua server behind these guards; ``trust`` None: without security. Not initialised yet."""
-    internal = GuardedServer(UserProof(users))
+    internal = GuardedServer(UserProof(users), rules)
     internal.trust = trust
     server = Server(iserver=internal)
     server.limits = TransportLimits(CHUNK_BYTES, CHUNK_BYTES, MESSAGE_BYTES // CHUNK_BYTES + 1, MESSAGE_BYTES)
     server_module.BinaryServer = type("Listening", (Listener,), {"socket": listener})
     if trust is None:
-        server.set_security_policy([ua.SecurityPolicyType.NoSecurity], permission_ruleset=rules)
+        server.set_security_policy([ua.SecurityPolicyType.NoSecurity])
         server.set_identity_tokens([ua.AnonymousIdentityToken])
         return server
     server.set_security_policy(
         [
             ua.SecurityPolicyType.Aes256Sha256RsaPss_SignAndEncrypt,
             ua.SecurityPolicyType.Basic256Sha256_SignAndEncrypt,
-        ],
-        permission_ruleset=rules,
+        ]
     )
     server.set_identity_tokens([ua.UserNameIdentityToken])
     options = CertificateValidatorOptions.EXT_VALIDATION | CertificateValidatorOptions.PEER_CLIENT
@@ -495,11 +499,13 @@ async def turn_out(server: Server) -> None:
 def _unwelcome(internal: GuardedServer, connection: Any) -> str | None:
     """Why a connection has to go; None where it may stay."""
     processor = connection.processor
+    session = processor.session
     certificate = processor._connection.security_policy.peer_certificate
     # Empty where the channel is not open yet, and where it is without security and endpoints are asked for.
-    if internal.trust is not None and certificate and not internal.trust.trusts(certificate):
+    if internal.trust is not None and not certificate:
+        return None if session is None else "it has a session without a certificate"
+    if internal.trust is not None and not internal.trust.trusts(certificate):
         return "its certificate is trusted no more"
-    session = processor.session
     if session is None or session.state is not SessionState.Activated or internal.users.stands(session.user):
         return None
     return f"its user {session.user.name!r} is none any more, or has another password or role"

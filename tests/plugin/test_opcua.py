@@ -13,18 +13,22 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from argon2 import PasswordHasher
 from asyncua import Client, ua
 from asyncua.common.utils import ServiceError
+from asyncua.crypto.permission_rules import UserRole
 from asyncua.crypto.security_policies import SecurityPolicyAes256Sha256RsaPss, SecurityPolicyBasic256Sha256
+from asyncua.server.internal_session import SessionState
 from asyncua.ua.uaerrors import (
     BadIdentityTokenRejected,
     BadInvalidArgument,
     BadInvalidState,
     BadNotSupported,
+    BadSecurityModeInsufficient,
     BadTooManySubscriptions,
     BadUserAccessDenied,
     UaError,
@@ -38,9 +42,11 @@ from plugin.connectors.opcua_guard import (
     CONNECTIONS_PER_ADDRESS,
     LOOK_S,
     SUBSCRIPTIONS_PER_CLIENT,
+    ClientUser,
     Fields,
     Processor,
     TimelySubscription,
+    _unwelcome,
 )
 from plugin.connectors.opcua_model import METHODS, VARIABLES, VisionSystem
 from plugin.dispatch import make_connector
@@ -48,7 +54,17 @@ from plugin.errors import ConfigError, ConnectorError
 from plugin.opcua_certificates import TrustList, make_certificate, own_certificate, rejected, trust
 from plugin.opcua_cli import app
 from plugin.opcua_folder import KEY, NODESET, NOTICE, TRUSTED, Users, take_nodeset
-from tests.plugin.opcua_client import PASSWORDS, Loop, Scada, content_of, identity, make_folder, make_identity, nodesets
+from tests.plugin.opcua_client import (
+    CLIENT_URI,
+    PASSWORDS,
+    Loop,
+    Scada,
+    content_of,
+    identity,
+    make_folder,
+    make_identity,
+    nodesets,
+)
 from tests.plugin.synthetic import HostProcess, until
 
 MANDATORY = ("ResultId", "IsPartial", "ResultState", "InternalRecipeId", "InternalConfigurationId", "JobId")
@@ -220,6 +236,54 @@ def test_who_asks_for_endpoints_is_left_to_it(rig: Rig) -> None:
     assert rig.loop.do(ask()) == 2
 
 
+def test_without_certificate_and_encryption_there_are_endpoints_and_nothing_else(rig: Rig) -> None:
+    """asyncua's channel without security has the empty certificate, as which an empty claim would pass."""
+    before = dict(rig.connector.status()["refused"])  # type: ignore[call-overload]
+    plain = rig.client().client
+    endpoints = rig.loop.do(_open(plain))
+    assert {endpoint.SecurityMode for endpoint in endpoints} == {ua.MessageSecurityMode.SignAndEncrypt}
+    create = ua.CreateSessionParameters()
+    create.ClientCertificate, create.ClientNonce = b"", b"n" * 32
+    create.ClientDescription.ApplicationUri = CLIENT_URI
+    create.EndpointUrl, create.SessionName, create.RequestedSessionTimeout = plain.server_url.geturl(), "x", 60_000
+    with pytest.raises(BadSecurityModeInsufficient):
+        rig.loop.do(plain.uaclient.create_session(create))
+    activate = ua.ActivateSessionParameters()
+    activate.UserIdentityToken = ua.UserNameIdentityToken(
+        PolicyId=endpoints[0].UserIdentityTokens[0].PolicyId, UserName="panel", Password=PASSWORDS["panel"].encode()
+    )
+    for token in (ua.NodeId(), rig.client().sign_in("panel").client.uaclient.session.authentication_token):
+        plain.uaclient.protocol.authentication_token = token
+        with pytest.raises(BadSecurityModeInsufficient):  # and nobody looks at a password that came in clear
+            rig.loop.do(plain.uaclient.activate_session(activate))
+        said = rig.loop.do(_take_over(plain, token))
+        assert said == ["BadSecurityModeInsufficient"] * 3
+    assert len(rig.loop.do(plain.get_endpoints())) == len(endpoints)
+    until(lambda: _refused(rig, "insecure") >= before.get("insecure", 0) + 9, what="what is counted")
+    assert (_refused(rig, "passwords"), rig.asked) == (before.get("passwords", 0), [])
+
+
+def _refused(rig: Rig, what: str) -> int:
+    refused: Any = rig.connector.status()["refused"]
+    return int(refused.get(what, 0))
+
+
+@pytest.mark.parametrize(
+    ("certificate", "session", "stays"), [(b"", False, True), (b"", True, False), (b"x", True, False)]
+)
+def test_no_session_stays_without_a_trusted_certificate(certificate: bytes, session: bool, stays: bool) -> None:
+    """Where one ever came to be: the second look, of every connection, once a second."""
+    connection = SimpleNamespace(
+        processor=SimpleNamespace(_connection=SimpleNamespace(security_policy=SimpleNamespace()))
+    )
+    connection.processor._connection.security_policy.peer_certificate = certificate
+    state = SimpleNamespace(state=SessionState.Activated, user=ClientUser(UserRole.User, "scada"))
+    connection.processor.session = state if session else None
+    users = SimpleNamespace(stands=lambda _user: True)
+    internal: Any = SimpleNamespace(trust=SimpleNamespace(trusts=lambda _certificate: False), users=users)
+    assert (_unwelcome(internal, connection) is None) == stays
+
+
 def test_what_leaves_after_its_deadline_says_not_inspected(rig: Rig) -> None:
     scada = rig.client().sign_in()
     scada.listen(period_ms=3000)
@@ -348,13 +412,10 @@ def test_a_client_that_may_control_halts_and_resets(rig: Rig) -> None:
 def test_a_client_that_may_read_controls_nothing_and_nobody_writes(rig: Rig) -> None:
     panel, scada = rig.client().sign_in("panel"), rig.client().sign_in()
     assert panel.call(RECIPES, "GetRecipeListFiltered", None, None, 0, 10, 0, 0)[1] == 1
-    for name, method, words in (
-        (MACHINE, "Halt", (0, "")),
-        (RECIPES, "PrepareRecipe", (ua.RecipeIdExternalDataType(Id="7"), None)),
-        (AUTOMATIC, "Stop", (0, "")),
-    ):
-        with pytest.raises(BadUserAccessDenied):
-            panel.call(name, method, *words)
+    for method, (place, _, changes) in METHODS.items():
+        if changes:  # whatever its arguments
+            with pytest.raises(BadUserAccessDenied):
+                panel.call(f"line-1.{place.replace('/', '.')}", method)
     assert (rig.asked, rig.recipes) == ([], [])
     for client in (panel, scada):
         for name in (*(f"line-1.{each}" for each in VARIABLES), f"{MACHINE}.CurrentState", "line-1.SystemState"):
