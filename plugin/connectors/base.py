@@ -107,6 +107,15 @@ class Plant(NamedTuple):
     gate: Callable[[str, int, GateOutcome], None] = lambda _line, _number, _outcome: None
     command: Callable[[str, LineCommand], None] = lambda _line, _what: None
 
+    def trouble_and_held(self, line: str) -> tuple[str | None, bool]:
+        """``trouble``, and whether it is only that masters are due: the line is inspected then, and nothing of it OK.
+
+        Their state is asked before and after, so that no moment at which it changes is taken for trouble.
+        """
+        before = self.state(line).held
+        trouble = self.trouble(line)
+        return trouble, trouble is not None and trouble in (before, self.state(line).held)
+
 
 class Connector(ABC):
     """One line controller. Made once, then used by a thread of its own; it may block, others do not wait for it.

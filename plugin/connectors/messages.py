@@ -59,7 +59,7 @@ def result(output: LineOutput, session: str) -> dict[str, object]:
 
 
 def status(line: str, session: str, beat: int, trouble: str | None, recipe: RecipeState) -> dict[str, object]:
-    """How the line is; ``beat`` goes on only while it is inspected."""
+    """How the line is; ``beat`` goes on only while it is inspected, for masters that are due as well."""
     return {
         "version": VERSION,
         "kind": "status",
@@ -85,7 +85,7 @@ class Heart:
     def __init__(self, plant: Plant, line: str, session: str) -> None:
         self._plant, self._line, self._session = plant, line, session
         self._beat = 0
-        self._told: tuple[str | None, RecipeState] | None = None
+        self._told: tuple[str | None, bool, RecipeState] | None = None
         self._due = 0.0
 
     def look(self, anew: bool = False) -> dict[str, object] | None:
@@ -94,8 +94,8 @@ class Heart:
         if state == self._told and time.monotonic() < self._due and not anew:
             return None
         self._told, self._due = state, time.monotonic() + BEAT_S
-        trouble, recipe = state
-        if trouble is None:
+        trouble, held, recipe = state
+        if trouble is None or held:
             self._beat += 1
         return status(self._line, self._session, self._beat, trouble, recipe)
 
@@ -103,11 +103,11 @@ class Heart:
         """What is told when the host stops in order."""
         return status(self._line, self._session, self._beat, STOPPED, RecipeState(0, 0))
 
-    def _ask(self) -> tuple[str | None, RecipeState]:
+    def _ask(self) -> tuple[str | None, bool, RecipeState]:
         try:
-            return self._plant.trouble(self._line), self._plant.recipe(self._line)
+            return *self._plant.trouble_and_held(self._line), self._plant.recipe(self._line)
         except Exception as error:  # noqa: BLE001 - whatever it is, nobody knows that the line is inspected
-            return f"the host cannot say how the line is: {error!r}"[:300], RecipeState(0, 0)
+            return f"the host cannot say how the line is: {error!r}"[:300], False, RecipeState(0, 0)
 
 
 def _utc(t_s: float) -> str:

@@ -130,12 +130,18 @@ METHODS: dict[str, tuple[str, str, bool]] = {
 
 
 class Facts(NamedTuple):
-    """What the host says of a line several times a second."""
+    """What the host says of a line several times a second; ``held``: ``trouble`` is only that masters are due."""
 
     trouble: str | None
     recipe: int
     model: int
     committed: int
+    held: bool
+
+    @property
+    def inspected(self) -> bool:
+        """The belt has to move for the masters, and single jobs take their pictures."""
+        return self.trouble is None or self.held
 
 
 class Job(NamedTuple):
@@ -238,9 +244,10 @@ class VisionSystem:
         told: Callable[[str, int], None],
     ) -> None:
         self.line = line
-        self.facts = Facts("starting", 0, 0, 0)
+        self.facts = Facts("starting", 0, 0, 0, False)
         self.top: Top = "Preoperational"
         self.mode: Mode = "Initialized"
+        self._productive = False
         self._server = server
         self._session = session
         self._single = single
@@ -304,11 +311,11 @@ class VisionSystem:
     # What the host says
 
     async def beat(self, facts: Facts) -> None:
-        """The host is there, and so is the line where it has no trouble."""
+        """The host is there, and so is the line where it has no trouble, or only masters due."""
         self.facts = facts
         if facts.model and facts.recipe:
             self._recipes[facts.model] = facts.recipe
-        if facts.trouble is None:
+        if facts.inspected:
             await self._put("Heartbeat", self._values["Heartbeat"] + 1 & 0xFFFFFFFF)
         await self._put("Inspected", facts.trouble is None)
         await self._put("Trouble", facts.trouble or "")
@@ -321,7 +328,7 @@ class VisionSystem:
 
     async def silent(self) -> None:
         """The host has said nothing for too long: nothing is known of the line."""
-        self.facts = self.facts._replace(trouble="the host has fallen silent")
+        self.facts = self.facts._replace(trouble="the host has fallen silent", held=False)
         await self._put("Inspected", False)
         await self._put("Trouble", self.facts.trouble)
         await self._settle()
@@ -410,9 +417,10 @@ class VisionSystem:
 
     async def _settle(self) -> None:
         """The states that follow from what is known; events where they change."""
-        before, was = self.top, self.mode
+        before, was, shown = self.top, self.mode, self._productive
         self.top, self.mode = self._next_top(), self._next_mode()
-        if (before, was) == (self.top, self.mode):
+        self._productive = self.facts.trouble is None
+        if (before, was, shown) == (self.top, self.mode, self._productive):
             return
         await self._show_states()
         if self.top != before:
@@ -428,10 +436,13 @@ class VisionSystem:
         trouble = self.facts.trouble
         stopped = trouble is not None and trouble.endswith(STOPPED_BY_REQUEST)
         if self._halted != "no":
-            self._halted = "yes" if trouble is not None else "no" if self._halted == "yes" else self._halted
+            if not self.facts.inspected:
+                self._halted = "yes"
+            elif self._halted == "yes":
+                self._halted = "no"
             if self._halted != "no":
                 return "Halted"
-        if trouble is None or stopped:
+        if self.facts.inspected or stopped:
             self._reset = False
             return "Operational"
         return "Preoperational" if self._reset and self.facts.recipe == 0 else "Error"
@@ -439,18 +450,16 @@ class VisionSystem:
     def _next_mode(self) -> Mode:
         if self._running is not None:
             return "SingleExecution"
-        if self.facts.trouble is not None:
+        if not self.facts.inspected:
             return "Ready" if self.facts.recipe else "Initialized"
-        return "Ready" if self._single else "ContinuousExecution"
+        return "Ready" if self._single or self.facts.held else "ContinuousExecution"
 
     async def _show_states(self) -> None:
         machine = f"{self.line}.VisionStateMachine"
         await self._show(f"{machine}.CurrentState", self.top)
         inner = self.mode if self.top == "Operational" else None
         await self._show(f"{machine}.AutomaticModeStateMachine.CurrentState", inner)
-        number = (
-            1 if self.top == "Operational" and self.facts.trouble is None else 2 if self.top == "Operational" else 5
-        )
+        number = 5 if self.top != "Operational" else 1 if self._productive else 2
         await self._write("SystemState", ua.Variant(_system_state(number), V.ExtensionObject))
 
     async def _show(self, name: str, state: str | None) -> None:
@@ -541,7 +550,7 @@ class VisionSystem:
     async def _on_continuous(
         self, measured: Any = None, part: Any = None, recipe: Any = None, product: Any = None, parameters: Any = None
     ) -> tuple[ua.Variant, ...] | ua.StatusCode:
-        if self._single or self.top != "Operational" or self.mode not in ("Ready", "Initialized"):
+        if self._single or self.top != "Operational" or self.facts.inspected:
             why = "this line takes single jobs" if self._single else f"it is {self.top}, {self.mode}"
             await self._put("Refusal", why)
             return ua.StatusCode(ua.StatusCodes.BadInvalidState)
@@ -549,7 +558,7 @@ class VisionSystem:
         return _job_id(f"{self._session}/continuous"), _error(0 if done else -1)
 
     async def _on_stop(self, cause: int = 0, why: str = "") -> tuple[ua.Variant, ...] | ua.StatusCode:
-        if self.top != "Operational" or self.facts.trouble is not None:
+        if self.top != "Operational" or not self.facts.inspected:
             await self._put("Refusal", f"it is {self.top}, {self.mode}")
             return ua.StatusCode(ua.StatusCodes.BadInvalidState)
         done = await self._was_done(await self._ask(self.line, "stop", None, 3.0))
@@ -560,8 +569,9 @@ class VisionSystem:
     ) -> tuple[ua.Variant, ...] | ua.StatusCode:
         """A software trigger: a picture of the part that is in view now."""
         wanted = _id(recipe)
-        if not self._single or self.top != "Operational" or self.mode != "Ready" or self.facts.trouble is not None:
-            why = self.facts.trouble or ("another job runs" if self._single else "the line triggers by itself: jobs=1")
+        trouble = None if self.facts.inspected else self.facts.trouble
+        if not self._single or self.top != "Operational" or self.mode != "Ready" or trouble is not None:
+            why = trouble or ("another job runs" if self._single else "the line triggers by itself: jobs=1")
             await self._put("Refusal", why)
             return ua.StatusCode(ua.StatusCodes.BadInvalidState)
         if wanted and wanted != str(self.facts.recipe):

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from contract.event import LineCode
-from plugin.connectors.base import Connector, LineOutput, Plant, RecipeState
+from plugin.connectors.base import Connector, LineOutput, LineState, Plant, RecipeState
 from plugin.dispatch import make_connector
 
 
@@ -24,6 +24,7 @@ class World:
 
     def __init__(self) -> None:
         self.trouble: str | None = None
+        self.held: str | None = None
         self.connectors: list[Connector] = []
 
     def start(self, url: str, folder: Path, lines: tuple[str, ...] = ("line-1",)) -> Connector:
@@ -39,12 +40,13 @@ class World:
                 recipe=lambda line: RecipeState(4, 0xCAFE0001),
                 select_recipe=lambda line, number, done: None,
                 fail=lambda output, detail: None,
+                state=lambda line: LineState(held=self.held),
             )
         )
         return connector
 
     def ask(self, line: str) -> str | None:
-        return self.trouble
+        return self.trouble or self.held
 
     def close(self) -> None:
         for connector in self.connectors:

@@ -36,7 +36,7 @@ from asyncua.ua.uaerrors import (
 from typer.testing import CliRunner
 
 from contract.event import LineCode
-from plugin.connectors.base import LineOutput, Plant, RecipeState
+from plugin.connectors.base import LineOutput, LineState, Plant, RecipeState
 from plugin.connectors.opcua import OpcUa
 from plugin.connectors.opcua_guard import (
     CONNECTIONS_PER_ADDRESS,
@@ -72,6 +72,8 @@ OPTIONAL = ("IsSimulated", "MeasId", "PartId", "ExternalRecipeId", "ProductId", 
 BASE = ("EventId", "EventType", "SourceNode", "SourceName", "Time", "ReceiveTime", "LocalTime", "Message", "Severity")
 RECIPES, AUTOMATIC = "line-1.RecipeManagement", "line-1.VisionStateMachine.AutomaticModeStateMachine"
 MACHINE = "line-1.VisionStateMachine"
+DUE = "challenge due: a shift began at 06:00"
+PRODUCTIVE, STANDBY = 1, 2
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
@@ -90,6 +92,7 @@ class Rig:
 
     def __init__(self, folder: Path, options: str = "") -> None:
         self.trouble: str | None = None
+        self.held: str | None = None
         self.refusal: str | None = None
         self.failed: dict[int, str] = {}
         self.recipes: list[int] = []
@@ -103,7 +106,7 @@ class Rig:
         made.start(
             Plant(
                 lines=("line-1",),
-                trouble=lambda line: self.trouble,
+                trouble=lambda line: self.trouble or self.held,
                 last_number=lambda line: 41,
                 deadline_ms=lambda line: 1000,
                 counted=lambda line, counters, t_ns: None,
@@ -111,6 +114,7 @@ class Rig:
                 select_recipe=self._select,
                 fail=lambda output, detail: self.failed.setdefault(output.number, detail),
                 ask=self._ask,
+                state=lambda line: LineState(challenge="due" if self.held else "passed", held=self.held),
             )
         )
         self.until_ready()
@@ -157,7 +161,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
 
 @pytest.fixture
 def rig(served: Rig) -> Iterator[Rig]:
-    served.trouble = served.refusal = None
+    served.trouble = served.held = served.refusal = None
     for kept in (served.recipes, served.asked, served.failed):
         kept.clear()
     yield served
@@ -344,6 +348,46 @@ def test_the_heartbeat_counts_only_while_the_line_is_inspected(rig: Rig) -> None
     assert scada.state() == ("Error", "")
     rig.trouble = None
     until(lambda: scada.read("line-1.Heartbeat") > stopped, what="the heartbeat again")
+
+
+def test_while_masters_are_due_the_heartbeat_goes_on_and_nothing_is_running(rig: Rig) -> None:
+    """The belt has to move for the masters; a controller that stops it without a heartbeat could never be released."""
+    scada = rig.client().sign_in()
+    scada.listen(types=(1018, 1019, 1020))
+    rig.held = DUE
+    until(lambda: scada.read("line-1.Trouble") == DUE, what="it is due")
+    first = scada.read("line-1.Heartbeat")
+    until(lambda: scada.read("line-1.Heartbeat") > first + 3, what="a heartbeat")
+    assert (scada.read("line-1.Inspected"), scada.state()) == (False, ("Operational", "Ready"))
+    assert scada.read("line-1.SystemState").State == STANDBY
+    with pytest.raises(BadInvalidState):  # it runs already
+        scada.call(AUTOMATIC, "StartContinuous", None, None, None, None, None)
+    assert scada.call(MACHINE, "Halt", 0, "") == 0
+    until(lambda: scada.state() == ("Halted", "") and rig.trouble == scada.read("line-1.Trouble"), what="Halted")
+    rig.trouble = None  # begun again by somebody else, and still due
+    until(lambda: scada.state() == ("Operational", "Ready"), what="Ready again")
+    rig.trouble = "edge-1: inference fails"
+    until(lambda: scada.state()[0] == "Error", what="Error, though masters are due")
+    stopped = scada.read("line-1.Heartbeat")
+    time.sleep(0.4)
+    assert scada.read("line-1.Heartbeat") == stopped
+    rig.trouble = rig.held = None
+    until(lambda: scada.state() == ("Operational", "ContinuousExecution"), what="running")
+    until(lambda: scada.read("line-1.Inspected"), what="released")
+    assert [event.Message.Text for event in scada.events if event.EventType.Identifier == 1019] == [
+        "edge-1: inference fails"
+    ]
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, DUE), (DUE, None), (DUE, "challenge due: dent failed")])
+def test_the_moment_at_which_masters_become_due_is_no_trouble(before: str | None, after: str | None) -> None:
+    """Whichever side of the change trouble was asked on."""
+    for trouble in (before, after):
+        states = iter([LineState(held=before), LineState(held=after)])
+        plant = Plant(("line-1",), lambda _: trouble, *(lambda *_: None,) * 6, state=lambda _: next(states))  # type: ignore[arg-type] # noqa: B023
+        assert plant.trouble_and_held("line-1") == (trouble, trouble is not None)
+    plant = Plant(("line-1",), lambda _: "silent", *(lambda *_: None,) * 6, state=lambda _: LineState(held=DUE))  # type: ignore[arg-type]
+    assert plant.trouble_and_held("line-1") == ("silent", False)
 
 
 def test_states_follow_the_line_and_are_told(rig: Rig) -> None:
@@ -611,6 +655,36 @@ def test_a_single_job_takes_a_picture_of_the_part_in_view(tmp_path: Path) -> Non
         until(lambda: scada.state()[0] == "Error", what="Error")
         with pytest.raises(BadInvalidState):
             scada.call(AUTOMATIC, "StartSingleJob", *words)
+    finally:
+        rig.close()
+
+
+def test_single_jobs_take_the_pictures_of_masters_that_are_due(tmp_path: Path) -> None:
+    rig = Rig(make_folder(tmp_path), "&insecure=1&jobs=1")
+    try:
+        scada = rig.client().connect()
+        scada.listen(types=(1013, 1023, 1024))
+        until(lambda: scada.state() == ("Operational", "Ready"), what="Ready")
+        assert scada.read("line-1.SystemState").State == PRODUCTIVE
+        rig.held = DUE
+        until(lambda: scada.read("line-1.Trouble") == DUE, what="it is due")
+        words = (None, ua.PartIdDataType(Id="scratch-0.3"), None, None, None)
+        job, error = scada.call(AUTOMATIC, "StartSingleJob", *words)
+        assert (job.Id, error, rig.asked) == ("edge-1/p900", 0, [("trigger", "scratch-0.3")])
+        assert scada.state() == ("Operational", "SingleExecution")
+        with pytest.raises(BadInvalidState):
+            scada.call(AUTOMATIC, "StartSingleJob", *words)
+        assert scada.read("line-1.Refusal") == "another job runs"
+        rig.connector.publish(output(900, LineCode.NOT_INSPECTED))
+        until(lambda: len(scada.events) == 3, what="started, result, ready")
+        assert [each["Verdict"] for each in scada.results()] == ["NOT_INSPECTED"]
+        assert scada.state() == ("Operational", "Ready")
+        assert scada.read("line-1.SystemState").State == STANDBY
+        rig.trouble = "edge-1: silent"
+        until(lambda: scada.state()[0] == "Error", what="Error")
+        with pytest.raises(BadInvalidState):
+            scada.call(AUTOMATIC, "StartSingleJob", *words)
+        assert scada.read("line-1.Refusal") == "edge-1: silent"
     finally:
         rig.close()
 

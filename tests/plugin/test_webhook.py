@@ -81,6 +81,26 @@ def test_the_status_follows_the_line_and_the_host_s_end(connector: Connector, re
     assert receiver.status["trouble"] == "the host was stopped"
 
 
+def test_while_masters_are_due_the_beat_goes_on_and_nothing_is_ok(
+    connector: Connector, receiver: Receiver, world: World
+) -> None:
+    """What MQTT's status does too: it comes from the same place."""
+
+    def beats_of(trouble: str) -> list[tuple[int, bool]]:
+        statuses = [body for _, body in receiver.raw if body["kind"] == "status" and body["trouble"] == trouble]
+        return [(body["beat"], body["inspected"]) for body in statuses]
+
+    until(lambda: receiver.inspected, "the line is inspected")
+    world.held = "challenge due: a shift began at 06:00"
+    until(lambda: len(beats_of(str(world.held))) > 1, "two beats")
+    told = beats_of(str(world.held))
+    assert told[1][0] == told[0][0] + 1
+    assert not any(inspected for _, inspected in told)
+    world.trouble = "edge-1: inference fails"
+    until(lambda: len(beats_of("edge-1: inference fails")) > 1, "the trouble, twice")
+    assert len({beat for beat, _ in beats_of("edge-1: inference fails")}) == 1
+
+
 @pytest.mark.parametrize("code", [500, 503, 429])
 def test_what_is_not_taken_is_sent_again_under_one_id(connector: Connector, receiver: Receiver, code: int) -> None:
     ids: list[str] = []
