@@ -16,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 from argon2 import PasswordHasher
 from asyncua import Client, ua
@@ -65,7 +66,7 @@ from tests.plugin.opcua_client import (
     make_identity,
     nodesets,
 )
-from tests.plugin.synthetic import HostProcess, until
+from tests.plugin.synthetic import Dealer, HostProcess, frames, state, until
 
 MANDATORY = ("ResultId", "IsPartial", "ResultState", "InternalRecipeId", "InternalConfigurationId", "JobId")
 OPTIONAL = ("IsSimulated", "MeasId", "PartId", "ExternalRecipeId", "ProductId", "ExternalConfigurationId")
@@ -657,6 +658,32 @@ def test_a_single_job_takes_a_picture_of_the_part_in_view(tmp_path: Path) -> Non
             scada.call(AUTOMATIC, "StartSingleJob", *words)
     finally:
         rig.close()
+
+
+def test_a_host_whose_masters_are_due_beats_on(tmp_path: Path) -> None:
+    """Its own words for why nothing is OK are those by which it is known that nothing else is wrong."""
+    folder, loop = make_folder(tmp_path / "opcua"), Loop()
+    connectors = (f"opcua://127.0.0.1:0?folder={folder}&insecure=1&jobs=1",)
+    host = HostProcess(tmp_path, connectors=connectors, line='silence_ms = 60000\nedges = ["edge-1"]')
+    host.start()
+    dealer = Dealer(host.endpoint)
+    try:
+        until(lambda: host.get("/healthz")["connectors"][0]["ready"], 60.0, "the server is ready")
+        scada = Scada(loop, host.get("/healthz")["connectors"][0]["address"][1]).connect()
+        dealer.send(frames(state(1, edge_id="edge-1", model_sha256="ab" * 32, recipe_number=1)))
+        until(lambda: scada.read("line-1.Inspected"), what="inspected")
+        for name, expected in (("good", "pass"), ("dent", "reject")):
+            body = {"name": name, "expected": expected}
+            assert httpx.post(f"{host.url}api/lines/line-1/masters", json=body).status_code == 200
+        until(lambda: scada.read("line-1.Trouble").startswith("challenge due: "), what="masters are due")
+        beat = scada.read("line-1.Heartbeat")
+        until(lambda: scada.read("line-1.Heartbeat") > beat + 3, what="a heartbeat")
+        assert (scada.read("line-1.Inspected"), scada.state()) == (False, ("Operational", "Ready"))
+        scada.close()
+    finally:
+        dealer.close()
+        host.end(signal.SIGKILL)
+        loop.close()
 
 
 def test_single_jobs_take_the_pictures_of_masters_that_are_due(tmp_path: Path) -> None:
