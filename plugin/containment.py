@@ -25,8 +25,8 @@ from plugin.ledger import LedgerReader
 from plugin.queries import Reader
 
 CHUNK = 500
-CAUSES = ("challenge_failed", "stop")
-GOOD = "challenge_passed"
+FAILED, GOOD = "challenge_failed", "challenge_passed"
+CAUSES = (FAILED, "stop")
 COLUMNS = (
     "line",
     "number",
@@ -67,7 +67,7 @@ class Interval(NamedTuple):
 
 def since_good_check(ledger: LedgerReader, line: str, event: int | None = None) -> Interval:
     """Up to a failed challenge, or past a stop to the next good check, or now. Raises LineError."""
-    good = ledger.challenge_passed(line, "before", row=event)
+    good = _good_check(ledger, line, event)
     if event is None:
         return _interval(line, "asked for", None, good, ledger.last_number(line))
     cause = ledger.journal_row(line, event)
@@ -79,6 +79,37 @@ def since_good_check(ledger: LedgerReader, line: str, event: int | None = None) 
         last = later["number"] if later else ledger.last_number(line)
     text = cause["detail"].get("text") or cause["detail"].get("why")
     return _interval(line, f"{cause['kind']}: {text}"[:400], event, good, last)
+
+
+def _good_check(ledger: LedgerReader, line: str, event: int | None) -> dict[str, Any] | None:
+    """The check that was passed before ``event``, or before now, and proves what is doubted.
+
+    A failed challenge doubts its recipe and what it read wrong: only a check of that recipe that read those masters
+    proves anything of it. A stop doubts what was released last, or what has failed since.
+    """
+    cause = None if event is None else ledger.journal_row(line, event)
+    if cause is not None and cause["kind"] == FAILED:
+        doubted: dict[str, Any] | None = cause
+    else:
+        doubted = next(ledger.challenges(line, event), None)
+    if doubted is None or doubted["kind"] == GOOD:
+        return doubted
+    wrong = {each["master"] for each in doubted["detail"]["readings"] if each.get("wrong")}
+    left = _recipes(doubted)
+    for row in ledger.challenges(line, doubted["id"]) if left else ():
+        read = {each["master"] for each in row["detail"]["readings"]}
+        if row["kind"] == GOOD and wrong <= read:
+            left -= _recipes(row)
+            if not left:
+                return row  # the earliest, where more than one recipe is doubted
+    return None
+
+
+def _recipes(challenge: dict[str, Any]) -> set[int | None]:
+    """By which a challenge was read; a journal of an earlier version says so with the readings alone."""
+    detail = challenge["detail"]
+    read = {each.get("recipe_number") for each in detail["readings"] if each.get("model_sha256")}
+    return read | {detail["recipe"]} if "recipe" in detail else read
 
 
 def judged_by(ledger: LedgerReader, line: str, model: str) -> Interval:

@@ -18,7 +18,7 @@ import secrets
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 from functools import partial
@@ -68,6 +68,7 @@ FLOODED_NS = 10**9
 MAX_COUNTED = 64
 """Parts of a line that its controller counted and no edge announced, waiting for their deadline."""
 
+CHALLENGES = 20
 UNANNOUNCED = "the line controller counted a part that no edge announced"
 CODES = {
     Verdict.PASS: LineCode.PASS,
@@ -865,6 +866,14 @@ class LedgerReader:
         where = " AND ".join(["line = ?", "kind = 'challenge_passed'", *(text for text, _ in given)])
         found = self._journal(f"{where} ORDER BY id {order} LIMIT 1", (line, *(value for _, value in given)))
         return found[0] if found else None
+
+    def challenges(self, line: str, before: int | None = None) -> Iterator[dict[str, Any]]:
+        """Challenges that were passed or failed before a row of the journal, newest first, few read at a time."""
+        kinds = "line = ? AND kind IN ('challenge_passed', 'challenge_failed')"
+        before = 2**63 - 1 if before is None else before
+        while rows := self._journal(f"{kinds} AND id < ? ORDER BY id DESC LIMIT ?", (line, before, CHALLENGES)):
+            yield from rows
+            before = rows[-1]["id"]
 
     def _journal(self, where: str, values: tuple[object, ...]) -> list[dict[str, Any]]:
         rows = self._ask(f"SELECT * FROM journal WHERE {where}", values)  # noqa: S608 - our own words, values apart

@@ -802,4 +802,9 @@ def _judged_by(said: Reading | Result) -> list[str]:
 
 
 def _said(run: Run) -> dict[str, Any]:
-    return {"by": run.by, "unseen": run.unseen, "readings": [each.model_dump() for each in run.readings]}
+    return {
+        "by": run.by,
+        "recipe": run.recipe,
+        "unseen": run.unseen,
+        "readings": [each.model_dump() for each in run.readings],
+    }

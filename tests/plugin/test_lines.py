@@ -1,0 +1,150 @@
+"""What the ledger decides of a line beside its verdicts, turn by turn: masters, rows of rejects, containment."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from contract.event import Verdict, from_frames
+from plugin import containment
+from plugin.ledger import Ledger, LedgerReader
+from plugin.lines import Kept
+from plugin.settings import LineSettings
+from plugin.transit import Arrival
+from tests.plugin import synthetic as s
+
+MODELS = {None: "ab" * 32, 1: "a1" * 32, 2: "b2" * 32}
+
+
+class Turns:
+    """A ledger with one line, whose turns a test takes itself."""
+
+    def __init__(self, path: Path, edges: tuple[str, ...] = ("edge-1",), **settings: Any) -> None:
+        line = LineSettings(id="line-1", deadline_ms=60_000, edges=list(edges), **settings)
+        self.ledger = Ledger(path, lambda _edge: line, [line])
+        self.ledger.connect(lambda _outputs: None, lambda _line: True, lambda _line: list(edges))
+        self.reader = LedgerReader(path)
+        self.seq = self.ledger.last_number("line-1") * 2
+
+    def turn(self) -> None:
+        assert self.ledger._settle(self.ledger._gather())
+
+    def ask(self, what: Any, **values: Any) -> None:
+        self.ledger.ask("line-1", what, "eve", **values)
+        self.turn()
+
+    def beat(self, recipe: int | None = None) -> None:
+        state = s.state(1, model_sha256=MODELS[recipe], recipe_number=recipe)
+        self.ledger.tell([Arrival(from_frames(s.frames(state)), time.monotonic_ns())])
+        if not self.ledger._inbox.empty():  # a heartbeat that says nothing new is none for it
+            self.turn()
+
+    def part(self, name: str, verdict: Verdict = Verdict.PASS, recipe: int | None = None, **more: Any) -> None:
+        told = [s.trigger(self.seq + 1, name, **more)]
+        told += [s.result(self.seq + 2, name, verdict, recipe_number=recipe, model_sha256=MODELS[recipe], **more)]
+        self.seq += 2
+        self.ledger.tell([Arrival(from_frames(s.frames(each, age_ms=0)), time.monotonic_ns()) for each in told])
+        self.turn()
+
+    def challenge(self, recipe: int | None, *verdicts: Verdict) -> None:
+        self.beat(recipe)
+        self.ask("begin_challenge")
+        for verdict in verdicts:
+            self.part(f"master {self.seq}", verdict, recipe)
+
+    def contained(self, kind: str | None = None) -> list[str]:
+        """The parts that are no masters, from the newest such row of the journal, or from now."""
+        event = None if kind is None else self.reader.journal_of("line-1", [kind], 1)[0]["id"]
+        found = containment.since_good_check(self.reader, "line-1", event)
+        rows = self.reader.between("line-1", found.after, found.last)
+        return [row["part_id"] for row in rows if not row["part_id"].startswith("master")]
+
+    @property
+    def kept(self) -> Kept:
+        return self.ledger._lines._kept("line-1")
+
+    def end(self) -> None:
+        self.ledger._connection.close()
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Callable[..., Turns]]:
+    """A ledger of the test's folder; another call is its next start."""
+    made: list[Turns] = []
+
+    def start(**settings: Any) -> Turns:
+        if made:
+            made[-1].end()
+        made.append(Turns(tmp_path / "ledger.sqlite", **settings))
+        return made[-1]
+
+    yield start
+    for each in made:
+        each.end()
+
+
+READ_RIGHT = (Verdict.PASS, Verdict.REJECT)
+READ_WRONG = (Verdict.PASS, Verdict.PASS)
+
+
+def test_a_good_check_of_another_recipe_ends_no_containment(make: Callable[..., Turns]) -> None:
+    line = make()
+    for recipe in (1, 2):
+        for name, expected in (("good", "pass"), ("bad", "reject")):
+            line.ask("add_master", name=f"{name} {recipe}", expected=expected, recipe=recipe)
+    line.part("before any check", recipe=1)
+    line.challenge(1, *READ_RIGHT)
+    line.part("by 1", recipe=1)
+    line.challenge(2, *READ_RIGHT)
+    line.part("by 2", recipe=2)
+    line.ask("alarm", text="scores drift")
+    assert line.contained("stop") == ["by 2"], "what was released last is doubted"
+    line.challenge(1, *READ_WRONG)
+    assert line.contained("challenge_failed") == ["by 1", "by 2"]
+    assert line.contained() == ["by 1", "by 2"], "now, after a failure, as from the failure"
+    detail = line.reader.journal_of("line-1", ["challenge_failed"], 1)[0]["detail"]
+    assert detail["recipe"] == 1
+    line.challenge(1, *READ_RIGHT)
+    line.part("by 1 again", recipe=1)
+    assert line.contained() == ["by 1 again"]
+
+
+def test_only_a_check_that_read_the_master_that_failed_ends_a_containment(make: Callable[..., Turns]) -> None:
+    line = make()
+    for name, expected in (("good", "pass"), ("dent", "reject")):
+        line.ask("add_master", name=name, expected=expected)
+    line.challenge(None, *READ_RIGHT)
+    line.part("with dent")
+    line.ask("remove_master", name="dent")
+    line.ask("add_master", name="scratch", expected="reject")
+    line.challenge(None, *READ_RIGHT)
+    line.part("with scratch")
+    line.ask("add_master", name="dent", expected="reject")
+    line.challenge(None, Verdict.PASS, Verdict.REJECT, Verdict.PASS)
+    assert line.contained("challenge_failed") == ["with dent", "with scratch"]
+    line.challenge(None, Verdict.PASS, Verdict.PASS, Verdict.REJECT)
+    assert line.contained("challenge_failed") == ["with scratch"]
+
+
+def test_a_journal_of_before_says_the_recipe_with_its_readings(make: Callable[..., Turns]) -> None:
+    line = make()
+    for name, expected in (("good", "pass"), ("bad", "reject")):
+        line.ask("add_master", name=name, expected=expected)
+    line.part("before any check", recipe=2)
+    line.challenge(2, *READ_RIGHT)
+    line.part("by 2", recipe=2)
+    line.challenge(1, *READ_RIGHT)
+    line.part("by 1", recipe=1)
+    line.challenge(2, *READ_WRONG)
+    old = "UPDATE journal SET detail = json_remove(detail, '$.recipe') WHERE kind LIKE 'challenge_%ed'"
+    line.ledger._connection.execute(old)
+    assert line.contained("challenge_failed") == ["by 2", "by 1"]
+    line.challenge(2, Verdict.NOT_INSPECTED, Verdict.NOT_INSPECTED)
+    line.ledger._connection.execute(old)
+    nobody = "UPDATE journal SET detail = json_set(detail, '$.readings', json('[]')) WHERE kind = 'challenge_failed'"
+    line.ledger._connection.execute(nobody)
+    assert line.contained("challenge_failed") == ["before any check", "by 2", "by 1"], "where none is known, all"
