@@ -26,7 +26,14 @@ from plugin.settings import LineSettings
 
 MAX_MASTERS = 64
 MAX_CAMERAS = 256
+MAX_BACK = 100_000
+"""Parts of a line that are looked at for the rows that a start finds: a tenth of a second, hours of a fast line."""
+
+MOST_READ = 8
+"""How often masters may be read, for each step of a challenge; one that takes more does not get anywhere."""
+
 DUE = "challenge due"
+ENDLESS = "masters were read again and again, and some were never read"
 HOST, THE_LINE = "the host", "the line"
 JUDGEMENT = {
     "score",
@@ -131,7 +138,10 @@ class Reading(BaseModel):
 
 
 class Run(BaseModel):
-    """One time through the masters of ``recipe``. ``rows``: parts of each camera in the order of their announcement."""
+    """One time through the masters of ``recipe``. ``rows``: parts of each camera in the order of their announcement.
+
+    ``taken``: every reading so far, of which ``readings`` are those that count.
+    """
 
     id: str
     by: str
@@ -140,7 +150,15 @@ class Run(BaseModel):
     recipe: int | None = None
     rows: dict[str, list[str]] = {}
     readings: list[Reading] = []
+    taken: int = 0
     unseen: int = 0
+
+    def add(self, reading: Reading) -> None:
+        """Of one master at one camera and model what was wrong first and what came last are kept: a run stays small."""
+        place = _place_of(reading)
+        wrong = next((each for each in self.readings if each.wrong and _place_of(each) == place), None)
+        self.readings = [each for each in self.readings if each is wrong or _place_of(each) != place] + [reading]
+        self.taken += 1
 
     @property
     def by_serial(self) -> bool:
@@ -276,7 +294,7 @@ class Lines:
         if kept.run is None:
             return LineState(kept.stop, kept.stop_text, kept.challenge, held)
         steps = len(kept.run.masters) * max(1, len(self._required(line, kept.run)))
-        return LineState(kept.stop, kept.stop_text, kept.challenge, held, len(kept.run.readings), steps)
+        return LineState(kept.stop, kept.stop_text, kept.challenge, held, kept.run.taken, steps)
 
     def load(self) -> None:
         """Read everything anew, at the start and after a transaction that failed."""
@@ -403,7 +421,7 @@ class Lines:
         if run is None or part.captured_ns < run.began_ns:
             return
         if hold.reading is not None:
-            run.readings.append(hold.reading)
+            run.add(hold.reading)
         elif part.key[0] == LINE_CONTROLLER:
             run.unseen += 1
         else:
@@ -453,15 +471,27 @@ class Lines:
                 self._raise(line, kind, f"{row[kind]} {IN_A_ROW[kind]} in a row, to no. {number}", THE_LINE)
 
     def _count_back(self, line: str) -> Counter[StopKind]:
-        """How many in a row there were at the last number, from the file."""
-        most = max(_limits(self._settings[line]).values())
-        found = self._connection.execute(
-            "SELECT code FROM outputs WHERE line = ? AND number > ? AND held IS NULL ORDER BY number DESC LIMIT ?",
-            (line, self._kept(line).counted_from, 2 * most),
-        ).fetchall()
+        """How many in a row there were at the last number, from the file: back to a judgement that ends both rows."""
         row: Counter[StopKind] = Counter()
-        for (code,) in reversed(found):
-            count_on(row, LineCode(code))
+        limits = _limits(self._settings[line])
+        if not any(limits.values()):
+            return row
+        found = self._connection.execute(
+            "SELECT code, held FROM outputs WHERE line = ? AND number > ? ORDER BY number DESC LIMIT ?",
+            (line, self._kept(line).counted_from, MAX_BACK),
+        )
+        judged = False
+        for code, held in found:
+            if held is not None:
+                continue
+            if code == LineCode.NOT_INSPECTED:
+                row["not_inspected_in_a_row"] += not judged
+                continue
+            judged = True
+            if code != LineCode.REJECT or row["rejects_in_a_row"] >= limits["rejects_in_a_row"]:
+                break
+            row["rejects_in_a_row"] += 1
+        found.close()
         return row
 
     def _raise(self, line: str, kind: StopKind, text: str, who: str) -> None:
@@ -639,9 +669,13 @@ class Lines:
             camera = f"{each.edge_id}/{each.camera_id}"
             read.setdefault(camera, set()).add(each.master)
             judged_by.setdefault(camera, set()).add(tuple(_judged_by(each)))
-        if any(read.get(camera, set()) != names for camera in self._required(line, run)):
+        required = self._required(line, run)
+        lacking = any(read.get(camera, set()) != names for camera in required)
+        endless = run.taken + run.unseen >= MOST_READ * len(names) * max(1, len(required))
+        if lacking and not endless:
             return
-        wrong = [f"{each.master} {each.wrong}" for each in run.readings if each.wrong]
+        wrong = [ENDLESS] if lacking else []
+        wrong += [f"{each.master} {each.wrong}" for each in run.readings if each.wrong]
         wrong += ["a part was counted that no edge announced"] * run.unseen
         wrong += self._of_other_recipes(line, run)
         wrong += [f"{camera} judged by more than one model" for camera, found in judged_by.items() if len(found) > 1]
@@ -799,6 +833,10 @@ def _wrong(master: Master, reading: Reading, serial: str | None) -> str | None:
 def _judged_by(said: Reading | Result) -> list[str]:
     """Recipe number and model first, as heartbeats say them too."""
     return [str(each) for each in (said.recipe_number, said.model_sha256, said.bundle_id, said.calibration_id)]
+
+
+def _place_of(reading: Reading) -> tuple[str, ...]:
+    return (reading.edge_id, reading.camera_id, reading.master, *_judged_by(reading))
 
 
 def _said(run: Run) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import pytest
 from contract.event import Verdict, from_frames
 from plugin import containment
 from plugin.ledger import Ledger, LedgerReader
-from plugin.lines import Kept
+from plugin.lines import ENDLESS, MOST_READ, Kept
 from plugin.settings import LineSettings
 from plugin.transit import Arrival
 from tests.plugin import synthetic as s
@@ -148,3 +148,59 @@ def test_a_journal_of_before_says_the_recipe_with_its_readings(make: Callable[..
     nobody = "UPDATE journal SET detail = json_set(detail, '$.readings', json('[]')) WHERE kind = 'challenge_failed'"
     line.ledger._connection.execute(nobody)
     assert line.contained("challenge_failed") == ["before any check", "by 2", "by 1"], "where none is known, all"
+
+
+@pytest.mark.parametrize("lost", [40, 4])
+def test_rejects_in_a_row_are_counted_over_a_start_and_what_was_not_inspected_between(
+    make: Callable[..., Turns], lost: int
+) -> None:
+    """``lost`` parts that were not inspected end no row of rejects, however many there are of them."""
+    limits = {"rejects_in_a_row": 5, "not_inspected_in_a_row": 0 if lost == 40 else 5}
+    line = make(**limits)
+    verdicts = [Verdict.PASS, *([Verdict.REJECT, *[Verdict.NOT_INSPECTED] * (lost // 4)] * 4)]
+    for verdict in verdicts:
+        line.part(f"part {line.seq}", verdict)
+    line = make(**limits)
+    assert line.kept.stop is None
+    line.part("last", Verdict.REJECT)
+    assert line.kept.stop == "rejects_in_a_row"
+    line.ask("clear_stop")
+    line = make(**limits)
+    line.part("after it was cleared", Verdict.REJECT)
+    assert line.kept.stop is None
+
+
+def test_what_a_start_counts_back_ends_at_a_judgement_that_is_none(make: Callable[..., Turns]) -> None:
+    limits = {"rejects_in_a_row": 3, "not_inspected_in_a_row": 3}
+    line = make(**limits)
+    for verdict in (Verdict.REJECT, Verdict.REVIEW, Verdict.REJECT, Verdict.NOT_INSPECTED, Verdict.NOT_INSPECTED):
+        line.part(f"part {line.seq}", verdict)
+    line = make(**limits)
+    line.part("one more", Verdict.REJECT)
+    assert line.kept.stop is None
+    line.part("the third", Verdict.REJECT)
+    assert line.kept.stop == "rejects_in_a_row"
+
+
+def test_a_run_that_gets_nowhere_stays_small_and_ends_as_failed(make: Callable[..., Turns]) -> None:
+    line = make(edges=("edge-1", "edge-2"))
+    for name, expected in (("good", "pass"), ("bad", "reject")):
+        line.ask("add_master", name=name, expected=expected, serial=name)
+    line.beat()
+    state = s.state(1, edge_id="edge-2", model_sha256=MODELS[None], recipe_number=None)
+    line.ledger.tell([Arrival(from_frames(s.frames(state)), time.monotonic_ns())])
+    line.ask("begin_challenge")
+    steps = 2 * 2
+    line.part("read wrong", Verdict.REJECT, serial="good")
+    for number in range(1, MOST_READ * steps - 1):
+        line.part(f"again {number}", serial="good")
+        assert line.kept.run is not None
+        assert [each.part_id for each in line.kept.run.readings] == ["read wrong", f"again {number}"]
+    assert line.ledger._lines.states()["line-1"].taken == MOST_READ * steps - 1
+    line.part("once too often", serial="good")
+    assert (line.kept.run, line.kept.challenge) == (None, "failed")
+    assert line.kept.why == f"{ENDLESS}; good was read as REJECT, expected PASS"
+    line.ask("begin_challenge")
+    line.part("both", serial="good")
+    line.part("of them", Verdict.REJECT, serial="bad")
+    assert line.kept.challenge == "running", "the other edge has read none"
