@@ -12,7 +12,7 @@ import json
 import re
 import time
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
@@ -204,15 +204,17 @@ class _Pipe(io.RawIOBase):
 
 
 def as_zip(
-    rows: Sequence[dict[str, Any]], reader: Reader, blobs: Blobs, contained: Mapping[str, Any]
+    rows: Callable[[], Iterator[dict[str, Any]]], reader: Reader, blobs: Blobs, contained: Mapping[str, Any]
 ) -> Iterator[bytes]:
-    """``parts.csv``, ``containment.json`` and the pictures, each named by its part's number."""
+    """``containment.json``, the pictures, each named by its part's number, and ``parts.csv``.
+
+    ``rows`` are asked for twice: those of a line's whole history have no place in memory.
+    """
     pipe = _Pipe()
     with zipfile.ZipFile(pipe, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr("containment.json", json.dumps(contained, indent=2))
-        archive.writestr("parts.csv", b"".join(as_csv(iter(rows))))
         yield pipe.taken()
-        for row in rows:
+        for row in rows():
             for each in reader.attachments(row["edge_id"], row["part_id"]):
                 shown = each["sha256"] is not None and each["codec"] in ("png", "jpeg")
                 data = blobs.read(each["sha256"]) if shown else None
@@ -221,4 +223,8 @@ def as_zip(
                     name = f"pictures/{row['number']:08d}-{each['id']}-{each['role']}-{view}.{each['codec']}"
                     archive.writestr(name, data)
                     yield pipe.taken()
+        with archive.open("parts.csv", "w") as table:
+            for piece in as_csv(rows()):
+                table.write(piece)
+                yield pipe.taken()
     yield pipe.taken()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, HTTPException, Path, Request, Response
@@ -13,6 +13,7 @@ from contract.config import Strict
 from contract.event import Label
 from plugin import containment
 from plugin.review.api import DEFAULT_NAME, After, Limit, Row, host_of
+from plugin.review.archive import Archive
 from plugin.review.host import LineDesk
 from plugin.review.signin import ENGINEER, INSPECTOR, viewer_of
 
@@ -219,18 +220,13 @@ def export_csv(request: Request, number: Row) -> Response:
     """Every part of a containment as a table."""
     host, found = host_of(request), contained(request, number)
     rows = containment.parts_of(host.ledger, host.reader, found)
-    return _download(containment.as_csv(rows), "text/csv; charset=utf-8", f"containment-{number}.csv")
+    headers = {"content-disposition": f'attachment; filename="containment-{number}.csv"'}
+    return StreamingResponse(containment.as_csv(rows), media_type="text/csv; charset=utf-8", headers=headers)
 
 
 @router.get("/api/containments/{number}/parts.zip", dependencies=[ENGINEER])
 def export_zip(request: Request, number: Row) -> Response:
-    """The same with every picture."""
+    """The same with every picture; few are made at once, and one that takes too long is broken off."""
     host, found = host_of(request), contained(request, number)
-    rows = list(containment.parts_of(host.ledger, host.reader, found))
-    archive = containment.as_zip(rows, host.reader, host.blobs, found)
-    return _download(archive, "application/zip", f"containment-{number}.zip")
-
-
-def _download(content: Iterator[bytes], media: str, name: str) -> Response:
-    headers = {"content-disposition": f'attachment; filename="{name}"'}
-    return StreamingResponse(content, media_type=media, headers=headers)
+    rows = partial(containment.parts_of, host.ledger, host.reader, found)
+    return Archive(containment.as_zip(rows, host.reader, host.blobs, found), f"containment-{number}.zip", host.exports)

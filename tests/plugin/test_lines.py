@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from contract.event import Verdict, from_frames
 from plugin import containment
 from plugin.ledger import Ledger, LedgerReader
 from plugin.lines import ENDLESS, MOST_READ, Kept
+from plugin.review import archive
 from plugin.settings import LineSettings
 from plugin.transit import Arrival
 from tests.plugin import synthetic as s
+from tests.plugin.people import Site, add_part
 
 MODELS = {None: "ab" * 32, 1: "a1" * 32, 2: "b2" * 32}
 
@@ -150,7 +155,7 @@ def test_a_journal_of_before_says_the_recipe_with_its_readings(make: Callable[..
     assert line.contained("challenge_failed") == ["before any check", "by 2", "by 1"], "where none is known, all"
 
 
-@pytest.mark.parametrize("lost", [40, 4])
+@pytest.mark.parametrize("lost", [40, 16])
 def test_rejects_in_a_row_are_counted_over_a_start_and_what_was_not_inspected_between(
     make: Callable[..., Turns], lost: int
 ) -> None:
@@ -204,3 +209,46 @@ def test_a_run_that_gets_nowhere_stays_small_and_ends_as_failed(make: Callable[.
     line.part("both", serial="good")
     line.part("of them", Verdict.REJECT, serial="bad")
     assert line.kept.challenge == "running", "the other edge has read none"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A host with accounts and one part."""
+    made = Site(tmp_path_factory.mktemp("site"))
+    add_part(made)
+    yield made
+    made.stop()
+
+
+def test_an_archive_of_contained_parts_is_one_of_few_and_takes_no_more_memory_with_more_parts(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    eve, host = site.signed_in("eve"), site.app.state.host
+    opened = eve.post("/api/lines/line-1/containments", json={}, headers={"x-csrf-token": eve.token()}).json()
+    url = f"/api/containments/{opened['id']}/parts.zip"
+    names = zipfile.ZipFile(io.BytesIO(eve.get(url).content)).namelist()
+    assert (names[0], names[-1], len(names) > 2) == ("containment.json", "parts.csv", True)
+    with monkeypatch.context() as slow, pytest.raises(httpx.RemoteProtocolError):
+        slow.setattr(archive, "LONGEST_S", -1.0)
+        eve.get(url)
+    assert host.exports.begin() and host.exports.begin()
+    assert eve.get(url).status_code == 503
+    host.exports.end()
+    host.exports.end()
+
+    asked: list[int] = []
+
+    def rows() -> Iterator[dict[str, Any]]:
+        (row,) = containment.parts_of(host.ledger, host.reader, opened)
+        for number in range(1000):
+            asked.append(number)
+            yield {**row, "number": number, "part_id": f"none such {number}"}
+
+    pieces = b""
+    ahead = []
+    for piece in containment.as_zip(rows, host.reader, host.blobs, opened):
+        pieces += piece
+        ahead.append(len(asked) - len(ahead))
+    assert max(ahead[1:]) - min(ahead[1:]) <= 2, "the table goes out as it is made"
+    table = zipfile.ZipFile(io.BytesIO(pieces)).read("parts.csv").decode().splitlines()
+    assert len(table) == 1001
