@@ -54,6 +54,7 @@ class Interval(NamedTuple):
     """Parts of a line with numbers above ``after`` up to ``last``, those of one model alone where it is named.
 
     ``good_check``: the journal's row of the last challenge that was passed before; None: there was none.
+    ``ledger``: which one gave these numbers out.
     """
 
     line: str
@@ -63,13 +64,14 @@ class Interval(NamedTuple):
     after: int
     last: int
     good_check: int | None
+    ledger: str | None
 
 
 def since_good_check(ledger: LedgerReader, line: str, event: int | None = None) -> Interval:
     """Up to a failed challenge, or past a stop to the next good check, or now. Raises LineError."""
     good = _good_check(ledger, line, event)
     if event is None:
-        return _interval(line, "asked for", None, good, ledger.last_number(line))
+        return _interval(ledger, line, "asked for", None, good, ledger.last_number(line))
     cause = ledger.journal_row(line, event)
     if cause is None or cause["kind"] not in CAUSES:
         raise LineError(f"line {line!r} has no failed challenge and no stop {event}")
@@ -78,7 +80,7 @@ def since_good_check(ledger: LedgerReader, line: str, event: int | None = None) 
         later = ledger.challenge_passed(line, "after", row=event)
         last = later["number"] if later else ledger.last_number(line)
     text = cause["detail"].get("text") or cause["detail"].get("why")
-    return _interval(line, f"{cause['kind']}: {text}"[:400], event, good, last)
+    return _interval(ledger, line, f"{cause['kind']}: {text}"[:400], event, good, last)
 
 
 def _good_check(ledger: LedgerReader, line: str, event: int | None) -> dict[str, Any] | None:
@@ -119,13 +121,15 @@ def judged_by(ledger: LedgerReader, line: str, model: str) -> Interval:
         raise LineError(f"the model {model[:12]} has judged no part of line {line!r}")
     first, last = found
     good = ledger.challenge_passed(line, "before", number=first)
-    interval = _interval(line, f"bad model {model[:12]}", None, good, last)
+    interval = _interval(ledger, line, f"bad model {model[:12]}", None, good, last)
     return interval._replace(model=model, after=first - 1)
 
 
-def _interval(line: str, cause: str, event: int | None, good: dict[str, Any] | None, last: int) -> Interval:
+def _interval(
+    ledger: LedgerReader, line: str, cause: str, event: int | None, good: dict[str, Any] | None, last: int
+) -> Interval:
     after, check = (good["number"], good["id"]) if good else (0, None)
-    return Interval(line, cause, event, None, after, last, check)
+    return Interval(line, cause, event, None, after, last, check, ledger.ledger_id())
 
 
 def open_one(connection: sa.Connection, interval: Interval, who: str) -> int:
@@ -143,7 +147,22 @@ def note(connection: sa.Connection, containment: int, text: str, who: str) -> No
 def parts_of(
     ledger: LedgerReader, reader: Reader, contained: Mapping[str, Any], after: int = 0, limit: int | None = None
 ) -> Iterator[dict[str, Any]]:
-    """The parts of a containment's row behind number ``after``, with what is known of each now."""
+    """The parts of a containment's row behind number ``after``, with what is known of each now.
+
+    Raises LineError at once where another ledger gave its numbers out.
+    """
+    # One that was opened before ledgers had names is taken to be of this one.
+    if contained["ledger"] not in (None, ledger.ledger_id()):
+        raise LineError(
+            f"containment {contained['id']} was opened over another ledger, and its numbers, {contained['after'] + 1} "
+            f"to {contained['last']}, are of other parts in this one; move that ledger.sqlite back to see its parts"
+        )
+    return _parts_of(ledger, reader, contained, after, limit)
+
+
+def _parts_of(
+    ledger: LedgerReader, reader: Reader, contained: Mapping[str, Any], after: int, limit: int | None
+) -> Iterator[dict[str, Any]]:
     after, left = max(after, contained["after"]), limit
     while left is None or left > 0:
         size = CHUNK if left is None else min(CHUNK, left)

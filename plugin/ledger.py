@@ -915,6 +915,11 @@ class LedgerReader:
         (row,) = self._ask(sql, (line, model))
         return None if row["first"] is None else (row["first"], row["last"])
 
+    def ledger_id(self) -> str | None:
+        """Names this file: in another one the same numbers are of other parts. A backup of it bears the same name."""
+        rows = self._ask("SELECT value FROM meta WHERE key = 'ledger_id'", ())
+        return str(rows[0]["value"]) if rows else None
+
     def last_number(self, line: str) -> int:
         """The last number of a line; 0 before the first."""
         (row,) = self._ask("SELECT coalesce(max(number), 0) AS n FROM outputs WHERE line = ?", (line,))
@@ -956,6 +961,8 @@ def _add_columns(connection: sqlite3.Connection) -> None:
 def _first_number(connection: sqlite3.Connection, path: Path, boot_id: str) -> int:
     try:
         found = first_number(connection, boot_id)
+        named = ("ledger_id", secrets.token_hex(8))
+        connection.execute("INSERT OR IGNORE INTO meta VALUES (?, ?)", named)
         sync(path)  # before anything is numbered: a power cut must find in which boot that was
     except (sqlite3.Error, OSError) as error:
         raise ConfigError(f"{path}: the ledger cannot be written ({error}); is the disk full, or read-only?") from error

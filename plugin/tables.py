@@ -275,6 +275,7 @@ containments = sa.Table(
     sa.Column("good_check", sa.BigInteger),
     sa.Column("opened_by", sa.Text, nullable=False),
     sa.Column("t_wall_ns", sa.BigInteger, nullable=False),
+    sa.Column("ledger", sa.Text),
 )
 
 containment_notes = sa.Table(

@@ -229,4 +229,5 @@ def export_zip(request: Request, number: Row) -> Response:
     """The same with every picture; few are made at once, and one that takes too long is broken off."""
     host, found = host_of(request), contained(request, number)
     rows = partial(containment.parts_of, host.ledger, host.reader, found)
+    rows()  # a refusal is an answer of its own, no archive that breaks off
     return Archive(containment.as_zip(rows, host.reader, host.blobs, found), f"containment-{number}.zip", host.exports)

@@ -252,3 +252,26 @@ def test_an_archive_of_contained_parts_is_one_of_few_and_takes_no_more_memory_wi
     assert max(ahead[1:]) - min(ahead[1:]) <= 2, "the table goes out as it is made"
     table = zipfile.ZipFile(io.BytesIO(pieces)).read("parts.csv").decode().splitlines()
     assert len(table) == 1001
+
+
+def test_a_containment_of_another_ledger_shows_no_parts(tmp_path: Path) -> None:
+    first = Site(tmp_path)
+    add_part(first)
+    eve = first.signed_in("eve")
+    opened = eve.post("/api/lines/line-1/containments", json={}, headers={"x-csrf-token": eve.token()}).json()
+    urls = [f"/api/containments/{opened['id']}{more}" for more in ("", "/parts.csv", "/parts.zip")]
+    urls.append(f"/containments/{opened['id']}")
+    assert [eve.get(url).status_code for url in urls] == [200] * 4
+    first.stop()
+    for start, status in (("the same", 200), ("another", 409)):
+        if start == "another":
+            for file in (tmp_path / "state").glob("ledger.sqlite*"):
+                file.unlink()
+        second = Site(tmp_path)
+        try:
+            eve = second.signed_in("eve")
+            answers = [eve.get(url) for url in urls]
+            assert [answer.status_code for answer in answers] == [status] * 4, start
+            assert all(("was opened over another ledger" in each.text) == (status == 409) for each in answers)
+        finally:
+            second.stop()
