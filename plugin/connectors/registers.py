@@ -44,6 +44,9 @@ BEHIND = RING + SLOTS * SLOT_WORDS
 READ_WORDS = BEHIND + 8
 WRITE_FIRST = 200
 SIZE = 210
+GATE_BACK = 4096
+"""Parts that may stand between a camera and the sensor behind its gate; what names one further back means none."""
+
 JUMP = 16
 """A part counter that goes on by more at once was set anew; so many parts cannot have passed."""
 
@@ -189,9 +192,9 @@ class Registers:
         self._held: list[Held | None] = [None] * SLOTS
         self._unread: list[LineOutput] = []
         self._last_command: int | None = None
-        self._last_gate = (0, 0)
+        self._last_gate: tuple[int, int] | None = None
         self._refused_at = 0.0
-        self._head = self._acked = last_number
+        self._before = self._head = self._acked = last_number
         self._counter: int | None = None
         self._counts = dict.fromkeys(("results", "missed", "overruns", *COUNTERS.values()), 0)
         self._set("version", VERSION)
@@ -354,14 +357,19 @@ class Registers:
         return COMMANDS.get(command)
 
     def _gate(self, seq: int) -> tuple[int, GateOutcome] | None:
-        """The part's number, the last up to the head with this sequence number, and what became of it."""
+        """The part's number, the last up to the head with this sequence number, and what became of it.
+
+        The first word of a session that names a part of before it tells nothing: it may stand there from before.
+        """
         said = (seq, self._words[WRITTEN["gate_outcome"]])
         before, self._last_gate = self._last_gate, said
         if said == before or seq == 0 or said[1] == 0:
             return None
         self._set("gate_echo", seq)
         number = self._head - (seq_of(self._head) - seq) % SEQ_MAX
-        if seq > SEQ_MAX or number < 1 or said[1] not in GATE:
+        if before is None and number <= self._before:
+            return None
+        if seq > SEQ_MAX or number < max(1, self._head - GATE_BACK) or said[1] not in GATE:
             self._warn("unknown_gate_result")
             return None
         return number, GATE[said[1]]

@@ -69,7 +69,7 @@ def test_what_was_on_its_way_to_the_gate_at_a_kill_stops_the_line_and_no_old_com
     line.host.start()
     line.plc = Controller(line.host.get("/healthz")["connectors"][0]["address"])
     for _ in range(2):
-        line.plc.master.write(r.WRITTEN["acknowledge"], 0, 0, 2)  # its whole block, every cycle
+        line.plc.master.write(r.WRITTEN["acknowledge"], 0, 0, 2, 0, 0, 0, 0)  # its whole block, every cycle
     line.saw(bad, "confirmed")  # behind that command in the ledger's line
     s.until(lambda: len(line.outcomes()) == 2)
     assert line.outcomes() == [("bad", "unknown", "the host"), ("bad", "confirmed", "the line controller")]

@@ -297,6 +297,34 @@ def test_the_gate_s_outcome_is_taken_once_and_of_a_number_that_was_given_out() -
     assert value(registers.read(), "gate_echo") == 2
 
 
+@pytest.mark.parametrize("head", [1, 7, 70_000, 2 * r.SEQ_MAX])
+def test_the_gate_speaks_of_no_part_ahead_of_the_head_nor_of_long_ago(head: int) -> None:
+    registers = Registers(head, True)
+    registers.offer(output(head + 1))
+    write = r.WRITTEN["gate_outcome"]
+    assert registers.write(write, [1, seq_of(head + 1)]).gate == (head + 1, "confirmed"), "the first one of a session"
+    assert registers.write(write, [1, seq_of(head)]).gate == (head, "confirmed")
+    for wrong in (head + 2, head + 1000, head + 1 - r.GATE_BACK - 1):
+        clear(registers)
+        assert registers.write(write, [1, seq_of(wrong % r.SEQ_MAX)]).gate is None, wrong
+        if seq_of(wrong % r.SEQ_MAX):
+            assert value(registers.read(), "warning") == r.WARNINGS["unknown_gate_result"], wrong
+
+
+@pytest.mark.parametrize("outcome", r.GATE)
+def test_what_the_gate_said_before_a_start_is_not_said_anew(outcome: int) -> None:
+    """A controller that writes its whole block every cycle has not seen that the host was started anew."""
+    registers = Registers(7, True)
+    write = r.WRITTEN["gate_outcome"]
+    for _ in range(3):
+        assert registers.write(write, [outcome, 7]).gate is None
+        assert value(registers.read(), "gate_echo") == 7
+    registers.offer(output(8))
+    assert registers.write(write, [outcome, 7]).gate is None
+    assert registers.write(write, [outcome, 8]).gate == (8, r.GATE[outcome])
+    assert registers.write(write, [outcome, 7]).gate == (7, r.GATE[outcome]), "it was written anew"
+
+
 def test_a_command_that_stands_there_from_before_asks_for_nothing() -> None:
     """A controller that writes its whole block every cycle has not seen that the host was started anew."""
     registers = Registers(0, True)
