@@ -480,8 +480,6 @@ class Ledger:
             self.journaled.set()
         answers, self._answers = self._answers, []
         for order, answer in answers:
-            if not order.done.set_running_or_notify_cancel():
-                continue
             if isinstance(answer, LineError):
                 order.done.set_exception(answer)
             else:
@@ -565,7 +563,7 @@ class Ledger:
                     self._log.warning("gate", f"line {item.line}: {item.outcome} of no. {item.number}, which is none")
             elif isinstance(item, Judging):
                 self._lines.judging(item)
-            elif isinstance(item, Order):
+            elif isinstance(item, Order) and _is_wanted(item):
                 self._answers.append((item, self._do(item)))
         self._write_sent([item for item in batch if isinstance(item, Sent)])
         now_ns = time.monotonic_ns()
@@ -975,6 +973,12 @@ def _judged(output: LineOutput, header: Result | Missed) -> LineOutput:
         return output
     ratio = header.score / header.threshold if header.score is not None and header.threshold else None
     return output._replace(ratio=ratio, model=int(header.model_sha256[:8], 16))
+
+
+def _is_wanted(order: Order) -> bool:
+    """Whether somebody still waits for it. From here on it is done, after a transaction that failed too."""
+    done = order.done
+    return done.running() or (not done.cancelled() and done.set_running_or_notify_cancel())
 
 
 def _boot_id() -> str:

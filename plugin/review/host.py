@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar
 from plugin.blobs import Blobs
 from plugin.connectors.base import LineState
 from plugin.control import ControlServer
+from plugin.errors import LineError
 from plugin.feed import Feed
 from plugin.finder import Finder
 from plugin.ledger import LedgerReader
@@ -53,8 +54,20 @@ class LineDesk:
     ask: Callable[..., Future[dict[str, Any]]]
 
     def do(self, line: str, what: Asked, who: str, **values: Any) -> dict[str, Any]:
-        """Ask and wait until the ledger has it. Raises LineError or TimeoutError."""
-        return self.ask(line, what, who, **values).result(DESK_S)
+        """Ask and wait until the ledger has it. Raises LineError, or TimeoutError: it is then never done."""
+        order = self.ask(line, what, who, **values)
+        try:
+            return order.result(DESK_S)
+        except TimeoutError:
+            if order.cancel():
+                raise
+        try:
+            return order.result(DESK_S)  # it was begun: its end is near, and it must not be denied
+        except TimeoutError as error:
+            raise LineError(
+                "the ledger's disk does not answer, and whether this was done is not known yet: look at the line's "
+                "journal before it is asked for again"
+            ) from error
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import sqlite3
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +17,11 @@ import pytest
 
 from contract.event import Verdict, from_frames
 from plugin import containment
+from plugin.errors import LineError
 from plugin.ledger import Ledger, LedgerReader
 from plugin.lines import ENDLESS, MOST_READ, Kept
-from plugin.review import archive
+from plugin.review import archive, host
+from plugin.review.host import LineDesk
 from plugin.settings import LineSettings
 from plugin.transit import Arrival
 from tests.plugin import synthetic as s
@@ -223,7 +228,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 def test_an_archive_of_contained_parts_is_one_of_few_and_takes_no_more_memory_with_more_parts(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    eve, host = site.signed_in("eve"), site.app.state.host
+    eve, inside = site.signed_in("eve"), site.app.state.host
     opened = eve.post("/api/lines/line-1/containments", json={}, headers={"x-csrf-token": eve.token()}).json()
     url = f"/api/containments/{opened['id']}/parts.zip"
     names = zipfile.ZipFile(io.BytesIO(eve.get(url).content)).namelist()
@@ -231,22 +236,22 @@ def test_an_archive_of_contained_parts_is_one_of_few_and_takes_no_more_memory_wi
     with monkeypatch.context() as slow, pytest.raises(httpx.RemoteProtocolError):
         slow.setattr(archive, "LONGEST_S", -1.0)
         eve.get(url)
-    assert host.exports.begin() and host.exports.begin()
+    assert inside.exports.begin() and inside.exports.begin()
     assert eve.get(url).status_code == 503
-    host.exports.end()
-    host.exports.end()
+    inside.exports.end()
+    inside.exports.end()
 
     asked: list[int] = []
 
     def rows() -> Iterator[dict[str, Any]]:
-        (row,) = containment.parts_of(host.ledger, host.reader, opened)
+        (row,) = containment.parts_of(inside.ledger, inside.reader, opened)
         for number in range(1000):
             asked.append(number)
             yield {**row, "number": number, "part_id": f"none such {number}"}
 
     pieces = b""
     ahead = []
-    for piece in containment.as_zip(rows, host.reader, host.blobs, opened):
+    for piece in containment.as_zip(rows, inside.reader, inside.blobs, opened):
         pieces += piece
         ahead.append(len(asked) - len(ahead))
     assert max(ahead[1:]) - min(ahead[1:]) <= 2, "the table goes out as it is made"
@@ -275,3 +280,40 @@ def test_a_containment_of_another_ledger_shows_no_parts(tmp_path: Path) -> None:
             assert all(("was opened over another ledger" in each.text) == (status == 409) for each in answers)
         finally:
             second.stop()
+
+
+def test_what_was_refused_as_busy_is_never_done_and_what_was_begun_is_never_denied(
+    make: Callable[..., Turns], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = make()
+    line.ask("alarm", text="scores drift")
+    desk = LineDesk(("line-1",), lambda _line: None, line.ledger.state_of, line.ledger.ask)
+    monkeypatch.setattr(host, "DESK_S", 0.01)
+    with pytest.raises(TimeoutError):
+        desk.do("line-1", "clear_stop", "eve")
+    line.turn()
+    assert line.kept.stop == "alarm"
+
+    waits = desk.ask("line-1", "clear_stop", "eve")
+    failing = iter([sqlite3.OperationalError("disk I/O error")])
+    save = line.ledger._lines.save
+
+    def once() -> None:
+        assert not waits.cancel(), "it has begun"
+        if (error := next(failing, None)) is not None:
+            raise error
+        save()
+
+    monkeypatch.setattr(line.ledger._lines, "save", once)
+    line.turn()
+    assert (waits.result(0), line.kept.stop) == ({}, None)
+
+    begun: list[Future[dict[str, Any]]] = []
+
+    def begins(*_args: Any, **_values: Any) -> Future[dict[str, Any]]:
+        begun.append(Future())
+        assert begun[-1].set_running_or_notify_cancel()
+        return begun[-1]
+
+    with pytest.raises(LineError, match="whether this was done is not known yet"):
+        replace(desk, ask=begins).do("line-1", "clear_stop", "eve")
