@@ -184,7 +184,14 @@ Item = Told | Counted | Sent | Gated | Judging | Order
 class Ledger:
     """``tell`` events from the receiver, ``record`` outcomes from connectors; ``run`` on a thread of its own."""
 
-    def __init__(self, path: Path, line_of: Callable[[str], LineSettings], lines: Sequence[LineSettings] = ()) -> None:
+    def __init__(
+        self,
+        path: Path,
+        line_of: Callable[[str], LineSettings],
+        lines: Sequence[LineSettings] = (),
+        rows_before: int = 0,
+    ) -> None:
+        """``rows_before``: the last row of a journal that the store knows, of another ledger perhaps."""
         self.path = path
         self.journaled = threading.Event()
         """Set whenever the journal has grown."""
@@ -221,7 +228,7 @@ class Ledger:
         self._rows: dict[str, Row] = {}
         self._flooded: dict[str, int] = {}
         self._connection = _open_file(path)
-        self._lines = Lines(self._connection, lines)
+        self._lines = Lines(self._connection, lines, rows_before)
         self._line_states: dict[str, LineState] = {}
         self._said: dict[str, Judging] = {}
         self._answers: list[tuple[Order, dict[str, Any] | LineError]] = []

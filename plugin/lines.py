@@ -263,7 +263,7 @@ class Part(NamedTuple):
 class Lines:
     """All lines of a ledger. Every method is called on its thread; what writes, within a transaction."""
 
-    def __init__(self, connection: sqlite3.Connection, settings: Sequence[LineSettings]) -> None:
+    def __init__(self, connection: sqlite3.Connection, settings: Sequence[LineSettings], rows_before: int = 0) -> None:
         self.edges_of: Callable[[str], list[str]] = lambda _line: []
         self.changed = True
         """Whether ``states`` would say something else than before; whoever asks sets it back."""
@@ -280,7 +280,7 @@ class Lines:
         self._numbered: list[Key] = []
         self._to_save: set[str] = set()
         self._looked_s = self._looked_before_s = time.time()
-        self._last_id = 0
+        self._rows_before = self._last_id = rows_before
 
     def states(self) -> dict[str, LineState]:
         """Of every line that has something to say."""
@@ -311,7 +311,7 @@ class Lines:
         last = "SELECT coalesce(max(number), 0) FROM outputs WHERE line = ?"
         self._numbers = {line: ask(last, (line,)).fetchone()[0] for line in self._settings}
         self._in_row = {line: self._count_back(line) for line in self._settings}
-        self._last_id = ask("SELECT coalesce(max(id), 0) FROM journal").fetchone()[0]
+        self._last_id = max(self._rows_before, *ask("SELECT coalesce(max(id), 0) FROM journal").fetchone())
         self._looked_s = self._looked_before_s  # a shift that was seen in a transaction that failed is seen again
         self._numbered.clear()  # and a serial that was told is asked for again
         self._to_save.clear()
@@ -722,7 +722,10 @@ class Lines:
     def _write(
         self, line: str, kind: str, who: str, detail: dict[str, Any], number: int | None = None, key: Key | None = None
     ) -> None:
-        """Append to the journal. Its numbers go up even over a new file, for the store takes over from the last."""
+        """Append to the journal. Its numbers go up even over a new file, for the store takes over from the last.
+
+        The clock sees to that, and where it was ahead once, the last row that the store had at the start.
+        """
         self._last_id = max(self._last_id + 1, time.time_ns() // 1000)
         at = self._numbers.get(line, 0) if number is None else number
         row = (self._last_id, kind, line, at, *(key or (None, None)), who, json.dumps(detail), time.time_ns())

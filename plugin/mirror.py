@@ -16,6 +16,7 @@ from typing import Any, Protocol, TypeVar
 import sqlalchemy as sa
 
 from plugin import tables as t
+from plugin.database import short
 from plugin.errors import FlawlineError
 from plugin.ledger import LedgerReader
 from plugin.logs import LimitedLog
@@ -40,6 +41,7 @@ class Mirror:
         self._ledger = ledger
         self._call = call
         self._grown = grown
+        self.trouble: str | None = None
         self._stopping = False
         self._log = LimitedLog(log)
 
@@ -52,8 +54,10 @@ class Mirror:
             stopping = self._stopping
             try:
                 unmarked = self._carry_over()
+                self.trouble = None
             except (TimeoutError, FlawlineError, OSError, sqlite3.Error, sa.exc.SQLAlchemyError) as error:
-                self._log.warning("mirror", f"the line's journal is not in the store yet: {error}")
+                self.trouble = f"what happened on the lines is not in the store yet ({_short(error)})"
+                self._log.warning("mirror", self.trouble)
                 unmarked = 1
             if stopping:
                 return
@@ -76,6 +80,15 @@ def last_row(connection: sa.Connection) -> int:
     return max(connection.execute(each).scalar() or 0 for each in newest)
 
 
+def rows_before(store: Store) -> int:
+    """The same at the start of a host; 0 where the store cannot say, which ``Mirror.trouble`` tells of then."""
+    try:
+        return store.run(last_row)
+    except (FlawlineError, OSError, sa.exc.SQLAlchemyError) as error:
+        log.warning("the store does not say how far it has the lines' journal: %s", _short(error))
+        return 0
+
+
 def take_over(connection: sa.Connection, rows: Sequence[dict[str, Any]]) -> None:
     """Write rows of the journal; each goes into one table."""
     for row in rows:
@@ -92,6 +105,10 @@ def take_over(connection: sa.Connection, rows: Sequence[dict[str, Any]]) -> None
         else:
             more = {"kind": row["kind"], "who": row["who"], "detail": detail}
             connection.execute(sa.insert(t.line_events), {**kept, **more})
+
+
+def _short(error: Exception) -> str:
+    return short(error) if str(error) else "it is busy"
 
 
 def mark_masters(connection: sa.Connection) -> int:

@@ -161,7 +161,7 @@ class Alarm(Given):
     id: int
     t_wall_ns: int
     time: str | None = None
-    source: str = Field(description="store, ledger, keys, line, stop (a line is to stop), connector or host")
+    source: str = Field(description="store, ledger, journal, keys, line, stop (a line is to stop), connector or host")
     name: str = Field("", description="which line or connector")
     state: Literal["raised", "cleared"]
     text: str

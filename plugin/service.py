@@ -44,7 +44,7 @@ from plugin.ledger import Ledger, LedgerReader
 from plugin.liveness import Liveness
 from plugin.looks import Follow
 from plugin.metrics import Metrics, Snapshot, free_bytes
-from plugin.mirror import Mirror
+from plugin.mirror import Mirror, rows_before
 from plugin.partials import Partials
 from plugin.receiver import Receiver
 from plugin.retention import Retention
@@ -116,14 +116,18 @@ class Service:
             self._let_in(settings.http)
         self._door = _listen(settings.http) if pages else None
         connectors = [(each, make_connector(each.url, self._base_dir)) for each in settings.connectors]
-        self.ledger = Ledger(state_dir / "ledger.sqlite", settings.line_of, settings.lines)
+        where = place_of(state_dir, settings.store.url, settings.store.password_file)
+        self._blobs = open_blobs(settings)
+        store = Store(state_dir, settings.review.blind_share, where, self._blobs)
+        try:
+            self.ledger = Ledger(state_dir / "ledger.sqlite", settings.line_of, settings.lines, rows_before(store))
+        except BaseException:
+            store.close()
+            raise
         self._outcomes: Counter[tuple[str, str]] = Counter()
         self.dispatcher = Dispatcher(connectors, self._record)
         self.liveness = Liveness(settings.lines, settings.line_of)
         self.ledger.connect(self.dispatcher.publish, self.dispatcher.serves, self.liveness.edges_of)
-        where = place_of(state_dir, settings.store.url, settings.store.password_file)
-        self._blobs = open_blobs(settings)
-        store = Store(state_dir, settings.review.blind_share, where, self._blobs)
         self._writer = Writer(store, self.ledger.has, settings.events.backlog_mb << 20)
         self._mirror = Mirror(LedgerReader(self.ledger.path), self._writer.call, self.ledger.journaled)
         self._gate = None if settings.keys is None else Gate(self._context, settings.keys)
@@ -243,8 +247,8 @@ class Service:
         """What works, and the receiver's counts since the start."""
         gate_trouble = None if self._gate is None else self._gate.trouble
         bucket = self._blobs.trouble if isinstance(self._blobs, Bucket) else None
-        troubles = (self._writer.trouble, self.ledger.trouble, gate_trouble, self._retention.trouble, bucket)
-        trouble = [text for text in troubles if text]
+        hosts = (self._writer.trouble, self.ledger.trouble, self._mirror.trouble, self._retention.trouble)
+        trouble = [text for text in (*hosts, gate_trouble, bucket) if text]
         counts = {**vars(self._receiver.counts), "conflicts": self._writer.conflicts, "ledger_lost": self.ledger.lost}
         counts["ledger_skipped"] = self.ledger.skipped
         lines = {line.id: self._trouble_of(line.id) for line in self.settings.lines}
@@ -292,6 +296,7 @@ class Service:
         found: dict[Source, str | None] = {
             ("store", ""): self._writer.trouble,
             ("ledger", ""): self.ledger.trouble,
+            ("journal", ""): self._mirror.trouble,
             ("keys", ""): None if self._gate is None else self._gate.trouble,
         }
         for line in self.settings.lines:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import sqlite3
 import time
 import zipfile
@@ -10,13 +11,16 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
+import sqlalchemy as sa
 
 from contract.event import Verdict, from_frames
-from plugin import containment
+from plugin import containment, lines
+from plugin import tables as t
 from plugin.errors import LineError
 from plugin.ledger import Ledger, LedgerReader
 from plugin.lines import ENDLESS, MOST_READ, Kept
@@ -317,3 +321,51 @@ def test_what_was_refused_as_busy_is_never_done_and_what_was_begun_is_never_deni
 
     with pytest.raises(LineError, match="whether this was done is not known yet"):
         replace(desk, ask=begins).do("line-1", "clear_stop", "eve")
+
+
+def texts_in_store(site: Site) -> list[str]:
+    details = sa.select(t.line_events.c.detail).where(t.line_events.c.kind == "stop").order_by(t.line_events.c.id)
+    found = site.service._writer.call(lambda store: store.run(lambda each: each.execute(details).scalars().all()))
+    return [json.loads(detail)["text"] for detail in found]
+
+
+def alarm(site: Site, text: str) -> None:
+    eve = site.signed_in("eve")
+    answer = eve.post("/api/lines/line-1/alarm", json={"text": text}, headers={"x-csrf-token": eve.token()})
+    assert answer.status_code == 200, answer.text
+
+
+def test_a_journal_that_does_not_come_to_the_store_is_trouble_and_an_alarm(site: Site) -> None:
+    def rename(old: str, new: str) -> None:
+        words = sa.text(f"ALTER TABLE {old} RENAME TO {new}")
+        site.service._writer.call(lambda store: store.run(lambda connection: connection.execute(words)))
+
+    rename("line_events", "lost_events")
+    alarm(site, "lost on its way")
+    (trouble,) = s.until(lambda: site.service.health()["trouble"])
+    assert "what happened on the lines is not in the store yet (no such table: line_events" in trouble
+    assert not site.service.health()["ok"]
+    s.until(lambda: ("journal", trouble) in [(each.source, each.text) for each in site.service.feed.alarms.standing()])
+    rename("lost_events", "line_events")
+    s.until(lambda: site.service.health()["ok"])
+    assert texts_in_store(site)[-1] == "lost on its way"
+
+
+def test_a_new_ledger_s_journal_comes_to_the_store_after_a_clock_that_was_ahead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = time.time_ns
+    with monkeypatch.context() as ahead:
+        ahead.setattr(lines, "time", SimpleNamespace(**{**vars(time), "time_ns": lambda: real() + 86_400 * 10**9}))
+        first = Site(tmp_path)
+        alarm(first, "a day ahead")
+        s.until(lambda: texts_in_store(first) == ["a day ahead"])
+        first.stop()
+    for file in (tmp_path / "state").glob("ledger.sqlite*"):
+        file.unlink()
+    second = Site(tmp_path)
+    try:
+        alarm(second, "the right time")
+        s.until(lambda: texts_in_store(second) == ["a day ahead", "the right time"])
+    finally:
+        second.stop()

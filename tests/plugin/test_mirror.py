@@ -95,7 +95,8 @@ def test_a_store_that_is_away_ends_no_mirror(
         thread.start()
         ledger.journaled.set()
         assert refused.wait(5)
-        ledger.journaled.set()
+        s.until(lambda: mirror.trouble, what="whoever looks after the host hears of it")
+        s.until(lambda: (ledger.journaled.set(), mirror.trouble is None)[1], what="it went on")
         mirror.stop()
         thread.join(10)
-        assert carried.is_set(), "it went on"
+        assert carried.is_set()
