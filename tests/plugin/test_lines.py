@@ -26,6 +26,7 @@ from plugin.ledger import Ledger, LedgerReader
 from plugin.lines import ENDLESS, MOST_READ, Kept
 from plugin.review import archive, host
 from plugin.review.host import LineDesk
+from plugin.review.pages import AT_THE_GATE
 from plugin.settings import LineSettings
 from plugin.transit import Arrival
 from tests.plugin import synthetic as s
@@ -369,3 +370,22 @@ def test_a_new_ledger_s_journal_comes_to_the_store_after_a_clock_that_was_ahead(
         s.until(lambda: texts_in_store(second) == ["a day ahead", "the right time"])
     finally:
         second.stop()
+
+
+def test_the_banner_names_no_part_to_those_who_may_have_to_judge_it_blindly(site: Site) -> None:
+    site.signed_in("eve").submit("/lines/line-1/ask", what="clear_stop")
+    site.service.ledger.gate("line-1", 1, "not_confirmed", "the line controller")
+    s.until(lambda: site.service.ledger.state_of("line-1").stop == "not_confirmed")
+    said = "Line line-1 is to stop: no. 1 {}was not seen behind the gate"
+    for name, part in (("ivan", ""), ("eve", "(worst) ")):
+        page = site.signed_in(name).get("/counts").text
+        assert said.format(part) in page, name
+        assert ("(worst)" in page) == bool(part)
+
+
+@pytest.mark.parametrize(
+    "way", ["was not seen behind the gate in time", "was on its way to the gate when the host ended"]
+)
+def test_whatever_a_part_is_called_it_is_left_out(way: str) -> None:
+    text = f"Line line-1 is to stop: no. 12 (a (b) was not seen (c) {way}"
+    assert AT_THE_GATE.sub(r"\1 \2", text) == f"Line line-1 is to stop: no. 12 {way}"
