@@ -67,7 +67,7 @@ def train(
     holdout: Annotated[float, typer.Option(help="share of the parts kept unseen for calibration")] = 0.3,
     validation: Annotated[float, typer.Option(help="share of the parts that select the weights")] = 0.1,
     score: Annotated[
-        str | None, typer.Option(help="residual (of the map) or latent (the paper's); default: the model's")
+        str | None, typer.Option(help="residual (of the map) or another that the model has; default: the model's")
     ] = None,
     group_pattern: Annotated[
         str | None, typer.Option(metavar="RE", help=r"names the part in a file name: 'part(\d+)_'")

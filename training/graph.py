@@ -9,7 +9,7 @@ normalised over a set of images: thresholds are calibrated later, on raw scores.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -53,9 +53,7 @@ class Inspector(nn.Module):
     mask: Tensor
     typical: Tensor
 
-    def __init__(
-        self, judge: nn.Module, size: int, score: Literal["residual", "latent"], pooling: Pooling = RESIDUAL
-    ) -> None:
+    def __init__(self, judge: nn.Module, size: int, score: str, pooling: Pooling = RESIDUAL) -> None:
         super().__init__()
         self.judge = judge
         self._score = score
@@ -75,10 +73,10 @@ class Inspector(nn.Module):
         """``image``: uint8 [N, H, W, C] -> score, map, reconstruction as in ``Inspection``."""
         judged = self.judge(scale(image))
         deviation = self._smooth(judged.deviation).squeeze(1) / self.typical * self.mask
-        if self._score == "latent":
-            score = judged.latent
-        else:
+        if self._score == "residual":
             score = deviation.flatten(1).topk(self._k, dim=1).values.mean(dim=1)
+        else:
+            score = judged.scores[self._score]
         # Transpose before the cast: TensorRT refuses to transpose uint8.
         levels = ((judged.image + 1.0) * 127.5).round().clamp(0.0, 255.0)
         return score, deviation, levels.permute(0, 2, 3, 1).to(torch.uint8)

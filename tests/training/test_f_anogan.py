@@ -181,7 +181,9 @@ def test_the_encoders_loss_is_the_mean_score_of_its_batch(model: FAnogan, batch:
     judge = model.deployed()
     model.generator.eval()
     with torch.no_grad():
-        expected = judge(batch).latent.mean()  # the encoder normalises by the batch, as it does while it learns
+        expected = (
+            judge(batch).scores["latent"].mean()
+        )  # the encoder normalises by the batch, as it does while it learns
     losses = model.training_step(batch, model.optimizers(1e-4), backward, 0.7)
     torch.testing.assert_close(losses["image"] + losses["features"], expected)
 
@@ -199,8 +201,8 @@ def test_score_and_map_of_an_image_do_not_depend_on_the_batch(model: FAnogan, ba
     with torch.no_grad():
         together, alone = judge(batch), judge(batch[2:3])
         beside = judge(torch.cat([torch.ones_like(batch), batch[2:3]]))
-    torch.testing.assert_close(together.latent[2:3], alone.latent)
-    torch.testing.assert_close(beside.latent[-1:], alone.latent)
+    torch.testing.assert_close(together.scores["latent"][2:3], alone.scores["latent"])
+    torch.testing.assert_close(beside.scores["latent"][-1:], alone.scores["latent"])
     torch.testing.assert_close(together.deviation[2:3], alone.deviation)
     torch.testing.assert_close(together.deviation[:, 0], (batch - together.image).abs().mean(dim=1))
 
@@ -239,7 +241,7 @@ class Opposite(nn.Module):
     def forward(self, tile: Tensor) -> Any:
         from training.models.base import Judgement
 
-        return Judgement(-tile, (2 * tile).abs().mean(dim=1, keepdim=True), tile.new_zeros(len(tile)))
+        return Judgement(-tile, (2 * tile).abs().mean(dim=1, keepdim=True), {})
 
 
 @pytest.mark.parametrize("score", ["latent", "residual"])
@@ -255,7 +257,7 @@ def test_the_graph_agrees_with_the_network(score: Any, model: FAnogan, tmp_path:
     assert any("judge.trunk" in name for name in names) == (score == "latent")  # the residual needs no critic
     if score == "latent":
         with torch.no_grad():
-            torch.testing.assert_close(expected.score, inspector.judge(scale(golden)).latent)
+            torch.testing.assert_close(expected.score, inspector.judge(scale(golden)).scores["latent"])
 
 
 def test_the_loop_averages_and_selects_late_weights(parts_tiles: Tensor, tmp_path: Any) -> None:

@@ -106,7 +106,7 @@ def test_a_full_disk_costs_the_board_and_not_the_training(data: Path, tmp_path: 
         "        super().__init__()\n"
         "        self.weight = nn.Parameter(torch.zeros(1))\n"
         "    def forward(self, tile):\n"
-        "        return Judgement(tile, tile[:, :1].abs(), tile[:, 0, 0, 0])\n"
+        "        return Judgement(tile, tile[:, :1].abs(), {})\n"
         "tiles = torch.randint(0, 256, (4, 64, 64, 1), dtype=torch.uint8)\n"
         "board = TensorBoard(sys.argv[1], tiles, print)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))\n"

@@ -172,4 +172,4 @@ def test_the_latent_score_is_the_l1_norm_of_the_codes_difference(model: Ganomaly
     with torch.no_grad():
         drawn = model.generator(batch)
         expected = (drawn.code - drawn.recode).flatten(1).abs().sum(dim=1)
-        torch.testing.assert_close(judge(batch).latent, expected)
+        torch.testing.assert_close(judge(batch).scores["latent"], expected)

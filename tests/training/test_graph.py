@@ -15,7 +15,7 @@ class Darkness(nn.Module):
     """Deviation = how dark a pixel is, reconstruction = the image itself."""
 
     def forward(self, tile: Tensor) -> Judgement:
-        return Judgement(tile, (1.0 - tile[:, :1]) / 2, tile.abs().sum(dim=(1, 2, 3)))
+        return Judgement(tile, (1.0 - tile[:, :1]) / 2, {"latent": tile.abs().sum(dim=(1, 2, 3))})
 
 
 def _white() -> Tensor:
@@ -85,7 +85,7 @@ def test_the_latent_score_leaves_the_map_alone(network: nn.Module) -> None:
     images = torch.randint(0, 256, (3, 64, 64, 1), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         residual, latent = (Inspector(network, 64, kind)(images) for kind in ("residual", "latent"))
-        expected = network(images.permute(0, 3, 1, 2).float() / 127.5 - 1).latent
+        expected = network(images.permute(0, 3, 1, 2).float() / 127.5 - 1).scores["latent"]
     torch.testing.assert_close(latent[0], expected)
     torch.testing.assert_close(latent[1], residual[1])
     assert not torch.equal(latent[0], residual[0])

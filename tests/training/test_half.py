@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import onnx
 import pytest
@@ -24,7 +24,6 @@ from training.models.base import Judgement
 from training.operators import faults
 from training.settings import DEFAULT_MODEL
 
-Score = Literal["residual", "latent"]
 SIDE = 64
 EXPORTED: tuple[Precision, ...] = ("fp32", "fp16")  # INT8 is calibration's: tests/calibration/test_int8.py
 BATCHES = (1, 6)  # one tile, and a part of 2 x 3 tiles
@@ -40,13 +39,15 @@ def tiles(count: int) -> Tensor:
     return torch.randint(0, 256, (count, SIDE, SIDE, 1), dtype=torch.uint8, generator=random)
 
 
-def inspector_of(name: str, *, other_score: bool = False, channels: int = 1) -> Inspector:
+def inspector_of(name: str, score: str | None = None, channels: int = 1) -> Inspector:
     torch.manual_seed(0)
     kind = model_class(name)
     model = kind.build(size=SIDE, channels=channels, width=8, latent=16).eval()
-    preset: Score = MODELS[name].preset.get("score", "residual")
-    other: Score = "latent" if preset == "residual" else "residual"
-    return Inspector(model.deployed(), SIDE, other if other_score else preset, kind.pooling)
+    return Inspector(model.deployed(), SIDE, score or preset_score(name), kind.pooling)
+
+
+def preset_score(name: str) -> str:
+    return str(MODELS[name].preset.get("score", "residual"))
 
 
 @pytest.fixture(scope="session", params=MODELS)
@@ -70,13 +71,19 @@ def test_tensorrt_rtx_parses_and_builds_every_graph(exported: Exported, precisio
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name == DEFAULT_MODEL else pytest.mark.long) for name in MODELS]
+    ("name", "score"),
+    [
+        pytest.param(name, score, marks=() if name == DEFAULT_MODEL else pytest.mark.long)
+        for name, model in MODELS.items()
+        for score in model.scores
+        if score != preset_score(name)
+    ],
 )
-def test_tensorrt_rtx_builds_the_other_score_in_colour_as_well(name: str, tmp_path: Path) -> None:
+def test_tensorrt_rtx_builds_the_other_scores_in_colour_as_well(name: str, score: str, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX's wheels are not installed")
     path = tmp_path / "graph.onnx"
     example = torch.zeros(2, SIDE, SIDE, 3, dtype=torch.uint8)
-    write_graph(inspector_of(name, other_score=True, channels=3), path, example)  # our own check is part of it
+    write_graph(inspector_of(name, score, channels=3), path, example)  # our own check is part of it
     assert build_plan("tensorrt-rtx", path.read_bytes(), BuildOptions((1, SIDE, SIDE, 3), 256, "8.6"))
 
 
@@ -131,7 +138,7 @@ class Judge(nn.Module):
 
     def forward(self, tile: Tensor) -> Judgement:
         drawn = self.network(tile)
-        return Judgement(tile, drawn.abs(), drawn.sum(dim=(1, 2, 3)))
+        return Judgement(tile, drawn.abs(), {})
 
 
 def test_a_network_that_fp16_cannot_hold_is_left_out(tmp_path: Path) -> None:

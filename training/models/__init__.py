@@ -12,11 +12,13 @@ if TYPE_CHECKING:
 
 
 class Model(NamedTuple):
-    """Where a model lives, its line in the help, and the settings it is trained with unless others are asked for."""
+    """Where a model lives, its line in the help, the settings it is trained with unless others are asked for, and the
+    scores that there are to choose from: ``residual`` is made of the map, the others are its judge's own."""
 
     target: str
     summary: str
     preset: dict[str, Any]
+    scores: tuple[str, ...] = ("residual",)
 
 
 MODELS = {
@@ -24,6 +26,7 @@ MODELS = {
         "training.models.ganomaly_d:GanomalyD",
         "GANomaly with a dense discriminator that marks pixels",
         {"size": 256, "width": 16, "latent": 64, "batch": 16, "learning_rate": 3e-3},
+        ("residual", "latent"),
     ),
     "f_anogan": Model(
         "training.models.f_anogan:FAnogan",
@@ -37,11 +40,13 @@ MODELS = {
             "learning_rate": 1e-4,
             "score": "latent",
         },
+        ("residual", "latent"),
     ),
     "ganomaly": Model(
         "training.models.ganomaly:Ganomaly",
         "encoder, decoder, encoder as published",
         {"size": 64, "tiles": (1, 1), "width": 32, "latent": 100, "batch": 32, "learning_rate": 2e-4},
+        ("residual", "latent"),
     ),
 }
 

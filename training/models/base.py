@@ -20,12 +20,13 @@ class Judgement(NamedTuple):
     """What a deployed network says of a batch of N tiles.
 
     ``image``: float32 [N, C, H, W] in [-1, 1], what the tile should look like. ``deviation``: float32 [N, 1, H, W],
-    not negative, higher = more deviant. ``latent``: float32 [N], distance of the two codes, 0 where there are none.
+    not negative, higher = more deviant. ``scores``: float32 [N] each, higher = more deviant, by the names that the
+    table of models gives beside ``residual``: ``latent`` (of codes), ``features`` (of a discriminator), ...
     """
 
     image: Tensor
     deviation: Tensor
-    latent: Tensor
+    scores: dict[str, Tensor]
 
 
 class Pooling(NamedTuple):

@@ -216,7 +216,8 @@ class Judge(nn.Module):
     def forward(self, tile: Tensor) -> Judgement:
         image = self.generator(self.encoder(tile))
         deviation = (tile - image).abs().mean(dim=1, keepdim=True)
-        return Judgement(image, deviation, residuals(tile, image, self.trunk(tile), self.trunk(image)).total())
+        anomaly = residuals(tile, image, self.trunk(tile), self.trunk(image)).total()
+        return Judgement(image, deviation, {"latent": anomaly})
 
 
 class FAnogan(Trainable):

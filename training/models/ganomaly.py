@@ -133,7 +133,7 @@ class Judge(nn.Module):
         drawn = self.generator(tile)
         deviation = (tile - drawn.image).abs().mean(dim=1, keepdim=True)
         # The paper scores with the L1 norm of the codes' difference, one number an image.
-        return Judgement(drawn.image, deviation, (drawn.code - drawn.recode).abs().sum(dim=(1, 2, 3)))
+        return Judgement(drawn.image, deviation, {"latent": (drawn.code - drawn.recode).abs().sum(dim=(1, 2, 3))})
 
 
 def initialise(module: nn.Module) -> None:

@@ -208,7 +208,7 @@ class Judge(nn.Module):
         drawn: Passage = self.generator(tile)
         marks: Marks = self.discriminator(tile, drawn.image)
         deviation = F.interpolate(F.softplus(marks.defect), scale_factor=2.0, mode="bilinear", align_corners=False)
-        return Judgement(drawn.image, deviation, (drawn.code - drawn.recode).abs().mean(dim=(1, 2, 3)))
+        return Judgement(drawn.image, deviation, {"latent": (drawn.code - drawn.recode).abs().mean(dim=(1, 2, 3))})
 
 
 def marks_loss(logits: Tensor, drawn: Drawn) -> Tensor:
