@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Adam, Optimizer, RMSprop
 
+from training.models.adversarial import critic_loss, frozen, gradient_penalty, update
 from training.models.base import Backward, Judgement, Trainable
 
 MAX_CHANNELS = 256  # the paper has 512 in its deepest stages at 64 px
-LAMBDA = 10.0  # weight of the gradient penalty
 N_CRITIC = 5  # updates of the critic for one of the generator
 KAPPA = 1.0  # weight of the feature residual, in the encoder's loss and in the score
 BETAS = (0.0, 0.9)
@@ -180,23 +180,6 @@ def initialise(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-def gradient_penalty(judge: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor) -> Tensor:
-    """Mean of (|gradient| - 1)^2 at a random point between each pair of ``real`` and ``fake`` [N, C, H, W].
-
-    Each pair has its own place and its own gradient norm. ``judge`` maps such tiles to verdicts [N].
-    """
-    place = torch.rand((len(real), 1, 1, 1), device=real.device)
-    between = (real + place * (fake - real)).detach().requires_grad_(True)
-    (gradient,) = torch.autograd.grad(judge(between).sum(), between, create_graph=True)
-    excess: Tensor = gradient.flatten(1).norm(dim=1) - 1.0
-    return excess.square().mean()
-
-
-def critic_loss(real: Tensor, fake: Tensor, penalty: Tensor) -> Tensor:
-    """Negative Wasserstein estimate from verdicts [N] on tiles and drawings, and the weighted penalty."""
-    return fake.mean() - real.mean() + LAMBDA * penalty
-
-
 def residuals(tile: Tensor, image: Tensor, tile_features: Tensor, image_features: Tensor) -> Residuals:
     """Mean square differences of each image by itself."""
     return Residuals(
@@ -270,20 +253,14 @@ class FAnogan(Trainable):
         on_real, on_fake = self.critic(torch.cat([real, fake])).verdicts.chunk(2)
         # The gradient of a gradient is taken in full precision: not through the network's own call.
         penalty = gradient_penalty(lambda tiles: self.critic.criticise(tiles).verdicts, real, fake)
-        optimizer.zero_grad(set_to_none=True)
-        backward(critic_loss(on_real, on_fake, penalty))
-        optimizer.step()
+        update(critic_loss(on_real, on_fake, penalty), backward, optimizer)
         distance = on_real.mean() - on_fake.mean()
         return {"wasserstein": distance.detach(), "penalty": penalty.detach()}
 
     def generator_step(self, like: Tensor, optimizer: Optimizer, backward: Backward) -> None:
         """Update the generator on drawings of new codes, as many as ``like`` has tiles; the critic is frozen."""
-        self.critic.requires_grad_(False)
-        loss = -self.critic(self.generator(self._codes(like))).verdicts.mean()
-        optimizer.zero_grad(set_to_none=True)
-        backward(loss)
-        optimizer.step()
-        self.critic.requires_grad_(True)
+        with frozen(self.critic):
+            update(-self.critic(self.generator(self._codes(like))).verdicts.mean(), backward, optimizer)
 
     def encoder_step(self, batch: Tensor, optimizer: Optimizer, backward: Backward) -> dict[str, Tensor]:
         """Update the encoder on the residuals that the score is made of."""
@@ -291,9 +268,7 @@ class FAnogan(Trainable):
         with torch.no_grad():
             features = self.critic(batch).features
         found = residuals(batch, image, features, self.critic(image).features)
-        optimizer.zero_grad(set_to_none=True)
-        backward(found.total().mean())
-        optimizer.step()
+        update(found.total().mean(), backward, optimizer)
         return {"image": found.image.mean().detach(), "features": found.features.mean().detach()}
 
     def _codes(self, like: Tensor) -> Tensor:

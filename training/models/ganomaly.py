@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Adam, Optimizer
 
+from training.models.adversarial import COLLAPSED_BELOW, cross_entropy, frozen, update
 from training.models.base import Backward, Judgement, Trainable
 
 MAX_CHANNELS = 256  # without a cap the generator has 38 million parameters at 128 px and 144 million at 256 px
 WEIGHT_ADVERSARIAL, WEIGHT_CONTEXTUAL, WEIGHT_ENCODER = 1.0, 50.0, 1.0
 BETAS = (0.5, 0.999)
-COLLAPSED_BELOW = 1e-5  # a discriminator this sure gives the generator nothing to learn from
 
 
 class Passage(NamedTuple):
@@ -155,8 +155,7 @@ def generator_losses(tile: Tensor, drawn: Passage, real_features: Tensor, fake_f
 
 def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
     """Half the sum of both binary cross entropies: ``real`` and ``fake`` are logits [N]."""
-    on_real = F.binary_cross_entropy_with_logits(real, torch.ones_like(real))
-    return 0.5 * (on_real + F.binary_cross_entropy_with_logits(fake, torch.zeros_like(fake)))
+    return 0.5 * cross_entropy(real, fake)
 
 
 class Ganomaly(Trainable):
@@ -197,23 +196,18 @@ class Ganomaly(Trainable):
     ) -> tuple[Passage, GeneratorLosses]:
         """Update the generator; the discriminator's weights are frozen and take no gradient."""
         critic = self.discriminator
-        critic.requires_grad_(False)
-        drawn: Passage = self.generator(batch)
-        with torch.no_grad():
-            real_features = critic(batch).features
-        losses = generator_losses(batch, drawn, real_features, critic(drawn.image).features)
-        optimizer.zero_grad(set_to_none=True)
-        backward(losses.total())
-        optimizer.step()
-        critic.requires_grad_(True)
+        with frozen(critic):
+            drawn: Passage = self.generator(batch)
+            with torch.no_grad():
+                real_features = critic(batch).features
+            losses = generator_losses(batch, drawn, real_features, critic(drawn.image).features)
+            update(losses.total(), backward, optimizer)
         return drawn, GeneratorLosses(*(term.detach() for term in losses))
 
     def discriminator_step(self, real: Tensor, fake: Tensor, optimizer: Optimizer, backward: Backward) -> Tensor:
         """Update the discriminator on tiles and on drawings, which must be detached from the generator."""
         loss = discriminator_loss(self.discriminator(real).logits, self.discriminator(fake).logits)
-        optimizer.zero_grad(set_to_none=True)
-        backward(loss)
-        optimizer.step()
+        update(loss, backward, optimizer)
         return loss
 
     def deployed(self) -> Judge:

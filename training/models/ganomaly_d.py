@@ -20,6 +20,7 @@ from training.data import scale
 from training.defects import Drawn, draw
 from training.errors import TrainingError
 from training.heldout import Exam, set_exam
+from training.models.adversarial import as_real, cross_entropy, frozen, update
 from training.models.base import EVAL_BATCH, Backward, Judgement, Pooling, Trainable
 from training.variation import vary
 
@@ -245,7 +246,7 @@ def tile_loss(logits: Tensor, drawn: Drawn) -> Tensor:
 
 def real_loss(tiles: Tensor, drawings: Tensor) -> Tensor:
     """Binary cross entropy per pixel, half each: ``tiles`` are real, ``drawings`` are not."""
-    return 0.5 * (F.softplus(-tiles).mean() + F.softplus(drawings).mean())
+    return 0.5 * cross_entropy(tiles, drawings)
 
 
 def gradient_loss(image: Tensor, tile: Tensor) -> Tensor:
@@ -329,20 +330,14 @@ class GanomalyD(Trainable):
             + WEIGHT_REAL * losses["real"]
             + WEIGHT_ADVERSARIAL * losses["adversarial"]
         )
-        for optimizer in optimizers.values():
-            optimizer.zero_grad(set_to_none=True)
-        backward(total)
-        for optimizer in optimizers.values():
-            optimizer.step()
+        update(total, backward, *optimizers.values())
         return {name: value.detach() for name, value in losses.items()}
 
     def adversarial(self, fakes: Tensor, tiles: Tensor) -> Tensor:
         """How surely drawings in the tile's place are known; only the generator takes this gradient."""
-        critic = self.discriminator
-        critic.requires_grad_(False)
-        marks: Marks = critic(fakes, tiles)
-        critic.requires_grad_(True)
-        return F.softplus(-marks.real).mean()
+        with frozen(self.discriminator):
+            marks: Marks = self.discriminator(fakes, tiles)
+        return as_real(marks.real)
 
     def deployed(self) -> Judge:
         return Judge(self.generator, self.discriminator)
