@@ -48,6 +48,12 @@ MODELS = {
         {"size": 64, "tiles": (1, 1), "width": 32, "latent": 100, "batch": 32, "learning_rate": 2e-4},
         ("residual", "latent"),
     ),
+    "ae": Model(
+        "training.models.ae:Ae",
+        "autoencoder: coded in few numbers and drawn again",
+        {"size": 64, "tiles": (1, 1), "width": 32, "latent": 100, "batch": 32, "learning_rate": 2e-4},
+        ("residual", "hidden", "latent"),
+    ),
 }
 
 

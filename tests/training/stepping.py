@@ -1,0 +1,36 @@
+"""What the tests of single training steps share: the plain backward pass, and what of a network has changed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def backward(loss: Tensor) -> None:
+    torch.autograd.backward(loss)
+
+
+def noise(count: int, channels: int = 1, size: int = 64) -> Tensor:
+    """Tiles [N, C, S, S] in [-1, 1]."""
+    return torch.rand(count, channels, size, size, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+def weights(network: nn.Module) -> list[Tensor]:
+    return [weight.detach().clone() for weight in network.parameters()]
+
+
+def gradients(network: nn.Module) -> list[Tensor | None]:
+    return [None if weight.grad is None else weight.grad.clone() for weight in network.parameters()]
+
+
+def changed(before: dict[str, list[Tensor]], networks: dict[str, nn.Module]) -> set[str]:
+    """Names of the networks of which a weight is another than ``before``."""
+    return {
+        name
+        for name, network in networks.items()
+        if not all(torch.equal(old, new) for old, new in zip(before[name], network.parameters(), strict=True))
+    }
+
+
+def all_weights(networks: dict[str, nn.Module]) -> dict[str, list[Tensor]]:
+    return {name: weights(network) for name, network in networks.items()}
