@@ -160,8 +160,8 @@ def _refuse_unpooled(places: Places) -> None:
     for zone in places.zones:
         if zone.verdict is not None or zone.tolerance != 1:
             raise CalibrationError(
-                f"zone {zone.name!r}: this model's score is not made of its map (it compares codes), so that no place "
-                "can be judged for itself; leave out verdict and tolerance, or train another model (ganomaly_d)"
+                f"zone {zone.name!r}: this model's score is not made of its map, so that no place can be judged for "
+                "itself; leave out verdict and tolerance, or train with --score residual"
             )
 
 

@@ -54,6 +54,30 @@ MODELS = {
         {"size": 64, "tiles": (1, 1), "width": 32, "latent": 100, "batch": 32, "learning_rate": 2e-4},
         ("residual", "hidden", "latent"),
     ),
+    "dae": Model(
+        "training.models.dae:Dae",
+        "denoising autoencoder: learns from damaged tiles",
+        {"size": 64, "tiles": (1, 1), "width": 32, "latent": 100, "batch": 32, "learning_rate": 2e-4},
+        ("residual", "hidden", "latent"),
+    ),
+    "vae": Model(
+        "training.models.vae:Vae",
+        "variational autoencoder, judged at the mean of its codes",
+        {"size": 64, "tiles": (1, 1), "width": 32, "latent": 100, "batch": 32, "learning_rate": 2e-4},
+        ("residual", "hidden", "latent"),
+    ),
+    "aae": Model(
+        "training.models.aae:Aae",
+        "adversarial autoencoder: codes that pass for normal noise",
+        {"size": 64, "tiles": (1, 1), "width": 32, "latent": 100, "batch": 32, "learning_rate": 2e-4},
+        ("residual", "hidden", "latent", "discriminator"),
+    ),
+    "vae_gan": Model(
+        "training.models.vae_gan:VaeGan",
+        "VAE/GAN: likeness as a discriminator sees it",
+        {"size": 64, "tiles": (1, 1), "width": 32, "latent": 128, "batch": 64, "learning_rate": 3e-4},
+        ("residual", "hidden", "latent", "features", "discriminator"),
+    ),
 }
 
 
