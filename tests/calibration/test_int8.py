@@ -36,6 +36,8 @@ from training.operators import faults
 
 SIDE = 64
 ENGINES_HERE = ("openvino", "onnxruntime")
+OF_ONE_KIND = {"dae", "vae", "aae", "vae_gan"}  # of the very layers of ae: what INT8 makes of those is seen there
+WALKED = [pytest.param(name, marks=pytest.mark.long if name in OF_ONE_KIND else ()) for name in MODELS]
 
 
 class Made(NamedTuple):
@@ -47,7 +49,7 @@ def tiles(count: int) -> np.ndarray:
     return np.random.default_rng(count).integers(0, 256, (count, SIDE, SIDE, 1), np.uint8)
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(scope="module", params=WALKED)
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
     """A model with random weights, exported as training does it, and its INT8 graph with every layer in INT8."""
     import torch
