@@ -69,6 +69,9 @@ def train(
     score: Annotated[
         str | None, typer.Option(help="residual (of the map) or another that the model has; default: the model's")
     ] = None,
+    loss: Annotated[
+        str | None, typer.Option(help="adversarial loss, of a model that has several; default: the model's")
+    ] = None,
     group_pattern: Annotated[
         str | None, typer.Option(metavar="RE", help=r"names the part in a file name: 'part(\d+)_'")
     ] = None,

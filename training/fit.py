@@ -78,7 +78,9 @@ def new_model(settings: TrainSettings, channels: int) -> Trainable:
     """The model that the settings name, initialised from their seed."""
     torch.manual_seed(settings.seed)
     build = model_class(settings.model).build
-    return build(size=settings.size, channels=channels, width=settings.width, latent=settings.latent)
+    model = build(size=settings.size, channels=channels, width=settings.width, latent=settings.latent)
+    model.loss = settings.loss or model.loss
+    return model
 
 
 def fit(

@@ -39,6 +39,7 @@ class TrainSettings(Strict):
     holdout: float = Field(0.3, ge=0.0, le=0.8, description="share of the parts kept for calibration")
     validation: float = Field(0.1, gt=0.0, le=0.5, description="share of the parts that select the weights")
     score: str = Field("residual", description="one of those that the table of models gives for the model")
+    loss: str | None = Field(None, description="adversarial loss; one of the model's, where it has a choice")
     group_pattern: str | None = None
     flips: Literal["auto", "none", "horizontal", "vertical", "both"] = "auto"
     resume: bool = False
@@ -63,9 +64,11 @@ class TrainSettings(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainSettings:
-        scores = model_entry(self.model).scores
+        scores, losses = model_entry(self.model).scores, model_entry(self.model).losses
         if self.score not in scores:
             raise ValueError(f"score {self.score!r}: {self.model} has {', '.join(scores)}")
+        if self.loss is not None and self.loss not in losses:
+            raise ValueError(f"loss {self.loss!r}: {self.model} has {', '.join(losses) or 'no choice of losses'}")
         if self.size % 16:
             raise ValueError(
                 f"size {self.size} is not a multiple of 16; expected 64, 80, ... 256 (64, 128 or 256 fit best)"

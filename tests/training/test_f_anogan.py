@@ -16,12 +16,11 @@ from training.data import scale
 from training.export import prove, write_graph
 from training.fit import Loop, Tiles, measure_statistics, new_model
 from training.graph import Inspector
-from training.models.adversarial import critic_loss, gradient_penalty
+from training.models.adversarial import SELECT_FROM, critic_loss, gradient_penalty
 from training.models.f_anogan import (
     ENCODER_FROM,
     MAX_CHANNELS,
     N_CRITIC,
-    SELECT_FROM,
     FAnogan,
     residuals,
     stages,

@@ -79,6 +79,15 @@ def test_every_score_of_a_model_can_be_asked_for_and_no_other(name: str) -> None
         make_settings({**asked, "score": "beauty"})
 
 
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_every_loss_of_a_model_can_be_asked_for_and_no_other(name: str) -> None:
+    asked = {"data": "parts", "out": "bundle", "model": name, "width": 4, "latent": 8}
+    for loss in MODELS[name].losses:
+        assert new_model(make_settings({**asked, "loss": loss}), 1).loss == loss
+    with pytest.raises(ConfigError, match=rf"loss 'none': {name} has (no choice|{', '.join(MODELS[name].losses)}$)"):
+        make_settings({**asked, "loss": "none"})
+
+
 def test_an_unknown_model_is_named_with_those_that_there_are() -> None:
     with pytest.raises(ConfigError, match=r"'gan'.*ganomaly"):
         model_class("gan")

@@ -13,12 +13,14 @@ if TYPE_CHECKING:
 
 class Model(NamedTuple):
     """Where a model lives, its line in the help, the settings it is trained with unless others are asked for, and the
-    scores that there are to choose from: ``residual`` is made of the map, the others are its judge's own."""
+    scores that there are to choose from: ``residual`` is made of the map, the others are its judge's own. Then the
+    adversarial losses, where there is a choice."""
 
     target: str
     summary: str
     preset: dict[str, Any]
     scores: tuple[str, ...] = ("residual",)
+    losses: tuple[str, ...] = ()
 
 
 MODELS = {
@@ -41,6 +43,22 @@ MODELS = {
             "score": "latent",
         },
         ("residual", "latent"),
+    ),
+    "egbad": Model(
+        "training.models.egbad:Egbad",
+        "BiGAN: tile and code judged as a pair",
+        {
+            "size": 64,
+            "tiles": (1, 1),
+            "width": 32,
+            "latent": 200,
+            "batch": 100,
+            "learning_rate": 1e-5,
+            "score": "features",
+            "loss": "cross_entropy",
+        },
+        ("residual", "discriminator", "features"),
+        ("cross_entropy", "features"),
     ),
     "ganomaly": Model(
         "training.models.ganomaly:Ganomaly",

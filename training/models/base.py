@@ -46,6 +46,7 @@ class Trainable(nn.Module, ABC):
 
     pooling: ClassVar[Pooling] = RESIDUAL
     variety: float = 1.0
+    loss: str = ""  # one of those that the table gives for the model, where there is a choice
 
     @classmethod
     @abstractmethod

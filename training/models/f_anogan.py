@@ -16,17 +16,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Adam, Optimizer, RMSprop
 
-from training.models.adversarial import critic_loss, frozen, gradient_penalty, update
-from training.models.base import Backward, Judgement, Trainable
+from training.models.adversarial import Late, critic_loss, frozen, gradient_penalty, update
+from training.models.base import Backward, Judgement
 
 MAX_CHANNELS = 256  # the paper has 512 in its deepest stages at 64 px
 N_CRITIC = 5  # updates of the critic for one of the generator
 KAPPA = 1.0  # weight of the feature residual, in the encoder's loss and in the score
 BETAS = (0.0, 0.9)
 ENCODER_RATE = 0.5  # of the learning rate: 5e-5 where the others have the paper's 1e-4
-ENCODER_FROM = 0.6  # share of the budget after which generator and critic are frozen
-SELECT_FROM = 0.8  # and after which averaged weights have caught up with the frozen ones
-MOST_DEVIATION = 2.0  # between tiles in [-1, 1]
+ENCODER_FROM = 0.6  # share of the budget after which generator and critic are frozen; averages catch up by 0.8
 Normalise = Callable[[int], nn.Module]
 
 
@@ -203,7 +201,7 @@ class Judge(nn.Module):
         return Judgement(image, deviation, {"latent": anomaly})
 
 
-class FAnogan(Trainable):
+class FAnogan(Late):
     """Generator, critic and encoder with the paper's losses, optimizers and order."""
 
     def __init__(self, size: int, channels: int, width: int, latent: int) -> None:
@@ -212,7 +210,6 @@ class FAnogan(Trainable):
         self.critic = Critic(size, channels, width)
         self.encoder = Encoder(size, channels, width, latent)
         self._latent = latent
-        self._share = 0.0
         self.apply(initialise)
 
     @classmethod
@@ -232,7 +229,7 @@ class FAnogan(Trainable):
     def training_step(
         self, batch: Tensor, optimizers: dict[str, Optimizer], backward: Backward, share: float
     ) -> dict[str, Tensor]:
-        self._share = share
+        self.used = share
         adversarial = share < ENCODER_FROM
         self.generator.train(adversarial)  # frozen in inference mode: its statistics stay as they are
         for network in (self.generator, self.critic):
@@ -276,12 +273,3 @@ class FAnogan(Trainable):
 
     def deployed(self) -> Judge:
         return Judge(self.encoder, self.generator, self.critic.trunk)
-
-    def selection_loss(self, judge: nn.Module, tiles: Tensor) -> float:
-        """Mean deviation on good tiles once the encoder has learnt; before, worse than any, and later is better.
-
-        An untrained encoder before a generator that draws the average tile can deviate little by chance.
-        """
-        if self._share < SELECT_FROM:
-            return MOST_DEVIATION + 1.0 - self._share
-        return super().selection_loss(judge, tiles)

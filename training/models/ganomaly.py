@@ -137,9 +137,11 @@ class Judge(nn.Module):
 
 
 def initialise(module: nn.Module) -> None:
-    """DCGAN's weights: convolutions N(0, 0.02), normalisation scale N(1, 0.02) and shift 0."""
-    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+    """DCGAN's weights: convolutions and matrices N(0, 0.02), normalisation scale N(1, 0.02), shifts 0."""
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
         nn.init.normal_(module.weight, 0.0, 0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
     elif isinstance(module, nn.BatchNorm2d):
         nn.init.normal_(module.weight, 1.0, 0.02)
         nn.init.zeros_(module.bias)
