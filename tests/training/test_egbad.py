@@ -9,13 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tests.training.players import backward, equal, some_tiles, weights
 from training.cli import make_settings
 from training.fit import new_model
 from training.models.egbad import Egbad, with_features, with_verdict
-
-
-def backward(loss: Tensor) -> None:
-    torch.autograd.backward(loss)
 
 
 @pytest.fixture
@@ -26,15 +23,7 @@ def model() -> Egbad:
 
 @pytest.fixture
 def batch() -> Tensor:
-    return torch.rand(4, 1, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
-
-
-def weights(network: nn.Module) -> list[Tensor]:
-    return [weight.detach().clone() for weight in network.parameters()]
-
-
-def equal(before: list[Tensor], network: nn.Module) -> bool:
-    return all(torch.equal(old, new) for old, new in zip(before, network.parameters(), strict=True))
+    return some_tiles()
 
 
 def silence(model: Egbad) -> None:

@@ -60,6 +60,20 @@ MODELS = {
         ("residual", "discriminator", "features"),
         ("cross_entropy", "features"),
     ),
+    "skip_ganomaly": Model(
+        "training.models.skip_ganomaly:SkipGanomaly",
+        "U-shaped generator, judged by the discriminator's features as well",
+        {
+            "size": 64,
+            "tiles": (1, 1),
+            "width": 32,
+            "latent": 100,
+            "batch": 32,
+            "learning_rate": 2e-4,
+            "score": "features",
+        },
+        ("residual", "features"),
+    ),
     "ganomaly": Model(
         "training.models.ganomaly:Ganomaly",
         "encoder, decoder, encoder as published",
