@@ -74,6 +74,22 @@ MODELS = {
         },
         ("residual", "features"),
     ),
+    "dcgan": Model(
+        "training.models.dcgan:Dcgan",
+        "plain GAN: a part is what the discriminator doubts",
+        {
+            "size": 64,
+            "tiles": (1, 1),
+            "width": 32,
+            "latent": 100,
+            "batch": 64,
+            "learning_rate": 2e-4,
+            "score": "discriminator",
+            "loss": "non_saturating",
+        },
+        ("residual", "discriminator"),
+        ("non_saturating", "minimax", "wasserstein", "frozen_generator"),
+    ),
     "ganomaly": Model(
         "training.models.ganomaly:Ganomaly",
         "encoder, decoder, encoder as published",

@@ -16,12 +16,12 @@ from torch.optim import Adam, Optimizer
 
 from training.models.adversarial import Late, as_drawn, as_real, cross_entropy, feature_matching, frozen, update
 from training.models.base import Backward, Judgement
-from training.models.ganomaly import Decoder, Encoder, Stem, initialise, pyramid
+from training.models.ganomaly import BETAS, Decoder, Encoder, Stem, initialise, pyramid
+from training.models.losses import city_block, deviation
 
 CODE_FEATURES, JOINT_FEATURES = 512, 1024
 DROPOUT = 0.5
 LEAK = 0.1
-BETAS = (0.5, 0.999)
 WEIGHT = 0.1  # of the discriminator in the score
 
 
@@ -54,16 +54,12 @@ def _dense(before: int, after: int) -> nn.Sequential:
 
 def with_verdict(tile: Tensor, image: Tensor, logits: Tensor) -> Tensor:
     """The paper's score by cross entropy, [N]: (1 - w) |x - G(E(x))|_1 + w (-log D(x, E(x)))."""
-    return (1.0 - WEIGHT) * _norm(tile - image) + WEIGHT * F.softplus(-logits)
+    return (1.0 - WEIGHT) * city_block(tile, image) + WEIGHT * F.softplus(-logits)
 
 
 def with_features(tile: Tensor, image: Tensor, of_tile: Tensor, of_image: Tensor) -> Tensor:
     """The paper's score by feature matching, [N]: (1 - w) |x - G(E(x))|_1 + w |f(x, E(x)) - f(G(E(x)), E(x))|_1."""
-    return (1.0 - WEIGHT) * _norm(tile - image) + WEIGHT * _norm(of_tile - of_image)
-
-
-def _norm(difference: Tensor) -> Tensor:
-    return difference.abs().flatten(1).sum(dim=1)
+    return (1.0 - WEIGHT) * city_block(tile, image) + WEIGHT * city_block(of_tile, of_image)
 
 
 class Judge(nn.Module):
@@ -84,7 +80,7 @@ class Judge(nn.Module):
             "discriminator": with_verdict(tile, image, real.logits),
             "features": with_features(tile, image, real.features, drawn.features),
         }
-        return Judgement(image, (tile - image).abs().mean(dim=1, keepdim=True), scores)
+        return Judgement(image, deviation(tile, image), scores)
 
 
 class Egbad(Late):

@@ -15,6 +15,11 @@ def mean_square(one: Tensor, other: Tensor) -> Tensor:
     return (one - other).square().flatten(1).mean(dim=1)
 
 
+def city_block(one: Tensor, other: Tensor) -> Tensor:
+    """Sum of absolute differences of each image, [N]: their L1 norm."""
+    return (one - other).abs().flatten(1).sum(dim=1)
+
+
 def half_square(one: Tensor, other: Tensor) -> Tensor:
     """Half the sum of square differences of each image, [N]: -log N(one; other, I) less its constant."""
     return 0.5 * (one - other).square().flatten(1).sum(dim=1)

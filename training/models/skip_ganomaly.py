@@ -17,6 +17,7 @@ from torch.optim import Adam, Optimizer
 from training.models.adversarial import COLLAPSED_BELOW, as_real, cross_entropy, frozen, update
 from training.models.base import Backward, Judgement, Trainable
 from training.models.ganomaly import BETAS, MAX_CHANNELS, Criticism, Stem, initialise, pyramid
+from training.models.losses import deviation, mean_square
 
 WEIGHT_ADVERSARIAL, WEIGHT_CONTEXTUAL, WEIGHT_LATENT = 1.0, 50.0, 1.0
 SCORE_CONTEXTUAL, SCORE_LATENT = 0.9, 0.1
@@ -93,11 +94,7 @@ def generator_losses(tile: Tensor, image: Tensor, real: Criticism, drawn: Critic
 
 def anomaly(tile: Tensor, image: Tensor, of_tile: Tensor, of_image: Tensor) -> Tensor:
     """The paper's score, [N]: 0.9 of the mean square residual of pixels, 0.1 of that of features."""
-    return SCORE_CONTEXTUAL * _mean_square(tile - image) + SCORE_LATENT * _mean_square(of_tile - of_image)
-
-
-def _mean_square(difference: Tensor) -> Tensor:
-    return difference.square().mean(dim=(1, 2, 3))
+    return SCORE_CONTEXTUAL * mean_square(tile, image) + SCORE_LATENT * mean_square(of_tile, of_image)
 
 
 class Judge(nn.Module):
@@ -110,9 +107,8 @@ class Judge(nn.Module):
 
     def forward(self, tile: Tensor) -> Judgement:
         image = self.generator(tile)
-        deviation = (tile - image).abs().mean(dim=1, keepdim=True)
         features = anomaly(tile, image, self.discriminator(tile).features, self.discriminator(image).features)
-        return Judgement(image, deviation, {"features": features})
+        return Judgement(image, deviation(tile, image), {"features": features})
 
 
 class SkipGanomaly(Trainable):
