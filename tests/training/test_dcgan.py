@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.training.players import backward, equal, some_tiles, weights
+from training.models.adversarial import criticised, minimax
 from training.models.dcgan import (
     CLIP,
     FREEZE_FROM,
@@ -18,8 +19,6 @@ from training.models.dcgan import (
     Dcgan,
     Discriminator,
     Judge,
-    criticised,
-    minimax,
 )
 
 ADVERSARIAL = [name for name in GAMES if name != "wasserstein"]

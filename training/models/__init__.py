@@ -90,6 +90,12 @@ MODELS = {
         ("residual", "discriminator"),
         ("non_saturating", "minimax", "wasserstein", "frozen_generator"),
     ),
+    "wgan_gp_l1": Model(
+        "training.models.wgan_gp_l1:WganGpL1",
+        "autoencoder against a WGAN-GP critic, with the L1 distance",
+        {"size": 64, "tiles": (1, 1), "width": 16, "latent": 100, "batch": 32, "learning_rate": 1e-4},
+        ("residual", "hidden", "latent"),
+    ),
     "ganomaly": Model(
         "training.models.ganomaly:Ganomaly",
         "encoder, decoder, encoder as published",

@@ -36,9 +36,19 @@ def cross_entropy(real: Tensor, drawn: Tensor) -> Tensor:
     return as_real(real) + as_drawn(drawn)
 
 
+def minimax(verdicts: Tensor) -> Tensor:
+    """Mean of log(1 - D): what the generator lowers in the game as it was first written."""
+    return -as_drawn(verdicts)
+
+
 def wasserstein(real: Tensor, drawn: Tensor) -> Tensor:
     """Negative estimate of the Wasserstein distance: what a critic loses."""
     return drawn.mean() - real.mean()
+
+
+def criticised(verdicts: Tensor) -> Tensor:
+    """Negative mean score by a critic: what a generator loses to it."""
+    return -verdicts.mean()
 
 
 def critic_loss(real: Tensor, drawn: Tensor, penalty: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Adam, Optimizer, RMSprop
 
-from training.models.adversarial import Late, as_drawn, as_real, cross_entropy, frozen, update, wasserstein
+from training.models.adversarial import Late, as_real, criticised, cross_entropy, frozen, minimax, update, wasserstein
 from training.models.base import Backward, Judgement
 from training.models.ganomaly import BETAS, Decoder, Stem, initialise, pyramid
 
@@ -29,16 +29,6 @@ class Game(NamedTuple):
 
     discriminator: Callable[[Tensor, Tensor], Tensor]
     generator: Callable[[Tensor], Tensor]
-
-
-def minimax(verdicts: Tensor) -> Tensor:
-    """Mean of log(1 - D): what the generator lowers in the game as it was first written."""
-    return -as_drawn(verdicts)
-
-
-def criticised(verdicts: Tensor) -> Tensor:
-    """The negative mean score by a Wasserstein critic."""
-    return -verdicts.mean()
 
 
 GAMES = {

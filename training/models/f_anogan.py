@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Adam, Optimizer, RMSprop
 
-from training.models.adversarial import Late, critic_loss, frozen, gradient_penalty, update
+from training.models.adversarial import Late, critic_loss, criticised, frozen, gradient_penalty, update
 from training.models.base import Backward, Judgement
 
 MAX_CHANNELS = 256  # the paper has 512 in its deepest stages at 64 px
@@ -127,6 +127,10 @@ class Critic(nn.Module):
     def forward(self, tile: Tensor) -> Criticism:
         return self.criticise(tile)
 
+    def is_ahead(self) -> bool:
+        """Whether it has had its updates since the generator's latest."""
+        return int(self.updates) % N_CRITIC == 0
+
     def criticise(self, tile: Tensor) -> Criticism:
         """What ``forward`` gives, past whatever the loop has put around the network."""
         features = self.trunk(tile)
@@ -185,6 +189,19 @@ def residuals(tile: Tensor, image: Tensor, tile_features: Tensor, image_features
     )
 
 
+def critic_step(
+    critic: Critic, real: Tensor, fake: Tensor, optimizer: Optimizer, backward: Backward
+) -> dict[str, Tensor]:
+    """Update the critic on tiles and on drawings, which must be detached from the generator; counts the update."""
+    on_real, on_fake = critic(torch.cat([real, fake])).verdicts.chunk(2)
+    # The gradient of a gradient is taken in full precision: not through the network's own call.
+    penalty = gradient_penalty(lambda tiles: critic.criticise(tiles).verdicts, real, fake)
+    update(critic_loss(on_real, on_fake, penalty), backward, optimizer)
+    critic.updates += 1
+    distance = on_real.mean() - on_fake.mean()
+    return {"wasserstein": distance.detach(), "penalty": penalty.detach()}
+
+
 class Judge(nn.Module):
     """The deployed half: encoder, generator and the critic's trunk; A(x) is the latent score."""
 
@@ -237,9 +254,7 @@ class FAnogan(Late):
         if not adversarial:
             return self.encoder_step(batch, optimizers["encoder"], backward)
         losses = self.critic_step(batch, optimizers["critic"], backward)
-        critic = self.critic
-        critic.updates += 1
-        if int(critic.updates) % N_CRITIC == 0:
+        if self.critic.is_ahead():
             self.generator_step(batch, optimizers["generator"], backward)
         return losses
 
@@ -247,17 +262,12 @@ class FAnogan(Late):
         """Update the critic on tiles and on as many drawings of new codes."""
         with torch.no_grad():
             fake = self.generator(self._codes(real))
-        on_real, on_fake = self.critic(torch.cat([real, fake])).verdicts.chunk(2)
-        # The gradient of a gradient is taken in full precision: not through the network's own call.
-        penalty = gradient_penalty(lambda tiles: self.critic.criticise(tiles).verdicts, real, fake)
-        update(critic_loss(on_real, on_fake, penalty), backward, optimizer)
-        distance = on_real.mean() - on_fake.mean()
-        return {"wasserstein": distance.detach(), "penalty": penalty.detach()}
+        return critic_step(self.critic, real, fake, optimizer, backward)
 
     def generator_step(self, like: Tensor, optimizer: Optimizer, backward: Backward) -> None:
         """Update the generator on drawings of new codes, as many as ``like`` has tiles; the critic is frozen."""
         with frozen(self.critic):
-            update(-self.critic(self.generator(self._codes(like))).verdicts.mean(), backward, optimizer)
+            update(criticised(self.critic(self.generator(self._codes(like))).verdicts), backward, optimizer)
 
     def encoder_step(self, batch: Tensor, optimizer: Optimizer, backward: Backward) -> dict[str, Tensor]:
         """Update the encoder on the residuals that the score is made of."""
