@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from benchmarks.common import machine
+from benchmarks.searched import measure
 from calibration.calibrate import Rates, propose, write
 from calibration.errors import CalibrationError
 from calibration.evaluate import FIXED_FALSE_REJECTS, evaluate, log_look
@@ -115,16 +116,21 @@ def _listing(data: Path) -> list[tuple[str, int]]:
 def finish(cell: Cell, engine: str, looks: Path, reporter: Reporter) -> dict[str, Any]:
     """The record of the cell, made now where there is none. Raises a FlawlineError where it cannot be made."""
     record_path = cell.folder / "cell.json"
+    searched = bool(MODELS[cell.settings.model].not_exported)
     if record_path.is_file():
         record = dict(json.loads(record_path.read_text()))
-        if is_engine(record["figures"]["engine"], engine):
+        if searched or is_engine(record["figures"]["engine"], engine):
             reporter.say(f"{cell.name}: finished before, read from {record_path}")
             return record
         reporter.say(
             f"{cell.name}: trained before; measured again, since then it was with {record['figures']['engine']}"
         )
-    bundle = trained(cell, reporter)
-    record = {"when": datetime.now(UTC).isoformat(timespec="seconds"), **_measure(cell, bundle, engine, looks)}
+    if searched:
+        note_source(cell)
+        found = {**measure(cell.settings, cell.dataset, looks, reporter), "source": sources(cell)}
+    else:
+        found = _measure(cell, trained(cell, reporter), engine, looks)
+    record = {"when": datetime.now(UTC).isoformat(timespec="seconds"), **found}
     write_atomic(record_path, (json.dumps(record, indent=1) + "\n").encode())
     figures = record["figures"]
     reporter.say(f"{cell.name}: image AUROC {figures['image_auroc']}, AU-PRO {figures['aupro']}")
@@ -142,11 +148,21 @@ def trained(cell: Cell, reporter: Reporter) -> Bundle:
     if not (out / MANIFEST).exists():
         resume = checkpoint_path(out).exists()
         reporter.say(f"{cell.name}: {'goes on from its checkpoint' if resume else 'training'}")
-        cell.folder.mkdir(parents=True, exist_ok=True)
-        with (cell.folder / "source.txt").open("a") as file:
-            file.write(f"{source_version()}\n")
+        note_source(cell)
         train(cell.settings.model_copy(update={"resume": resume}), reporter)
     return open_bundle(out)
+
+
+def note_source(cell: Cell) -> None:
+    """Put the commit that trains the cell on record; a resumed training may have several."""
+    cell.folder.mkdir(parents=True, exist_ok=True)
+    with (cell.folder / "source.txt").open("a") as file:
+        file.write(f"{source_version()}\n")
+
+
+def sources(cell: Cell) -> list[str]:
+    """The commits that trained the cell."""
+    return sorted(set((cell.folder / "source.txt").read_text().split()))
 
 
 def source_version() -> str:
@@ -184,7 +200,7 @@ def _measure(cell: Cell, bundle: Bundle, engine: str, looks: Path) -> dict[str, 
         "settings": manifest.training["settings"],
         "counts": {**manifest.data.model_dump(mode="json", exclude={"name"}), **figures["counts"]},
         "machine": machine(),
-        "source": sorted(set((cell.folder / "source.txt").read_text().split())),
+        "source": sources(cell),
     }
 
 

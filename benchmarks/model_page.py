@@ -113,9 +113,10 @@ def _class_auroc(found: Row | None) -> str:
 
 def _origin(row: Row) -> str:
     where = "; ".join(row["trained_on"])
+    latency = f"latency on {row['machine']}, load {row['latency']['load_1min']:.1f}; "
     return (
-        f"- `{row['model']}` on `{row['dataset']}`: trained on {where}, at {', '.join(row['source'])}; latency on "
-        f"{row['machine']}, load {row['latency']['load_1min']:.1f}; {row['date']}"
+        f"- `{row['model']}` on `{row['dataset']}`: trained on {where}, at {', '.join(row['source'])}; "
+        f"{'' if row['latency_ms'] is None else latency}{row['date']}"
     )
 
 

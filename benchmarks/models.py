@@ -156,14 +156,14 @@ def make_rows(
         groups.setdefault((cell.dataset, cell.settings.model), []).append((cell, record))
     return [
         {
-            **make_row(key, records, latency[key], here),
+            **make_row(key, records, latency.get(key), here),
             "failed": [entry._asdict() for entry in failed if entry.what.startswith(f"{key[0]}, {key[1]}, ")],
         }
         for key, records in groups.items()
     ]
 
 
-def make_row(key: tuple[str, str], records: Records, latency_ms: float, here: dict[str, Any]) -> dict[str, Any]:
+def make_row(key: tuple[str, str], records: Records, latency_ms: float | None, here: dict[str, Any]) -> dict[str, Any]:
     """Means over the seeds of one data set and model, and what a reader needs to make them again."""
     figures = [record["figures"] for _, record in records]
     first = records[0][1]
@@ -227,9 +227,13 @@ def machine_line(found: dict[str, Any]) -> str:
 
 
 def first_graphs(done: Records) -> dict[tuple[str, str], Path]:
-    """Bundle folder of the first seed of each data set and model: seeds share their graph's shape."""
+    """Bundle folder of the first seed of each data set and model that has one: seeds share their graph's shape."""
+    from training.models import model_entry
+
     found: dict[tuple[str, str], Path] = {}
     for cell, _ in done:
+        if model_entry(cell.settings.model).not_exported:
+            continue
         found.setdefault((cell.dataset, cell.settings.model), cell.settings.out)
     return found
 

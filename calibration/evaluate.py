@@ -28,10 +28,12 @@ from calibration.metrics import DEFECTIVE_FROM, escapes_at, localization, rankin
 from calibration.progress import steps
 from contract.bundle import Bundle, Precision, open_bundle
 from contract.dataset import Dataset, Sample, load_dataset
+from contract.decision import PartScore
 from contract.errors import FlawlineError, ImageError
 from contract.event import Verdict
 from contract.images import Pixels, extent_px, read_image
 from contract.part_pictures import read_part
+from contract.preprocess import Picture
 from contract.recipe import Thresholds
 from contract.stats import Rate, rate_fields
 from edge_runtime.engines import open_engine
@@ -93,7 +95,7 @@ def open_inspector(bundle: Bundle, engine_name: str, precision: Precision) -> In
 
 def evaluated(inspector: Inspector, dataset: Dataset, seen: list[Seen]) -> Evaluation:
     """The figures of what was seen of every test image."""
-    scores = {label: [s.score for s in seen if s.label == label and s.score is not None] for label in _labels(seen)}
+    scores = {label: [s.score for s in seen if s.label == label and s.score is not None] for label in labels_of(seen)}
     return Evaluation(_document(inspector.bundle, dataset, inspector.engine.describe(), seen), scores)
 
 
@@ -110,15 +112,23 @@ def look(inspector: Inspector, sample: Sample) -> Seen:
         scored = outcome.part or inspector.score(part)[0]
     except FlawlineError:
         return Seen(sample, outcome.verdict, took_ms=took_ms)
+    return with_truth(Seen(sample, outcome.verdict, scored.score, took_ms=took_ms), part, scored)
+
+
+def with_truth(seen: Seen, part: Picture, scored: PartScore) -> Seen:
+    """The same with map and mask at a common size, where the picture has a mask or is good."""
     if isinstance(part, Mapping):  # a mask would be of one camera's picture
-        return Seen(sample, outcome.verdict, scored.score, took_ms=took_ms)
+        return seen
     part_hw = (part.shape[0], part.shape[1])
-    truth = _truth(sample, part_hw)
+    truth = _truth(seen.sample, part_hw)
     if truth is None:
-        return Seen(sample, outcome.verdict, scored.score, took_ms=took_ms)
+        return seen
     size = scale_down(part_hw)
-    deviation, mask = join_maps(scored.maps, part_hw, size), resize_mask(truth, size)
-    return Seen(sample, outcome.verdict, scored.score, deviation, mask, extent_px(truth >= DEFECTIVE_FROM), took_ms)
+    return seen._replace(
+        map=join_maps(scored.maps, part_hw, size),
+        mask=resize_mask(truth, size),
+        extent_px=extent_px(truth >= DEFECTIVE_FROM),
+    )
 
 
 def _truth(sample: Sample, part_hw: tuple[int, int]) -> Pixels | None:
@@ -140,7 +150,7 @@ def _truth(sample: Sample, part_hw: tuple[int, int]) -> Pixels | None:
     return whole
 
 
-def _labels(seen: list[Seen]) -> list[str]:
+def labels_of(seen: list[Seen]) -> list[str]:
     """Classes, good first."""
     return sorted({image.label for image in seen}, key=lambda label: (label != GOOD, label))
 
@@ -149,7 +159,7 @@ def _document(bundle: Bundle, dataset: Dataset, engine: str, seen: list[Seen]) -
     manifest = bundle.manifest
     good = [image for image in seen if image.label == GOOD]
     bad = [image for image in seen if image.label != GOOD]
-    classes = {label: [image for image in bad if image.label == label] for label in _labels(bad)}
+    classes = {label: [image for image in bad if image.label == label] for label in labels_of(bad)}
     return {
         "format": FORMAT,
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -172,11 +182,11 @@ def _document(bundle: Bundle, dataset: Dataset, engine: str, seen: list[Seen]) -
             "without_score": sum(image.score is None for image in seen),
         },
         "median_ms": float(np.median([image.took_ms for image in seen])),
-        **_figures(good, bad),
+        **figures_of(good, bad),
         "kept": _kept(manifest.thresholds, good),
         "verdicts": {"good": _verdicts(good), "defective": _verdicts(bad)},
         "classes": {
-            label: _figures(good, images) | {"verdicts": _verdicts(images)} for label, images in classes.items()
+            label: figures_of(good, images) | {"verdicts": _verdicts(images)} for label, images in classes.items()
         },
     }
 
@@ -186,7 +196,8 @@ def _kept(thresholds: Thresholds | None, good: list[Seen]) -> dict[str, Any] | N
     return kept(thresholds, [image.verdict is Verdict.REJECT for image in inspected], _groups(inspected))
 
 
-def _figures(good: list[Seen], bad: list[Seen]) -> dict[str, Any]:
+def figures_of(good: list[Seen], bad: list[Seen]) -> dict[str, Any]:
+    """How scores and maps rank, and what the verdicts came to, of defective against good images."""
     ranked = ranking(_scores(good), _scores(bad))
     escapes = escapes_at(_scores(good), _scores(bad), FIXED_FALSE_REJECTS)
     pairs = [(s.map, s.mask) for s in [*good, *bad] if s.map is not None and s.mask is not None]

@@ -47,7 +47,7 @@ from training.export import export, export_half
 from training.fit import Fitted, Tiles, fit, new_model
 from training.graph import Inspection, Inspector
 from training.heldout import set_exam
-from training.models import model_class
+from training.models import model_class, model_entry
 from training.report import Quiet, Reporter
 from training.settings import TrainSettings
 from training.summary import report
@@ -94,6 +94,8 @@ def train(settings: TrainSettings, reporter: Reporter | None = None) -> Path:
     several processes that torchrun started, the first one writes and reports.
     """
     model_class(settings.model)
+    if model_entry(settings.model).not_exported:
+        raise ExportError(model_entry(settings.model).not_exported)  # now, and not after the time that training takes
     choose_device(settings)
     dataset = load_dataset(settings.data, settings.group_pattern)
     split = split_by_group(dataset, settings.holdout, settings.validation, settings.seed)
@@ -111,7 +113,7 @@ def _train(settings: TrainSettings, dataset: Dataset, split: Split, world: World
             reporter.say(sentence)
     world.wait()
     recipe = make_recipe(settings, split.fit)
-    tiles = _load(split, recipe, settings)
+    tiles = load(split, recipe, settings)
     document = split.document(settings.data)
     reporter.say(_summary(settings, split, recipe))
     reporter.say(tiles.augmentation.sentence())
@@ -136,7 +138,7 @@ def _train(settings: TrainSettings, dataset: Dataset, split: Split, world: World
         ) from error
 
 
-def _load(split: Split, recipe: Recipe, settings: TrainSettings) -> Tiles:
+def load(split: Split, recipe: Recipe, settings: TrainSettings) -> Tiles:
     """Tiles of both sides, and how far those that are learnt from may be changed."""
     learn = load_tiles(split.fit, recipe)
     parts = [sample.group for sample in split.fit for _ in range(recipe.tiles)]
@@ -154,7 +156,7 @@ def _write(
     reporter: Reporter,
 ) -> Path:
     inspector = Inspector(fitted.judge, settings.size, settings.score, model_class(settings.model).pooling)
-    inspector.learn_typical(_evenly(torch.cat([tiles.fit, tiles.validation]), TYPICAL_TILES))
+    inspector.learn_typical(evenly(torch.cat([tiles.fit, tiles.validation]), TYPICAL_TILES))
     golden = choose_golden(torch.cat([tiles.validation, tiles.fit[:GOLDEN_TILES]]))
     work = settings.out / FOLDER
     work.mkdir(parents=True, exist_ok=True)
@@ -247,11 +249,11 @@ def choose_golden(tiles: Tensor) -> Tensor:
 
     On good tiles alone a score is all but zero, and agreement there would say nothing about what is rejected.
     """
-    good = _evenly(tiles, GOLDEN_TILES)
+    good = evenly(tiles, GOLDEN_TILES)
     return set_exam(good, GOLDEN_SEED, GOLDEN_DEFECTS).tiles
 
 
-def _evenly(tiles: Tensor, count: int) -> Tensor:
+def evenly(tiles: Tensor, count: int) -> Tensor:
     """At most ``count`` tiles spread over all."""
     return tiles[torch.linspace(0, len(tiles) - 1, min(count, len(tiles))).round().long()]
 
@@ -329,11 +331,12 @@ def manifest_of(settings: TrainSettings, learnt: Learnt) -> Manifest:
             "processes": fitted.processes,
             "augmentation": learnt.augmentation._asdict(),
         },
-        metrics=_metrics(fitted),
+        metrics=metrics(fitted),
     )
 
 
-def _metrics(fitted: Fitted) -> dict[str, Any]:
+def metrics(fitted: Fitted) -> dict[str, Any]:
+    """What a bundle and a benchmark keep of a training."""
     return {
         "steps": fitted.steps,
         "selected_step": fitted.best_step,

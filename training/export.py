@@ -24,6 +24,8 @@ from torch import Tensor
 from training.errors import ExportError
 from training.graph import Inspection, Inspector
 from training.half import halve
+from training.models import model_entry
+from training.models.base import NotExported
 from training.operators import refuse_unsupported
 
 OPSET = 18
@@ -50,6 +52,8 @@ def export(inspector: Inspector, path: Path, golden: Tensor) -> Inspection:
 
     Raises ExportError, and removes the file, where the proof fails.
     """
+    if isinstance(inspector.judge, NotExported):
+        raise ExportError(model_entry(inspector.judge.name).not_exported)
     inspector.eval()
     refuse_training_mode(inspector)
     expected = inspector.inspect(golden)

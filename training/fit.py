@@ -433,6 +433,8 @@ def measure_statistics(judge: nn.Module, tiles: Tensor, shown: Callable[[Tensor]
     same statistics.
     """
     layers = [module for module in judge.modules() if isinstance(module, nn.BatchNorm2d)]
+    if not layers:
+        return
     momenta = [layer.momentum for layer in layers]
     for layer in layers:
         layer.reset_running_stats()

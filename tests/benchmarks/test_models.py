@@ -183,6 +183,29 @@ def test_too_few_parts_to_calibrate_still_rank(tmp_path: Path) -> None:
     assert "at least 19 held-out good parts" in row["not_calibrated"][0]
 
 
+def test_a_model_without_a_graph_is_evaluated_all_the_same(
+    parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.models.anogan.SEARCH_STEPS", 4)
+    monkeypatch.setattr("training.fit.refuse_collapse", lambda *given: None)  # six steps draw nothing but grey
+    asked = ["--data", str(parts), *words(tmp_path, seeds=1), "--models", "anogan"]
+    assert main(asked) == 0
+    (row,) = load(tmp_path)["rows"]
+    assert row["model"] == "anogan" and row["engine"].startswith("pytorch-") and row["failed"] == []
+    assert all(
+        row[name] is not None for name in ("image_auroc", "image_ap", "aupro", "pixel_ap", "escape_rate_at_frr05")
+    )
+    assert row["classes"]["spot"]["images"] == 8 and row["classes"]["spot"]["image_auroc"] == row["image_auroc"]
+    assert all(row[name] is None for name in ("latency_ms", "false_reject_rate", "escape_rate"))
+    looks = (tmp_path / "looks.csv").read_text()
+    assert len(looks.splitlines()) == 2 and ",anogan,0," in looks
+    page = tmp_path / "page.md"
+    page.write_text(f"{BEGIN}\n{END}\n")
+    assert main([*asked, "--page", str(page)]) == 0  # read, neither trained nor looked at again
+    assert (tmp_path / "looks.csv").read_text() == looks
+    assert "latency on" not in page.read_text()
+
+
 def test_drawn_line_is_drawn_once(tmp_path: Path) -> None:
     (first,) = data_sets(["synthetic://line?seed=3"], tmp_path)[0].values()
     times = {path: path.stat().st_mtime_ns for path in first.rglob("*.png")}

@@ -29,6 +29,7 @@ from training.models import MODELS, model_class
 
 pytestmark = pytest.mark.gpu
 SIDE, BATCH = 64, 2
+GRAPHED = [name for name, model in MODELS.items() if not model.not_exported]
 SPEC = GraphSpec(BATCH, (SIDE, SIDE), 1, (SIDE, SIDE))
 KINDS: dict[str, type[TensorRtEngine]] = {"tensorrt": TensorRtEngine, "tensorrt-rtx": TensorRtRtxEngine}
 
@@ -63,7 +64,7 @@ def _own_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CACHE_DIRECTORY", str(cache))
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(scope="module", params=GRAPHED)
 def graphs(
     kind: type[TensorRtEngine], request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[Precision, bytes]:

@@ -25,6 +25,7 @@ from training.operators import faults
 from training.settings import DEFAULT_MODEL
 
 SIDE = 64
+GRAPHED = [name for name, model in MODELS.items() if not model.not_exported]
 EXPORTED: tuple[Precision, ...] = ("fp32", "fp16")  # INT8 is calibration's: tests/calibration/test_int8.py
 BATCHES = (1, 6)  # one tile, and a part of 2 x 3 tiles
 
@@ -50,7 +51,7 @@ def preset_score(name: str) -> str:
     return str(MODELS[name].preset.get("score", "residual"))
 
 
-@pytest.fixture(scope="session", params=MODELS)
+@pytest.fixture(scope="session", params=GRAPHED)
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """Both graphs of a model with random weights, as training exports them."""
     folder = tmp_path_factory.mktemp(request.param)
@@ -75,6 +76,7 @@ def test_tensorrt_rtx_parses_and_builds_every_graph(exported: Exported, precisio
     [
         pytest.param(name, score, marks=() if name == DEFAULT_MODEL else pytest.mark.long)
         for name, model in MODELS.items()
+        if not model.not_exported
         for score in model.scores
         if score != preset_score(name)
     ],

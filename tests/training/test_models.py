@@ -40,6 +40,11 @@ def test_every_model_trains_and_judges(name: str, channels: int) -> None:
     assert float(judged.image.abs().max()) <= 1
 
 
+@pytest.fixture(autouse=True)
+def _short_searches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.models.anogan.SEARCH_STEPS", 5)
+
+
 @pytest.fixture(scope="module")
 def tiles() -> Tensor:
     return torch.from_numpy(np.stack([draw_part(number, side=64) for number in range(12)]))[..., None]

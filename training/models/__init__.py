@@ -14,13 +14,14 @@ if TYPE_CHECKING:
 class Model(NamedTuple):
     """Where a model lives, its line in the help, the settings it is trained with unless others are asked for, and the
     scores that there are to choose from: ``residual`` is made of the map, the others are its judge's own. Then the
-    adversarial losses, where there is a choice."""
+    adversarial losses, where there is a choice, and why no graph is made of the model, where none can be."""
 
     target: str
     summary: str
     preset: dict[str, Any]
     scores: tuple[str, ...] = ("residual",)
     losses: tuple[str, ...] = ()
+    not_exported: str = ""
 
 
 MODELS = {
@@ -89,6 +90,24 @@ MODELS = {
         },
         ("residual", "discriminator"),
         ("non_saturating", "minimax", "wasserstein", "frozen_generator"),
+    ),
+    "anogan": Model(
+        "training.models.anogan:Anogan",
+        "plain GAN, and a search for each tile's code; not exported",
+        {
+            "size": 64,
+            "tiles": (1, 1),
+            "width": 16,
+            "latent": 100,
+            "batch": 64,
+            "learning_rate": 2e-4,
+            "score": "features",
+            "loss": "non_saturating",
+        },
+        ("residual", "features"),
+        ("non_saturating", "minimax", "wasserstein", "frozen_generator"),
+        "anogan looks for the code of every image by hundreds of gradients, which no graph can hold: it is evaluated "
+        "(python -m benchmarks.models), not exported. f_anogan finds the code in one pass: --model f_anogan",
     ),
     "wgan_gp_l1": Model(
         "training.models.wgan_gp_l1:WganGpL1",

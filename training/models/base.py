@@ -29,6 +29,12 @@ class Judgement(NamedTuple):
     scores: dict[str, Tensor]
 
 
+class NotExported(nn.Module):
+    """A judge that no graph can hold; the table says why beside the model's ``name``."""
+
+    name: ClassVar[str]
+
+
 class Pooling(NamedTuple):
     """How a deviation becomes map and score: Gaussian smoothing, whether each place is divided by what is typical
     there, and the share of the map's pixels, the highest, whose mean is the score."""
