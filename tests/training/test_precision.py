@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from training import precision as precision_module
 from training.fit import Loop, Tiles, new_model
@@ -112,9 +113,7 @@ def test_validation_is_never_in_bf16(tmp_path: Path, monkeypatch: pytest.MonkeyP
     dtypes: set[torch.dtype] = set()
     for module in loop._averaged.modules():
         module.register_forward_hook(
-            lambda module, given, found: dtypes.update(
-                value.dtype for value in (found if isinstance(found, tuple) else (found,))
-            )
+            lambda module, given, found: dtypes.update(value.dtype for value in tree_leaves(found))
         )
     selection = Ganomaly.selection_loss
 
