@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import onnx
 import pytest
 import torch
 from torch import Tensor
 
 from tests.training.stepping import all_weights, backward, changed, noise
+from training.export import export
+from training.graph import Inspector
+from training.models import MODELS, model_class
 from training.models.ae import Ae, Coded, Encoder
 from training.models.ganomaly import MAX_CHANNELS
 
@@ -74,3 +80,30 @@ def test_what_is_drawn_perfectly_has_no_score(model: Ae) -> None:
         judged = judge(batch)
     assert all(score.tolist() == [0.0, 0.0] for score in judged.scores.values())
     assert float(judged.deviation.max()) == 0.0
+
+
+OF_THE_DISCRIMINATOR = {"features", "discriminator"}
+FAMILY = ("ae", "dae", "vae", "aae", "vae_gan")
+
+
+@pytest.mark.parametrize(
+    ("name", "score"),
+    [
+        pytest.param(name, score, marks=() if (name, score) == ("vae_gan", "features") else pytest.mark.long)
+        for name in FAMILY
+        for score in MODELS[name].scores
+    ],
+)
+def test_every_score_of_the_family_is_the_networks_own(name: str, score: str, tmp_path: Path) -> None:
+    """In colour, at a side that does not halve to four pixels."""
+    torch.manual_seed(0)
+    judge = model_class(name).build(size=80, channels=3, width=4, latent=8).deployed()
+    for weights in judge.parameters():
+        if weights.dim() == 4:  # a model's first weights are so small that its codes are rounding
+            torch.nn.init.kaiming_normal_(weights)
+    random = torch.Generator().manual_seed(0)
+    golden = torch.randint(0, 256, (3, 80, 80, 3), dtype=torch.uint8, generator=random)
+    export(Inspector(judge, 80, score), tmp_path / "graph.onnx", golden)  # which proves it in ONNX Runtime
+    kept = [value.name for value in onnx.load(tmp_path / "graph.onnx").graph.initializer]
+    # What is not asked for is not carried along.
+    assert any("discriminator" in name for name in kept) == (score in OF_THE_DISCRIMINATOR)
