@@ -218,9 +218,10 @@ class Reader:
         rows = self._all(sa.select(p.id).where(*_WAITING, *before).order_by(p.severity.asc(), p.id.desc()).limit(1))
         return int(rows[0]["id"]) if rows else None
 
-    def waiting(self) -> int:
-        """Flagged and audited parts that no inspector has decided."""
-        return int(self._all(sa.select(sa.func.count().label("n")).where(*_WAITING))[0]["n"])
+    def waiting(self, most: int | None = None) -> int:
+        """Flagged and audited parts that no inspector has decided; counted as far as ``most``."""
+        found = sa.select(p.id).where(*_WAITING).limit(most).subquery()
+        return int(self._all(sa.select(sa.func.count().label("n")).select_from(found))[0]["n"])
 
     def not_inspected(self, limit: int) -> list[dict[str, Any]]:
         """Parts without an inspection, newest first."""

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from contract.config import Strict
 from contract.verdicts import MAX_PAGE, VerdictPage
 from plugin.metrics import MEDIA_TYPE
-from plugin.review.host import Host
+from plugin.review.host import MOST_WAITING, Host
 from plugin.review.signin import (
     ENGINEER,
     INSPECTOR,
@@ -146,7 +146,7 @@ def summary(request: Request) -> dict[str, Any]:
 
 @router.get("/api/waiting", dependencies=[INSPECTOR_BACKGROUND])
 def waiting(request: Request) -> dict[str, int]:
-    return {"waiting": host_of(request).reader.waiting()}
+    return {"waiting": host_of(request).reader.waiting(MOST_WAITING)}
 
 
 @router.get("/api/parts", dependencies=[ENGINEER])

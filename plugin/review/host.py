@@ -25,6 +25,9 @@ from plugin.store import Store, is_blind
 
 Value = TypeVar("Value")
 DESK_S = 5.0
+MOST_WAITING = 1000
+"""So far is counted on every page what waits: counting ten thousand takes longer than all else on it."""
+
 TERMINAL_HEADER = "x-flawline-terminal"
 
 

@@ -17,7 +17,7 @@ from starlette.templating import Jinja2Templates
 from contract.stats import Rate
 from plugin.queries import Reader
 from plugin.review.api import DEFAULT_NAME, After, Comment, Dwell, Inspector, Row, Seen, desk_of, host_of, station_of
-from plugin.review.host import Host
+from plugin.review.host import MOST_WAITING, Host
 from plugin.review.offers import blindly, disputes, offered
 from plugin.review.signin import INSPECTOR, INSPECTOR_BACKGROUND, OPEN, Viewer, viewer_of
 from plugin.review.texts import HTML, LANGUAGE_COOKIE, LANGUAGES, THEME_COOKIE, THEMES, texts_of, theme_of
@@ -90,6 +90,7 @@ def page(request: Request, name: str, status: int = 200, **values: Any) -> Respo
     inside = host.sign_in is None or viewer is not None
     texts = texts_of(request)
     here = f"{request.url.path}?{request.url.query}" if request.url.query else request.url.path
+    waiting = host.reader.waiting(MOST_WAITING) if inside else 0
     base = {
         "t": texts,
         "html_language": HTML[texts.language],
@@ -99,7 +100,8 @@ def page(request: Request, name: str, status: int = 200, **values: Any) -> Respo
         "here": here if request.method in ("GET", "HEAD") else HOME,
         "inside": inside,
         "viewer": viewer,
-        "waiting": host.reader.waiting() if inside else 0,
+        "waiting": waiting,
+        "waiting_said": str(waiting) if waiting < MOST_WAITING else f"{MOST_WAITING - 1}+",
         "inspector": name_of(request) or DEFAULT_NAME,
         "asked": name_of(request) is not None,
         "desk_name": unquote(request.cookies.get(STATION_COOKIE, ""))[:60],

@@ -54,7 +54,7 @@ def test_an_audited_pass_waits_among_the_flagged_parts(store: Store, reader: Rea
     put(store, *(s.frames(s.result(100 + n, audit_share=SHARE, audited=True)) for n in range(40)))
     put(store, s.frames(s.result(200, audit_share=SHARE)), s.frames(s.result(201)))
     places = [part["audited"] for part in reader.queue(100)]
-    assert (len(places), sum(places), reader.waiting()) == (80, 40, 80)
+    assert (len(places), sum(places), reader.waiting(), reader.waiting(7)) == (80, 40, 80, 7)
     assert 0 < sum(places[:40]) < 40  # neither first nor last, so that a place tells nothing
     assert reader.audit()["drawn"] == 40
 

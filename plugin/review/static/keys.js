@@ -266,7 +266,7 @@
         return;
       }
       const { waiting } = await answer.json();
-      byId("waiting").textContent = String(waiting);
+      byId("waiting").textContent = waiting < 1000 ? String(waiting) : "999+";
       const busy = document.activeElement instanceof HTMLInputElement || help?.open || document.querySelector("details[open]");
       if (document.body.dataset.page === "queue" && !part && !location.search.includes("show=") &&
           String(waiting) !== document.body.dataset.waiting && !busy && !leaving) {
