@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from training.export import export
+from training.graph import Inspector
+from training.models import MODELS, model_class
 from training.models.adversarial import (
     as_drawn,
     as_real,
@@ -56,3 +60,19 @@ def test_a_frozen_network_passes_the_gradient_on_and_takes_none() -> None:
     assert torch.equal(critic.weight, before) and critic.weight.grad is None
     assert generator.weight.grad is not None and bool(generator.weight.grad.any())
     assert all(weight.requires_grad for weight in critic.parameters())
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("name", "score"),
+    [(name, score) for name in ("egbad", "skip_ganomaly", "dcgan", "wgan_gp_l1") for score in MODELS[name].scores],
+)
+def test_every_score_of_the_players_is_proven_in_onnx_runtime(name: str, score: str, tmp_path: Path) -> None:
+    """In colour, at a side that does not halve to four pixels."""
+    torch.manual_seed(0)
+    kind = model_class(name)
+    judge = kind.build(size=80, channels=3, width=4, latent=8).deployed()
+    random = torch.Generator().manual_seed(0)
+    golden = torch.randint(0, 256, (3, 80, 80, 3), dtype=torch.uint8, generator=random)
+    expected = export(Inspector(judge, 80, score, kind.pooling), tmp_path / "graph.onnx", golden)
+    assert len(set(expected.score.tolist())) == 3
