@@ -19,17 +19,17 @@ def weights(network: nn.Module) -> list[Tensor]:
     return [weight.detach().clone() for weight in network.parameters()]
 
 
+def equal(before: list[Tensor], network: nn.Module) -> bool:
+    return all(torch.equal(old, new) for old, new in zip(before, network.parameters(), strict=True))
+
+
 def gradients(network: nn.Module) -> list[Tensor | None]:
     return [None if weight.grad is None else weight.grad.clone() for weight in network.parameters()]
 
 
 def changed(before: dict[str, list[Tensor]], networks: dict[str, nn.Module]) -> set[str]:
     """Names of the networks of which a weight is another than ``before``."""
-    return {
-        name
-        for name, network in networks.items()
-        if not all(torch.equal(old, new) for old, new in zip(before[name], network.parameters(), strict=True))
-    }
+    return {name for name, network in networks.items() if not equal(before[name], network)}
 
 
 def all_weights(networks: dict[str, nn.Module]) -> dict[str, list[Tensor]]:

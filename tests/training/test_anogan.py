@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.training.players import some_tiles, weights
+from tests.training.stepping import noise, weights
 from training.build import train
 from training.errors import ExportError
 from training.export import export
@@ -67,7 +67,7 @@ def test_a_search_lowers_its_score_touches_no_weight_and_is_the_same_again(model
     for weight in model.parameters():
         if weight.dim() == 4:  # the model's own first weights are so small that its drawings are all but constant
             nn.init.kaiming_normal_(weight)
-    tiles, before = some_tiles(), weights(model)
+    tiles, before = noise(4), weights(model)
     first = search(model, 0)(tiles).scores["features"]
     with torch.no_grad():  # as the inspector calls it
         found, again = search(model, 30)(tiles).scores["features"], search(model, 30)(tiles).scores["features"]
@@ -78,7 +78,7 @@ def test_a_search_lowers_its_score_touches_no_weight_and_is_the_same_again(model
 
 
 def test_the_score_of_an_image_does_not_depend_on_the_batch(model: Anogan) -> None:
-    tiles = some_tiles()
+    tiles = noise(4)
     together, alone = search(model, 10)(tiles), search(model, 10)(tiles[2:3])
     torch.testing.assert_close(together.scores["features"][2:3], alone.scores["features"], rtol=1e-4, atol=0)
 

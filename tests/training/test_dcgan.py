@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.training.players import backward, equal, some_tiles, weights
+from tests.training.stepping import backward, equal, noise, weights
 from training.models.adversarial import criticised, minimax
 from training.models.dcgan import (
     CLIP,
@@ -32,7 +32,7 @@ def model() -> Dcgan:
 
 @pytest.fixture
 def batch() -> Tensor:
-    return some_tiles()
+    return noise(4)
 
 
 def test_the_generators_losses_by_hand() -> None:

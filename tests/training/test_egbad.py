@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.training.players import backward, equal, some_tiles, weights
+from tests.training.stepping import backward, equal, noise, weights
 from training.cli import make_settings
 from training.fit import new_model
 from training.models.egbad import Egbad, with_features, with_verdict
@@ -23,7 +23,7 @@ def model() -> Egbad:
 
 @pytest.fixture
 def batch() -> Tensor:
-    return some_tiles()
+    return noise(4)
 
 
 def silence(model: Egbad) -> None:

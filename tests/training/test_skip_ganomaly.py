@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.training.players import backward, equal, some_tiles, weights
+from tests.training.stepping import backward, equal, noise, weights
 from training.models.adversarial import cross_entropy
 from training.models.ganomaly import Criticism
 from training.models.skip_ganomaly import SkipGanomaly, anomaly, generator_losses, halvings
@@ -22,7 +22,7 @@ def model() -> SkipGanomaly:
 
 @pytest.fixture
 def batch() -> Tensor:
-    return some_tiles()
+    return noise(4)
 
 
 @pytest.mark.parametrize(

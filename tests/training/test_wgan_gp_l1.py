@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.training.players import backward, equal, some_tiles, weights
+from tests.training.stepping import backward, equal, noise, weights
 from training.cli import make_settings
 from training.models.f_anogan import N_CRITIC, Critic
 from training.models.wgan_gp_l1 import WganGpL1
@@ -20,7 +20,7 @@ def model() -> WganGpL1:
 
 @pytest.fixture
 def batch() -> Tensor:
-    return some_tiles()
+    return noise(4)
 
 
 def test_the_critic_learns_five_times_as_often(model: WganGpL1, batch: Tensor) -> None:
