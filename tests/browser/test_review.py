@@ -55,7 +55,9 @@ def decisions(host: HostProcess) -> list[tuple[str, str]]:
 def test_the_queue_shows_pictures_worst_first(page: Page) -> None:
     page.goto("/queue")
     expect(page.locator(".card .name")).to_have_text(["worst", "middle", "mild"])
-    page.wait_for_function("[...document.querySelectorAll('.card img')].every((i) => i.complete && i.naturalWidth)")
+    page.wait_for_function(
+        "() => [...document.querySelectorAll('.card img')].every((i) => i.complete && i.naturalWidth)"
+    )
     takes_keys(page)
     page.keyboard.press("j")
     page.keyboard.press("j")

@@ -153,6 +153,6 @@ def test_a_station_shows_parts_as_they_come(
         dealer.send(message)
     dealer.wait_acked(1, 2, 3)
     expect(page.locator(".card .name")).to_have_text("fresh")
-    page.wait_for_function("document.querySelector('.card img')?.naturalWidth")
+    page.wait_for_function("() => document.querySelector('.card img')?.naturalWidth")
     dealer.send(s.frames(s.state(2, recipe="nut")))
     expect(page.locator(".facts")).to_contain_text("nut")
