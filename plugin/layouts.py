@@ -10,6 +10,7 @@ import re
 import struct
 import unicodedata
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -76,7 +77,7 @@ class Picture(NamedTuple):
         return np.asarray(values / abs(limit), np.float32).reshape(shape)
 
 
-class Layout:
+class Layout(ABC):
     """What the layouts share. ``views``: every camera that saw one of the parts."""
 
     wants_maps: bool = False
@@ -87,13 +88,13 @@ class Layout:
         self.views, self.classes = views, classes
         self.wants_maps = self.wants_maps or masks
 
+    @abstractmethod
     def add(self, picture: Picture) -> Iterator[tuple[str, bytes]]:
         """Files of one picture, the picture first."""
-        raise NotImplementedError
 
+    @abstractmethod
     def end(self) -> Iterator[tuple[str, bytes]]:
         """What lists them."""
-        raise NotImplementedError
 
 
 class Mvtec(Layout):
