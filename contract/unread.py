@@ -41,6 +41,12 @@ MAX_NEW = 512
 PINGS_BYTES_PER_S = 256
 """ZeroMQ's own heartbeats, both ways and generously."""
 
+OWED_BYTES = 64 << 10
+"""More than what heartbeats and short answers leave unread: a long message is on its way."""
+
+YOUNG_S = 2.0
+"""How long a new connection is watched closely, whatever it sends: who does not speak as we do shows it at once."""
+
 TRIM_S = 0.25
 RECEIVED = struct.Struct("=Q")
 RECEIVED_AT = 128
@@ -58,6 +64,7 @@ class _Connection:
         self.received = received
         self.base = base
         self.base_brought = base_brought
+        self.since = time.monotonic()
         self.unread = 0
         self.read_since = 0
         self.heard = False
@@ -138,6 +145,11 @@ class Unread:
         problems = self._cut_those_over(memory, drained)
         self._was_drained = drained
         return problems
+
+    def is_close(self) -> bool:
+        """Whether to look again soon: a connection is new, or in the middle of a long message."""
+        young = time.monotonic() - YOUNG_S
+        return any(each.unread > OWED_BYTES or each.since > young for each in self._connections.values())
 
     def cut(self, fd: int) -> bool:
         """End one connection; what was read of it stays read. False where it has ended by itself."""

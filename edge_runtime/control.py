@@ -20,7 +20,7 @@ import zmq
 from contract.control import HELLO_S, MAX_BYTES, Hello, Outcome, Part, Reply, Request, Status, encode, from_host
 from contract.errors import EventError, FlawlineError
 from contract.overseer import Pulse
-from edge_runtime.link import LOOK_MS, Keys, Link
+from edge_runtime.link import Keys, Link
 from edge_runtime.recipes import Judge
 
 REMEMBERED = 4096
@@ -164,7 +164,7 @@ class Control:
 
     def _turn(self, connection: Link, poller: zmq.Poller) -> None:
         hello_ms = int((self._next_hello - time.monotonic()) * 1000) + 1
-        ready = dict(poller.poll(min(max(1, hello_ms), LOOK_MS)))
+        ready = dict(poller.poll(min(max(1, hello_ms), connection.look_ms)))
         if self._wake_fd in ready:
             with suppress(BlockingIOError):
                 os.eventfd_read(self._wake_fd)

@@ -29,7 +29,7 @@ from contract.event import (
 from contract.overseer import Pulse
 from edge_runtime.clock import boot_id
 from edge_runtime.errors import SpoolBlockedError
-from edge_runtime.link import LOOK_MS, Keys, Link
+from edge_runtime.link import Keys, Link
 from edge_runtime.observer import Observer
 from edge_runtime.settings import HostLink
 from edge_runtime.spool import Row, Spool
@@ -136,7 +136,7 @@ class Emitter:
             connection.close(linger_ms=200)
 
     def _turn(self, connection: Link, poller: zmq.Poller) -> None:
-        ready = dict(poller.poll(self._timeout_ms()))
+        ready = dict(poller.poll(self._timeout_ms(connection.look_ms)))
         if self._wake_fd in ready:
             with suppress(BlockingIOError):
                 os.eventfd_read(self._wake_fd)
@@ -149,9 +149,9 @@ class Emitter:
         blocked = not self._send_due(connection.socket)
         poller.modify(connection.socket, zmq.POLLIN | zmq.POLLOUT if blocked else zmq.POLLIN)
 
-    def _timeout_ms(self) -> int:
+    def _timeout_ms(self, look_ms: int) -> int:
         """Until the next message would be sent again, the connection is looked at, or rows can be forgotten."""
-        return min(self._link.resend_ms, LOOK_MS, FORGET_MS if self._committed else LOOK_MS)
+        return min(self._link.resend_ms, look_ms, FORGET_MS if self._committed else look_ms)
 
     def _receive(self, connection: Link) -> None:
         while True:

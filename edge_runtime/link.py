@@ -20,7 +20,11 @@ UNEXPLAINED = 3
 """Handshakes that ended without a word until that means something: a host that is being restarted ends one or two."""
 
 LOOK_MS = 250
-"""How long the owner of a Link may wait until it calls ``tend`` again."""
+"""Between looks at a connection that has stood for a while and brings nothing: an idle edge's core is not for looking.
+"""
+
+CLOSE_LOOK_MS = 50
+"""Between looks at a new connection, and while a long message is on its way: what comes meanwhile lies in memory."""
 
 log = logging.getLogger(__name__)
 Socket = zmq.Socket[bytes]
@@ -60,6 +64,11 @@ class Link:
         self._monitor = Monitor(context, self.socket)
         self.socket.connect(endpoint)
 
+    @property
+    def look_ms(self) -> int:
+        """How long the owner may wait until it calls ``tend`` again."""
+        return CLOSE_LOOK_MS if self._unread.is_close() else LOOK_MS
+
     def register(self, poller: zmq.Poller) -> None:
         """Wake the poller for messages and for what happens to the connection."""
         poller.register(self.socket, zmq.POLLIN)
@@ -74,8 +83,8 @@ class Link:
     def tend(self) -> bool:
         """Note what happened to the connection, connect anew where it was refused a while ago; True: it stands anew.
 
-        Call it when everything that waits was received, every LOOK_MS at least: a message of the host that does not
-        end is ended here.
+        Call it when everything that waits was received, after ``look_ms`` at most: a message of the host that does
+        not end is ended here.
         """
         reached = False
         for happening in self._monitor.happenings():

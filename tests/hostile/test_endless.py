@@ -15,7 +15,7 @@ import zmq
 from contract.event import MAGIC, MAX_PART_BYTES, part_ref
 from contract.keys import authorise, load_pair, new_pair, revoke
 from contract.unread import own_memory
-from edge_runtime.link import LOOK_MS, Link
+from edge_runtime.link import Link
 from tests.plugin import synthetic as s
 from tests.plugin.synthetic import Dealer, HostProcess
 from tests.plugin.synthetic import make_dealer as make_dealer
@@ -173,7 +173,7 @@ def test_an_edge_ends_a_host_that_sends_without_an_end(start: Start) -> None:
         link.register(poller)
         before, most = own_memory(), 0
         while sender.said("cut") < CUTS:
-            poller.poll(LOOK_MS)
+            poller.poll(link.look_ms)
             link.tend()
             most = max(most, own_memory())
         link.close(0)
