@@ -112,6 +112,16 @@ def is_first() -> bool:
 
 
 @torch.no_grad()
+def everyones(rows: Tensor) -> Tensor:
+    """``rows`` [N, ...] of all processes, one after the other and equal on all of them; no gradient flows through."""
+    if not distributed.is_initialized():
+        return rows
+    found = [torch.empty_like(rows) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(found, rows.contiguous())
+    return torch.cat(found)
+
+
+@torch.no_grad()
 def _average_gradients(optimizer: Optimizer, *given: Any) -> None:
     """Average all gradients of one optimizer in one exchange."""
     gradients = [

@@ -37,7 +37,7 @@ from training.operators import faults
 SIDE = 64
 ENGINES_HERE = ("openvino", "onnxruntime")
 # Of the very layers of ae: what INT8 makes of those is seen there.
-OF_ONE_KIND = {"dae", "vae", "aae", "vae_gan", "wgan_gp_l1"}
+OF_ONE_KIND = {"dae", "vae", "aae", "vae_gan", "wgan_gp_l1", "dec", "dcn"}
 WALKED = [
     pytest.param(name, marks=pytest.mark.long if name in OF_ONE_KIND else ())
     for name, model in MODELS.items()

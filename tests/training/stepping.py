@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor, nn
+
+from training.models.clusters import Clustered
+
+Model = TypeVar("Model", bound=Clustered)
 
 
 def backward(loss: Tensor) -> None:
@@ -34,3 +40,10 @@ def changed(before: dict[str, list[Tensor]], networks: dict[str, nn.Module]) -> 
 
 def all_weights(networks: dict[str, nn.Module]) -> dict[str, list[Tensor]]:
     return {name: weights(network) for name, network in networks.items()}
+
+
+def with_centres(model: Model) -> Model:
+    """``model`` after its first step with centres."""
+    model.train().training_step(noise(8), model.optimizers(2e-4), backward, 0.6)
+    model.zero_grad()
+    return model

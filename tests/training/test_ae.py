@@ -83,13 +83,14 @@ def test_what_is_drawn_perfectly_has_no_score(model: Ae) -> None:
 
 
 OF_THE_DISCRIMINATOR = {"features", "discriminator"}
-FAMILY = ("ae", "dae", "vae", "aae", "vae_gan")
+FAMILY = ("ae", "dae", "vae", "aae", "vae_gan", "dec", "dcn")
+SHOWN = {("vae_gan", "features"), ("dec", "cluster")}  # all others in the long tests
 
 
 @pytest.mark.parametrize(
     ("name", "score"),
     [
-        pytest.param(name, score, marks=() if (name, score) == ("vae_gan", "features") else pytest.mark.long)
+        pytest.param(name, score, marks=() if (name, score) in SHOWN else pytest.mark.long)
         for name in FAMILY
         for score in MODELS[name].scores
     ],

@@ -24,6 +24,9 @@ class Model(NamedTuple):
     not_exported: str = ""
 
 
+# What the autoencoders have in common: rows of the figures then differ by the idea alone.
+CODED = {"size": 64, "tiles": (1, 1), "width": 32, "latent": 100, "batch": 32, "learning_rate": 2e-4}
+
 MODELS = {
     "ganomaly_d": Model(
         "training.models.ganomaly_d:GanomalyD",
@@ -118,31 +121,31 @@ MODELS = {
     "ganomaly": Model(
         "training.models.ganomaly:Ganomaly",
         "encoder, decoder, encoder as published",
-        {"size": 64, "tiles": (1, 1), "width": 32, "latent": 100, "batch": 32, "learning_rate": 2e-4},
+        CODED,
         ("residual", "latent"),
     ),
     "ae": Model(
         "training.models.ae:Ae",
         "autoencoder: coded in few numbers and drawn again",
-        {"size": 64, "tiles": (1, 1), "width": 32, "latent": 100, "batch": 32, "learning_rate": 2e-4},
+        CODED,
         ("residual", "hidden", "latent"),
     ),
     "dae": Model(
         "training.models.dae:Dae",
         "denoising autoencoder: learns from damaged tiles",
-        {"size": 64, "tiles": (1, 1), "width": 32, "latent": 100, "batch": 32, "learning_rate": 2e-4},
+        CODED,
         ("residual", "hidden", "latent"),
     ),
     "vae": Model(
         "training.models.vae:Vae",
         "variational autoencoder, judged at the mean of its codes",
-        {"size": 64, "tiles": (1, 1), "width": 32, "latent": 100, "batch": 32, "learning_rate": 2e-4},
+        CODED,
         ("residual", "hidden", "latent"),
     ),
     "aae": Model(
         "training.models.aae:Aae",
         "adversarial autoencoder: codes that pass for normal noise",
-        {"size": 64, "tiles": (1, 1), "width": 32, "latent": 100, "batch": 32, "learning_rate": 2e-4},
+        CODED,
         ("residual", "hidden", "latent", "discriminator"),
     ),
     "vae_gan": Model(
@@ -150,6 +153,18 @@ MODELS = {
         "VAE/GAN: likeness as a discriminator sees it",
         {"size": 64, "tiles": (1, 1), "width": 32, "latent": 128, "batch": 64, "learning_rate": 3e-4},
         ("residual", "hidden", "latent", "features", "discriminator"),
+    ),
+    "dec": Model(
+        "training.models.dec:Dec",
+        "deep embedded clustering: codes drawn to their centres",
+        CODED,
+        ("residual", "hidden", "latent", "cluster"),
+    ),
+    "dcn": Model(
+        "training.models.dcn:Dcn",
+        "autoencoder whose codes are kept near k-means' centres",
+        CODED,
+        ("residual", "hidden", "latent", "cluster"),
     ),
 }
 
