@@ -9,6 +9,7 @@ FEW_VALIDATION_PARTS = 5
 LATE = 0.85  # of the budget: weights kept from there on were still getting better
 EARLY = 0.5
 GAIN = 0.02  # less over the last quarter of the budget is nothing to wait for
+UNTOLD = "The weights were selected in the last fifth of the budget alone: no curve tells whether more time would help."
 
 
 def advise(
@@ -18,9 +19,14 @@ def advise(
     validation_parts: int,
     mends: int,
     minutes: float,
+    late: bool = False,
 ) -> list[str]:
-    """Sentences, the most useful first; ``history`` has a row a validation, with share, step and validation."""
-    lines = [*_about_time(history, best_step, minutes), *_about_parts(fit_parts, validation_parts)]
+    """Sentences, the most useful first; ``history`` has a row a validation, with share, step and validation.
+
+    ``late``: the model selects among its last weights alone, whatever those before were worth.
+    """
+    about_time = [UNTOLD] if late else _about_time(history, best_step, minutes)
+    lines = [*about_time, *_about_parts(fit_parts, validation_parts)]
     if mends:
         lines.append(
             f"The discriminator collapsed and was started afresh {mends} time(s): try half the --learning-rate, or add "

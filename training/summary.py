@@ -15,6 +15,8 @@ from training.data import Split, groups_in
 from training.fit import Fitted
 from training.graph import Inspection, Inspector
 from training.heldout import set_exam
+from training.models import model_class
+from training.models.adversarial import Late
 from training.page import Shown, training_page
 from training.pictures import strip
 from training.settings import TrainSettings
@@ -38,16 +40,19 @@ def report(
 ) -> str:
     """The page as HTML; ``validation`` uint8 [M, H, W, C] are good tiles, ``files`` the image that each is of."""
     worst, defective = _pictures(inspector, validation, files)
+    late = issubclass(model_class(settings.model), Late)
+    history = [Late.judged(row) for row in fitted.history] if late else fitted.history
     advice = advise(
-        fitted.history,
+        history,
         fitted.best_step,
         groups_in(split.fit),
         groups_in(split.validation),
         fitted.mends,
         fitted.seconds / 60,
+        late,
     )
     facts = [*_facts(split, augmentation, fitted), *sorted(_asked(settings).items())]
-    return training_page(name, facts, fitted.history, fitted.best_step, worst, defective, advice)
+    return training_page(name, facts, history, fitted.best_step, worst, defective, advice)
 
 
 def _facts(split: Split, augmentation: Augmentation, fitted: Fitted) -> list[tuple[str, object]]:

@@ -17,10 +17,16 @@ from contract.dataset import Sample
 from contract.errors import ConfigError
 from tests.bundles import draw_data
 from training.advice import advise
+from training.augment import Augmentation
+from training.data import Split
 from training.few_shot import counts_for, few_shot, spread_over_parts, verdict
+from training.fit import Fitted
+from training.graph import Inspector
+from training.models import model_class
 from training.page import curve, table
 from training.pictures import GAP_PX, png, strip
 from training.settings import TrainSettings
+from training.summary import report
 
 
 def _history(losses: list[float]) -> list[dict[str, float]]:
@@ -55,6 +61,33 @@ def test_advice_names_too_few_parts_and_a_discriminator_that_collapsed() -> None
 def test_longer_is_said_in_minutes() -> None:
     losses = [1.0, 0.8, 0.6, 0.5, 0.4, 0.35, 0.3, 0.25]
     assert "--minutes 15" in advise(_history(losses), 80, 100, 10, 0, minutes=7.4)[0]
+
+
+LATE = ("f_anogan", "egbad", "dcgan", "anogan", "dec", "dcn")  # their weights are of the last fifth of the budget
+
+
+@pytest.mark.parametrize("name", [*LATE, "ganomaly"])
+def test_weights_that_are_selected_late_are_not_said_to_have_got_better(name: str, tmp_path: Path) -> None:
+    """Before the last fifth their validation loss is no measurement: it only falls, from 3 to 2.2."""
+    settings = TrainSettings(data=tmp_path, out=tmp_path, model=name, size=64, width=4, latent=8, device="cpu")
+    torch.manual_seed(0)
+    model = model_class(name).build(size=64, channels=1, width=4, latent=8)
+    tiles = torch.randint(0, 256, (4, 64, 64, 1), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    judge, history = model.deployed().eval(), []
+    for step in range(1, 21):
+        model.used = (step - 1) / 20  # type: ignore[assignment]  # as a step tells it
+        loss = model.selection_loss(judge, tiles) if name in LATE else 1.0 - step / 100
+        history.append({"step": float(step), "share": step / 20, "seconds": 1.0, "validation": loss})
+    fitted = Fitted(judge, 20, 20, 60.0, 1.0, 0.1, {}, 0, "cpu", "32-true", 1, history)
+    if name == "anogan":
+        judge = model_class("dcgan").build(size=64, channels=1, width=4, latent=8).deployed()  # quicker to draw by
+    samples = _samples(parts=60, exposures=1)
+    split = Split(samples[:50], samples[50:], [], "by file name")
+    inspector = Inspector(judge, 64, "residual")
+    html = report(settings, "plate", split, Augmentation(), fitted, inspector, tiles, ["a.png"] * 4)
+    assert ("no curve tells whether more time would help" in html) == (name in LATE)
+    assert ("still getting better" in html) == (name not in LATE)
+    assert ">3<" not in html and ">2.95<" not in html
 
 
 def test_the_page_of_a_bundle_loads_nothing_and_shows_everything(small_bundle: Path) -> None:

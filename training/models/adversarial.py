@@ -87,6 +87,11 @@ class Late(Trainable):
             return MOST_DEVIATION + 1.0 - self.used
         return super().selection_loss(judge, tiles)
 
+    @staticmethod
+    def judged(row: dict[str, float]) -> dict[str, float]:
+        """A row of the history without its validation loss where that only says that it was too early."""
+        return {name: value for name, value in row.items() if name != "validation" or value <= MOST_DEVIATION}
+
 
 @contextmanager
 def frozen(*networks: nn.Module) -> Iterator[None]:
