@@ -33,13 +33,15 @@ def _of(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     return json.loads((folder / f"{name}.json").read_text()), torch.load(folder / f"{name}.pt", weights_only=True)
 
 
-def test_two_processes_have_the_losses_of_one_and_the_same_weights(tmp_path: Path) -> None:
-    run(tmp_path, "ganomaly", "32-true")
-    done = _launch("-m", "tests.training.world_run", str(tmp_path), "ganomaly", "32-true")
+# dec and dcn place their centres among the codes of all processes.
+@pytest.mark.parametrize("model", ["ganomaly", *(pytest.param(name, marks=pytest.mark.long) for name in ("dec", "dcn"))])
+def test_two_processes_have_the_losses_of_one_and_the_same_weights(model: str, tmp_path: Path) -> None:
+    run(tmp_path, model, "32-true")
+    done = _launch("-m", "tests.training.world_run", str(tmp_path), model, "32-true")
     assert done.returncode == 0, done.stderr
-    alone, weights_alone = _of(tmp_path, "ganomaly-32-true-0of1")
-    first, weights_first = _of(tmp_path, "ganomaly-32-true-0of2")
-    second, weights_second = _of(tmp_path, "ganomaly-32-true-1of2")
+    alone, weights_alone = _of(tmp_path, f"{model}-32-true-0of1")
+    first, weights_first = _of(tmp_path, f"{model}-32-true-0of2")
+    second, weights_second = _of(tmp_path, f"{model}-32-true-1of2")
     assert first["losses"] == second["losses"]
     torch.testing.assert_close(weights_second, weights_first, rtol=0, atol=0)
     # The networks normalise over the batch: shares that did not know of each other would differ by some percent.
