@@ -24,9 +24,6 @@ class Model(NamedTuple):
     not_exported: str = ""
 
 
-# What the autoencoders have in common: rows of the figures then differ by the idea alone.
-CODED = {"size": 64, "tiles": (1, 1), "width": 32, "latent": 100, "batch": 32, "learning_rate": 2e-4}
-
 MODELS = {
     "ganomaly_d": Model(
         "training.models.ganomaly_d:GanomalyD",
@@ -118,34 +115,46 @@ MODELS = {
         {"size": 64, "tiles": (1, 1), "width": 16, "latent": 100, "batch": 32, "learning_rate": 1e-4},
         ("residual", "hidden", "latent"),
     ),
+    "dec": Model(
+        "training.models.dec:Dec",
+        "deep embedded clustering: codes drawn to their centres",
+        {"size": 64, "tiles": (1, 1), "width": 32, "latent": 100, "batch": 32, "learning_rate": 2e-4},
+        ("residual", "hidden", "latent", "cluster"),
+    ),
+    "dcn": Model(
+        "training.models.dcn:Dcn",
+        "autoencoder whose codes are kept near k-means' centres",
+        {"size": 64, "tiles": (1, 1), "width": 32, "latent": 100, "batch": 32, "learning_rate": 2e-4},
+        ("residual", "hidden", "latent", "cluster"),
+    ),
     "ganomaly": Model(
         "training.models.ganomaly:Ganomaly",
         "encoder, decoder, encoder as published",
-        CODED,
+        {"size": 64, "tiles": (1, 1), "width": 32, "latent": 100, "batch": 32, "learning_rate": 2e-4},
         ("residual", "latent"),
     ),
     "ae": Model(
         "training.models.ae:Ae",
         "autoencoder: coded in few numbers and drawn again",
-        CODED,
+        {"size": 64, "tiles": (1, 1), "width": 32, "latent": 100, "batch": 32, "learning_rate": 2e-4},
         ("residual", "hidden", "latent"),
     ),
     "dae": Model(
         "training.models.dae:Dae",
         "denoising autoencoder: learns from damaged tiles",
-        CODED,
+        {"size": 64, "tiles": (1, 1), "width": 32, "latent": 100, "batch": 32, "learning_rate": 2e-4},
         ("residual", "hidden", "latent"),
     ),
     "vae": Model(
         "training.models.vae:Vae",
         "variational autoencoder, judged at the mean of its codes",
-        CODED,
+        {"size": 64, "tiles": (1, 1), "width": 32, "latent": 100, "batch": 32, "learning_rate": 2e-4},
         ("residual", "hidden", "latent"),
     ),
     "aae": Model(
         "training.models.aae:Aae",
         "adversarial autoencoder: codes that pass for normal noise",
-        CODED,
+        {"size": 64, "tiles": (1, 1), "width": 32, "latent": 100, "batch": 32, "learning_rate": 2e-4},
         ("residual", "hidden", "latent", "discriminator"),
     ),
     "vae_gan": Model(
@@ -153,18 +162,6 @@ MODELS = {
         "VAE/GAN: likeness as a discriminator sees it",
         {"size": 64, "tiles": (1, 1), "width": 32, "latent": 128, "batch": 64, "learning_rate": 3e-4},
         ("residual", "hidden", "latent", "features", "discriminator"),
-    ),
-    "dec": Model(
-        "training.models.dec:Dec",
-        "deep embedded clustering: codes drawn to their centres",
-        CODED,
-        ("residual", "hidden", "latent", "cluster"),
-    ),
-    "dcn": Model(
-        "training.models.dcn:Dcn",
-        "autoencoder whose codes are kept near k-means' centres",
-        CODED,
-        ("residual", "hidden", "latent", "cluster"),
     ),
 }
 
