@@ -34,7 +34,9 @@ def _of(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 # dec and dcn place their centres among the codes of all processes.
-@pytest.mark.parametrize("model", ["ganomaly", *(pytest.param(name, marks=pytest.mark.long) for name in ("dec", "dcn"))])
+@pytest.mark.parametrize(
+    "model", ["ganomaly", *(pytest.param(name, marks=pytest.mark.long) for name in ("dec", "dcn"))]
+)
 def test_two_processes_have_the_losses_of_one_and_the_same_weights(model: str, tmp_path: Path) -> None:
     run(tmp_path, model, "32-true")
     done = _launch("-m", "tests.training.world_run", str(tmp_path), model, "32-true")
