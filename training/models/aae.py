@@ -48,9 +48,6 @@ class Aae(Ae):
         super().__init__(size, channels, width, latent)
         self.discriminator = CodeDiscriminator(latent)
 
-    def networks(self) -> dict[str, nn.Module]:
-        return {**super().networks(), "discriminator": self.discriminator}
-
     def training_step(
         self, batch: Tensor, optimizers: dict[str, Optimizer], backward: Backward, share: float
     ) -> dict[str, Tensor]:

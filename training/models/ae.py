@@ -11,11 +11,11 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import Adam, Optimizer
+from torch.optim import Optimizer
 
 from training.models.adversarial import update
 from training.models.base import Backward, Judgement, Trainable
-from training.models.ganomaly import BETAS, Decoder, Stem, initialise, pyramid
+from training.models.ganomaly import Decoder, Stem, initialise, pyramid
 from training.models.losses import deviation, mean_square
 
 
@@ -78,14 +78,6 @@ class Ae(Trainable):
     @classmethod
     def build(cls, *, size: int, channels: int, width: int, latent: int) -> Self:
         return cls(size, channels, width, latent)
-
-    def networks(self) -> dict[str, nn.Module]:
-        return {"encoder": self.encoder, "decoder": self.decoder}
-
-    def optimizers(self, learning_rate: float) -> dict[str, Optimizer]:
-        return {
-            name: Adam(network.parameters(), lr=learning_rate, betas=BETAS) for name, network in self.networks().items()
-        }
 
     def training_step(
         self, batch: Tensor, optimizers: dict[str, Optimizer], backward: Backward, share: float

@@ -8,7 +8,7 @@ from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import Adam, Optimizer
 
 from training.data import scale
 
@@ -51,6 +51,7 @@ class Trainable(nn.Module, ABC):
     """A model as the loop sees it: named networks with an optimizer each, one step, and the part that is deployed."""
 
     pooling: ClassVar[Pooling] = RESIDUAL
+    betas: ClassVar[tuple[float, float]] = (0.5, 0.999)  # of Adam: DCGAN's
     variety: float = 1.0
     loss: str = ""  # one of those that the table gives for the model, where there is a choice
 
@@ -59,13 +60,16 @@ class Trainable(nn.Module, ABC):
     def build(cls, *, size: int, channels: int, width: int, latent: int) -> Trainable:
         """A freshly initialised model for tiles [C, size, size]; draws from torch's global generator."""
 
-    @abstractmethod
     def networks(self) -> dict[str, nn.Module]:
         """Attribute name -> network; each has an optimizer of that name."""
+        return dict(self.named_children())
 
-    @abstractmethod
     def optimizers(self, learning_rate: float) -> dict[str, Optimizer]:
         """One optimizer a network, under the network's name."""
+        return {
+            name: Adam(network.parameters(), lr=learning_rate, betas=self.betas)
+            for name, network in self.networks().items()
+        }
 
     @abstractmethod
     def training_step(

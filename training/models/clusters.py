@@ -127,9 +127,6 @@ class Clustered(Late, Ae):
         super().__init__(size, channels, width, latent)
         self.clusters = Clusters(latent)
 
-    def networks(self) -> dict[str, nn.Module]:
-        return {**super().networks(), "clusters": self.clusters}
-
     def training_step(
         self, batch: Tensor, optimizers: dict[str, Optimizer], backward: Backward, share: float
     ) -> dict[str, Tensor]:

@@ -12,11 +12,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import Adam, Optimizer, RMSprop
+from torch.optim import Optimizer, RMSprop
 
 from training.models.adversarial import Late, as_real, criticised, cross_entropy, frozen, minimax, update, wasserstein
 from training.models.base import Backward, Judgement
-from training.models.ganomaly import BETAS, Decoder, Stem, initialise, pyramid
+from training.models.ganomaly import Decoder, Stem, initialise, pyramid
 
 N_CRITIC = 5  # updates of a Wasserstein critic for one of the generator
 CLIP = 0.01  # largest weight of such a critic
@@ -99,18 +99,13 @@ class Dcgan(Late):
     def build(cls, *, size: int, channels: int, width: int, latent: int) -> Dcgan:
         return cls(size, channels, width, latent)
 
-    def networks(self) -> dict[str, nn.Module]:
-        return {"generator": self.generator, "discriminator": self.discriminator}
-
     def optimizers(self, learning_rate: float) -> dict[str, Optimizer]:
         if self.loss == "wasserstein":
             return {
                 name: RMSprop(network.parameters(), lr=CRITIC_RATE * learning_rate)
                 for name, network in self.networks().items()
             }
-        return {
-            name: Adam(network.parameters(), lr=learning_rate, betas=BETAS) for name, network in self.networks().items()
-        }
+        return super().optimizers(learning_rate)
 
     def training_step(
         self, batch: Tensor, optimizers: dict[str, Optimizer], backward: Backward, share: float

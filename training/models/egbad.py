@@ -12,11 +12,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import Adam, Optimizer
+from torch.optim import Optimizer
 
 from training.models.adversarial import Late, as_drawn, as_real, cross_entropy, feature_matching, frozen, update
 from training.models.base import Backward, Judgement
-from training.models.ganomaly import BETAS, Decoder, Encoder, Stem, initialise, pyramid
+from training.models.ganomaly import Decoder, Encoder, Stem, initialise, pyramid
 from training.models.losses import city_block, deviation
 
 CODE_FEATURES, JOINT_FEATURES = 512, 1024
@@ -97,14 +97,6 @@ class Egbad(Late):
     @classmethod
     def build(cls, *, size: int, channels: int, width: int, latent: int) -> Egbad:
         return cls(size, channels, width, latent)
-
-    def networks(self) -> dict[str, nn.Module]:
-        return {"encoder": self.encoder, "generator": self.generator, "discriminator": self.discriminator}
-
-    def optimizers(self, learning_rate: float) -> dict[str, Optimizer]:
-        return {
-            name: Adam(network.parameters(), lr=learning_rate, betas=BETAS) for name, network in self.networks().items()
-        }
 
     def training_step(
         self, batch: Tensor, optimizers: dict[str, Optimizer], backward: Backward, share: float

@@ -233,9 +233,6 @@ class FAnogan(Late):
     def build(cls, *, size: int, channels: int, width: int, latent: int) -> FAnogan:
         return cls(size, channels, width, latent)
 
-    def networks(self) -> dict[str, nn.Module]:
-        return {"generator": self.generator, "critic": self.critic, "encoder": self.encoder}
-
     def optimizers(self, learning_rate: float) -> dict[str, Optimizer]:
         return {
             "generator": Adam(self.generator.parameters(), lr=learning_rate, betas=BETAS),

@@ -12,14 +12,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import Adam, Optimizer
+from torch.optim import Optimizer
 
 from training.models.adversarial import COLLAPSED_BELOW, cross_entropy, frozen, update
 from training.models.base import Backward, Judgement, Trainable
 
 MAX_CHANNELS = 256  # without a cap the generator has 38 million parameters at 128 px and 144 million at 256 px
 WEIGHT_ADVERSARIAL, WEIGHT_CONTEXTUAL, WEIGHT_ENCODER = 1.0, 50.0, 1.0
-BETAS = (0.5, 0.999)
 
 
 class Passage(NamedTuple):
@@ -172,14 +171,6 @@ class Ganomaly(Trainable):
     @classmethod
     def build(cls, *, size: int, channels: int, width: int, latent: int) -> Ganomaly:
         return cls(size, channels, width, latent)
-
-    def networks(self) -> dict[str, nn.Module]:
-        return {"generator": self.generator, "discriminator": self.discriminator}
-
-    def optimizers(self, learning_rate: float) -> dict[str, Optimizer]:
-        return {
-            name: Adam(network.parameters(), lr=learning_rate, betas=BETAS) for name, network in self.networks().items()
-        }
 
     def training_step(
         self, batch: Tensor, optimizers: dict[str, Optimizer], backward: Backward, share: float

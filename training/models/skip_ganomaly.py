@@ -12,11 +12,11 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import Adam, Optimizer
+from torch.optim import Optimizer
 
 from training.models.adversarial import COLLAPSED_BELOW, as_real, cross_entropy, frozen, update
 from training.models.base import Backward, Judgement, Trainable
-from training.models.ganomaly import BETAS, MAX_CHANNELS, Criticism, Stem, initialise, pyramid
+from training.models.ganomaly import MAX_CHANNELS, Criticism, Stem, initialise, pyramid
 from training.models.losses import deviation, mean_square
 
 WEIGHT_ADVERSARIAL, WEIGHT_CONTEXTUAL, WEIGHT_LATENT = 1.0, 50.0, 1.0
@@ -123,14 +123,6 @@ class SkipGanomaly(Trainable):
     @classmethod
     def build(cls, *, size: int, channels: int, width: int, latent: int) -> SkipGanomaly:
         return cls(size, channels, width, latent)
-
-    def networks(self) -> dict[str, nn.Module]:
-        return {"generator": self.generator, "discriminator": self.discriminator}
-
-    def optimizers(self, learning_rate: float) -> dict[str, Optimizer]:
-        return {
-            name: Adam(network.parameters(), lr=learning_rate, betas=BETAS) for name, network in self.networks().items()
-        }
 
     def training_step(
         self, batch: Tensor, optimizers: dict[str, Optimizer], backward: Backward, share: float

@@ -7,7 +7,7 @@ features instead of their pixels; drawings of tiles and of new codes have to pas
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import Optimizer, RMSprop
 
@@ -43,9 +43,6 @@ class VaeGan(Vae):
     def __init__(self, size: int, channels: int, width: int, latent: int) -> None:
         super().__init__(size, channels, width, latent)
         self.discriminator = Discriminator(size, channels, width).apply(initialise)
-
-    def networks(self) -> dict[str, nn.Module]:
-        return {**super().networks(), "discriminator": self.discriminator}
 
     def optimizers(self, learning_rate: float) -> dict[str, Optimizer]:
         return {

@@ -7,9 +7,9 @@ pix2pix has it, arXiv 1611.07004.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from torch.optim import Adam, Optimizer
+from torch.optim import Optimizer
 
 from training.models.adversarial import criticised, frozen, update
 from training.models.ae import Ae
@@ -23,17 +23,11 @@ WEIGHT_CONTEXTUAL = 50.0  # GANomaly's
 class WganGpL1(Ae):
     """Encoder and decoder, which are one player, and the critic."""
 
+    betas = BETAS
+
     def __init__(self, size: int, channels: int, width: int, latent: int) -> None:
         super().__init__(size, channels, width, latent)
         self.critic = Critic(size, channels, width).apply(initialise_critic)
-
-    def networks(self) -> dict[str, nn.Module]:
-        return {**super().networks(), "critic": self.critic}
-
-    def optimizers(self, learning_rate: float) -> dict[str, Optimizer]:
-        return {
-            name: Adam(network.parameters(), lr=learning_rate, betas=BETAS) for name, network in self.networks().items()
-        }
 
     def training_step(
         self, batch: Tensor, optimizers: dict[str, Optimizer], backward: Backward, share: float
