@@ -35,8 +35,12 @@ def report(
     inspector: Inspector,
     validation: Tensor,
     files: Sequence[str],
+    together: Sequence[str] = (),
 ) -> str:
-    """The page as HTML; ``validation`` uint8 [M, H, W, C] are good tiles, ``files`` the image that each is of."""
+    """The page as HTML; ``validation`` uint8 [M, H, W, C] are good tiles, ``files`` the image that each is of.
+
+    ``together``: the product types that the same model was trained for besides.
+    """
     worst, defective = _pictures(inspector, validation, files)
     advice = advise(
         fitted.history,
@@ -46,7 +50,8 @@ def report(
         fitted.mends,
         fitted.seconds / 60,
     )
-    facts = [*_facts(split, augmentation, fitted), *sorted(_asked(settings).items())]
+    shared = [("one model with", ", ".join(together))] if together else []
+    facts = [*_facts(split, augmentation, fitted), *shared, *sorted(_asked(settings).items())]
     return training_page(name, facts, fitted.history, fitted.best_step, worst, defective, advice)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from training.data import scale
+from training.models.conditional import choose, condition
 
 EVAL_BATCH = 64
 Backward = Callable[[Tensor], None]
@@ -51,6 +52,8 @@ class Trainable(nn.Module, ABC):
     """A model as the loop sees it: named networks with an optimizer each, one step, and the part that is deployed."""
 
     pooling: ClassVar[Pooling] = RESIDUAL
+    typed: ClassVar[tuple[type[nn.Module], ...]] = (nn.BatchNorm2d,)  # layers that each product type has of its own
+    product: int = 0  # which of the types the networks are turned to
     variety: float = 1.0
     loss: str = ""  # one of those that the table gives for the model, where there is a choice
 
@@ -82,8 +85,19 @@ class Trainable(nn.Module, ABC):
         """The module that judges: maps float32 [N, C, H, W] in [-1, 1] to a Judgement; shares this model's weights."""
 
     def adapt(self, variety: float) -> None:
-        """Told once, before training: how little good parts share of a layout, 0 to 1 (``training.augment``)."""
+        """Told before training: how little good parts share of a layout, 0 to 1 (``training.augment``)."""
         self.variety = variety
+
+    def condition(self, types: int) -> None:
+        """Told once, before training: how many product types there are."""
+        if types > 1:
+            condition(self, self.typed, types)
+
+    def turn_to(self, product: int, variety: float) -> None:
+        """Told whenever what follows is of another product type, whose good parts have this ``variety``."""
+        self.product = product
+        choose(self, product)
+        self.adapt(variety)
 
     def shown(self, tiles: Tensor) -> Tensor:
         """What training shows the networks in place of good ``tiles``, float32 [N, C, H, W]; may draw random numbers.

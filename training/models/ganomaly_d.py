@@ -22,6 +22,7 @@ from training.errors import TrainingError
 from training.heldout import Exam, set_exam
 from training.models.adversarial import as_real, cross_entropy, frozen, update
 from training.models.base import EVAL_BATCH, Backward, Judgement, Pooling, Trainable
+from training.models.conditional import used
 from training.variation import vary
 
 WEIGHT_CONTEXTUAL, WEIGHT_GRADIENT, WEIGHT_ENCODER, WEIGHT_ADVERSARIAL = 5.0, 2.0, 0.5, 0.1
@@ -262,13 +263,14 @@ def gradient_loss(image: Tensor, tile: Tensor) -> Tensor:
 class GanomalyD(Trainable):
     """Generator and dense discriminator, trained together on tiles with synthetic defects."""
 
+    typed: ClassVar[tuple[type[nn.Module], ...]] = (nn.BatchNorm2d, Places)
     pooling: ClassVar[Pooling] = Pooling({64: 0.6, 128: 0.8, 256: 1.5}, by_place=False, top_share=TOP_SHARE)
 
     def __init__(self, size: int, channels: int, width: int, latent: int) -> None:
         super().__init__()
         self.generator = Generator(size, channels, width, latent)
         self.discriminator = Discriminator(size, channels, width)
-        self._exam: Exam | None = None
+        self._exams: dict[int, Exam] = {}  # by product type
 
     @classmethod
     def build(cls, *, size: int, channels: int, width: int, latent: int) -> GanomalyD:
@@ -285,7 +287,7 @@ class GanomalyD(Trainable):
 
     def adapt(self, variety: float) -> None:
         super().adapt(variety)
-        for module in self.modules():
+        for module in used(self):
             if isinstance(module, Places):
                 module.share.fill_(1.0 - variety)
 
@@ -344,14 +346,16 @@ class GanomalyD(Trainable):
 
     def selection_loss(self, judge: nn.Module, tiles: Tensor) -> float:
         """1 minus the mean of ranking and marking on defects that training never draws; raises TrainingError."""
-        if self._exam is None or len(self._exam.tiles) == 0:
-            self._exam = set_exam(tiles, EXAM_SEED)
-            if set(self._exam.kinds) == {"good"}:
+        exam = self._exams.get(self.product)
+        if exam is None:
+            exam = set_exam(tiles, EXAM_SEED)
+            if set(exam.kinds) == {"good"}:
                 raise TrainingError(
                     f"no synthetic defect can be seen on the {len(tiles)} good tiles that select the weights: they are "
                     "nothing but strong noise, or out of range. Look at the images, or train --model ganomaly"
                 )
-        figures = examine(judge, self._exam)
+            self._exams[self.product] = exam
+        figures = examine(judge, exam)
         return 1.0 - 0.5 * (figures["ranking"] + figures["marking"])
 
 
