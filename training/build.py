@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import uuid
+from collections import Counter
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -32,8 +33,8 @@ from contract.bundle import (
     write_atomic,
     write_manifest,
 )
-from contract.dataset import Dataset, load_dataset
-from contract.errors import ConfigError
+from contract.dataset import Dataset, Sample, load_dataset
+from contract.errors import ConfigError, DatasetError
 from contract.fixture import Placer, fixture_of_data
 from contract.images import encode_png
 from contract.recipe import Recipe
@@ -41,11 +42,13 @@ from training.augment import Augmentation, learn_augmentation
 from training.checkpoint import FOLDER, checkpoint_path, load_checkpoint
 from training.data import Split, fingerprint, groups_in, load_tiles, make_recipe, split_by_group
 from training.data_check import summary
+from training.defect_files import defects_of_types, described, find_defects, refuse_known, rows_of
 from training.errors import ExportError, TrainingError
 from training.export import export, export_half
 from training.fit import Fitted, Tiles, fit_types, new_model
 from training.graph import Inspection, Inspector
 from training.heldout import set_exam
+from training.labelled import load_labelled
 from training.models import model_class, model_entry
 from training.product_types import type_folders
 from training.report import Quiet, Reporter
@@ -65,18 +68,24 @@ FILES = {
 }
 FILE_FP16 = "model.fp16.onnx"
 FILE_FIXTURE = "fixture.png"
-UNTOLD = {"data", "out", "resume", "overwrite", "tensorboard", "few_shot"}  # settings of the machine and the moment
+# Settings of the machine and the moment.
+UNTOLD = {"data", "out", "resume", "overwrite", "tensorboard", "few_shot", "defects"}
 GOLDEN_TILES, GOLDEN_DEFECTS, GOLDEN_SEED = 4, 4, 20_232
 TYPICAL_TILES = 2000
 LIBRARIES = ("flawline", "torch", "lightning", "onnx", "onnxscript", "onnxruntime", "numpy", "opencv-python-headless")
 
 
 class Product(NamedTuple):
-    """One product type: ``settings`` as asked for, but with its own folders of data and bundle."""
+    """One product type: ``settings`` as asked for, but with its own folders; ``defects`` are labelled ones, if any."""
 
     settings: TrainSettings
     dataset: Dataset
     split: Split
+    defects: list[Sample]
+
+    def document(self) -> dict[str, list[dict[str, str]]]:
+        """Every image that is learnt from or kept for calibration, as the bundle lists it."""
+        return self.split.document(self.settings.data) | ({"defects": rows_of(self.defects)} if self.defects else {})
 
 
 class Learnt(NamedTuple):
@@ -93,7 +102,7 @@ class Learnt(NamedTuple):
     tolerance_fp16: float | None
     page: str
     fixture: Placer | None
-    together: list[dict[str, Any]]
+    provenance: dict[str, Any]
 
 
 def train(settings: TrainSettings, reporter: Reporter | None = None) -> Path:
@@ -117,13 +126,29 @@ def train(settings: TrainSettings, reporter: Reporter | None = None) -> Path:
 
 def products_of(settings: TrainSettings) -> list[Product]:
     """What is learnt: the data's one product type or, where asked for, each of several."""
-    found = []
-    for folder in type_folders(settings.data) if settings.conditional else [settings.data]:
-        out = settings.out / folder.name if settings.conditional else settings.out
-        dataset = load_dataset(folder, settings.group_pattern)
-        split = split_by_group(dataset, settings.holdout, settings.validation, settings.seed)
-        found.append(Product(settings.model_copy(update={"data": folder, "out": out}), dataset, split))
-    return found
+    if not settings.conditional:
+        return [_product(settings)]
+    folders = type_folders(settings.data)
+    known = {} if settings.defects is None else defects_of_types(settings.defects, [folder.name for folder in folders])
+    return [
+        _product(
+            settings.model_copy(
+                update={"data": folder, "out": settings.out / folder.name, "defects": known.get(folder.name)}
+            )
+        )
+        for folder in folders
+    ]
+
+
+def _product(settings: TrainSettings) -> Product:
+    dataset = load_dataset(settings.data, settings.group_pattern)
+    split = split_by_group(dataset, settings.holdout, settings.validation, settings.seed)
+    if settings.defects is not None and dataset.train[0].path.is_dir():
+        raise DatasetError(
+            f"--defects: the parts of {settings.data} were seen by several cameras, and a mask is of one picture; "
+            "train a bundle for each camera's pictures, or without --defects"
+        )
+    return Product(settings, dataset, split, [] if settings.defects is None else find_defects(settings.defects))
 
 
 def _train(settings: TrainSettings, products: list[Product], world: World, reporter: Reporter) -> Path:
@@ -132,10 +157,11 @@ def _train(settings: TrainSettings, products: list[Product], world: World, repor
         for product in products:
             for sentence in summary(product.dataset):
                 reporter.say(_of(product, sentence))
+    compared = [_compare(product, reporter) if world.first else "" for product in products]
     world.wait()
     recipes = make_recipes(products)
-    tiles = [load(product.split, recipe, product.settings) for product, recipe in zip(products, recipes, strict=True)]
-    documents = [product.split.document(product.settings.data) for product in products]
+    tiles = [_load(product, recipe) for product, recipe in zip(products, recipes, strict=True)]
+    documents = [product.document() for product in products]
     for product, recipe, own in zip(products, recipes, tiles, strict=True):
         reporter.say(_summary(settings, product.split, recipe))
         reporter.say(_of(product, own.augmentation.sentence()))
@@ -159,7 +185,7 @@ def _train(settings: TrainSettings, products: list[Product], world: World, repor
     try:
         # All are proven before any is written.
         learnt = [
-            _learn(product, recipes[at], documents[at], tiles[at], fitted[at], together, reporter)
+            _learn(product, recipes[at], documents[at], tiles[at], fitted[at], together, compared[at], reporter)
             for at, product in enumerate(products)
         ]
         for product, made in zip(products, learnt, strict=True):
@@ -176,6 +202,23 @@ def _train(settings: TrainSettings, products: list[Product], world: World, repor
 def _of(product: Product, sentence: str) -> str:
     """``sentence``, with the type that it is about where there are several."""
     return f"{product.settings.data.name}: {sentence}" if product.settings.conditional else sentence
+
+
+def _compare(product: Product, reporter: Reporter) -> str:
+    """What came of looking for the labelled defects among the data's own images; raises DatasetError if found."""
+    root = product.settings.defects
+    if root is None:
+        return ""
+    found = refuse_known(root, product.defects, product.dataset)
+    reporter.say(_of(product, f"labelled defects to learn from: {described(product.defects)}; compared with {found}"))
+    return found
+
+
+def _load(product: Product, recipe: Recipe) -> Tiles:
+    tiles = load(product.split, recipe, product.settings)
+    if not product.defects:
+        return tiles
+    return tiles._replace(labelled=load_labelled(product.defects, recipe, tiles.augmentation))
 
 
 def _sha256(document: Any) -> str:
@@ -204,6 +247,7 @@ def _learn(
     tiles: Tiles,
     fitted: Fitted,
     together: list[dict[str, Any]],
+    compared: str,
     reporter: Reporter,
 ) -> Learnt:
     """Typical deviation, golden images and proven graphs, which wait in the folder's work folder."""
@@ -216,9 +260,9 @@ def _learn(
     expected = export(inspector, work / FILES[ROLE_GRAPH], golden)
     tolerance_fp16 = _export_half(settings, inspector, work / FILE_FP16, golden, expected, reporter)
     files = [row["file"] for row in document["validation"] for _ in range(recipe.tiles)]
-    others = [row["name"] for row in together if row["name"] != recipe.name]
+    provenance, facts = _provenance(product, recipe, together, compared)
     page = report(
-        settings, recipe.name, product.split, tiles.augmentation, fitted, inspector, tiles.validation, files, others
+        settings, recipe.name, product.split, tiles.augmentation, fitted, inspector, tiles.validation, files, facts
     )
     return Learnt(
         recipe,
@@ -232,8 +276,29 @@ def _learn(
         tolerance_fp16,
         page,
         fixture_of_data(settings.data),
-        together,
+        provenance,
     )
+
+
+def _provenance(
+    product: Product, recipe: Recipe, together: list[dict[str, Any]], compared: str
+) -> tuple[dict[str, Any], list[tuple[str, object]]]:
+    """What else than good images of this type the model has seen: for the manifest, and for the page."""
+    found: dict[str, Any] = {}
+    facts: list[tuple[str, object]] = []
+    if product.settings.conditional:
+        found["types"] = together
+        others = (row["name"] for row in together if row["name"] != recipe.name)
+        facts.append(("one model with", ", ".join(others)))
+    if product.defects:
+        found["defects"] = {
+            "images": len(product.defects),
+            "classes": dict(Counter(sample.label for sample in product.defects)),
+            "sha256": [row["sha256"] for row in rows_of(product.defects)],
+            "compared": compared,
+        }
+        facts.append(("labelled defects", f"{described(product.defects)}; compared with {compared}"))
+    return found, facts
 
 
 def _write(settings: TrainSettings, learnt: Learnt, reporter: Reporter) -> None:
@@ -396,7 +461,7 @@ def manifest_of(settings: TrainSettings, learnt: Learnt) -> Manifest:
             "precision": fitted.precision,
             "processes": fitted.processes,
             "augmentation": learnt.augmentation._asdict(),
-            **({"types": learnt.together} if settings.conditional else {}),
+            **learnt.provenance,
         },
         metrics=metrics(fitted),
     )

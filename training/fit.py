@@ -28,6 +28,7 @@ from training.board import open_board
 from training.checkpoint import checkpoint_path, save_checkpoint
 from training.data import Batches, scale
 from training.errors import StoppedError, TrainingError, memory_named
+from training.labelled import Labelled
 from training.models import model_class
 from training.models.base import EVAL_BATCH, Trainable
 from training.models.conditional import choose, folded, used
@@ -51,11 +52,15 @@ FAR_AT_LEAST = 0.1  # 5 % of the range of grey levels
 
 
 class Tiles(NamedTuple):
-    """uint8 [M, H, W, C]: what is learnt from, and what selects the weights; how the first may be changed."""
+    """uint8 [M, H, W, C]: what is learnt from, and what selects the weights; how the first may be changed.
+
+    ``labelled``: defective ones to learn from as well.
+    """
 
     fit: Tensor
     validation: Tensor
     augmentation: Augmentation = Augmentation()
+    labelled: Labelled | None = None
 
 
 class _Product(NamedTuple):
@@ -65,6 +70,7 @@ class _Product(NamedTuple):
     reference: Tensor
     validation: Tensor
     variety: float
+    labelled: Labelled | None
 
 
 class Fitted(NamedTuple):
@@ -223,6 +229,7 @@ class Loop:
             tiles.fit[even].to(self.device),
             tiles.validation[some].to(self.device),
             tiles.augmentation.variety,
+            None if tiles.labelled is None else tiles.labelled.to(self.device),
         )
 
     def _turn_to(self, number: int) -> _Product:
@@ -230,6 +237,7 @@ class Loop:
         product = self._products[number]
         if self._model.product != number:
             self._model.turn_to(number, product.variety)
+        self._model.labelled = product.labelled
         return product
 
     @property

@@ -35,11 +35,11 @@ def report(
     inspector: Inspector,
     validation: Tensor,
     files: Sequence[str],
-    together: Sequence[str] = (),
+    also: Sequence[tuple[str, object]] = (),
 ) -> str:
     """The page as HTML; ``validation`` uint8 [M, H, W, C] are good tiles, ``files`` the image that each is of.
 
-    ``together``: the product types that the same model was trained for besides.
+    ``also``: what else there is to say, as rows of the page's figures.
     """
     worst, defective = _pictures(inspector, validation, files)
     advice = advise(
@@ -50,8 +50,7 @@ def report(
         fitted.mends,
         fitted.seconds / 60,
     )
-    shared = [("one model with", ", ".join(together))] if together else []
-    facts = [*_facts(split, augmentation, fitted), *shared, *sorted(_asked(settings).items())]
+    facts = [*_facts(split, augmentation, fitted), *also, *sorted(_asked(settings).items())]
     return training_page(name, facts, fitted.history, fitted.best_step, worst, defective, advice)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from training.data import scale
+from training.labelled import Labelled
 from training.models.conditional import choose, condition
 
 EVAL_BATCH = 64
@@ -55,6 +56,7 @@ class Trainable(nn.Module, ABC):
     typed: ClassVar[tuple[type[nn.Module], ...]] = (nn.BatchNorm2d,)  # layers that each product type has of its own
     product: int = 0  # which of the types the networks are turned to
     variety: float = 1.0
+    labelled: Labelled | None = None  # defective tiles to learn from, of a model that the table says learns from them
     loss: str = ""  # one of those that the table gives for the model, where there is a choice
 
     @classmethod
