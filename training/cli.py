@@ -18,8 +18,8 @@ from training.settings import DEFAULT_MODEL, TrainSettings
 EXAMPLES = """
 Learn what good parts look like from images of good parts, and write a bundle.
 
-DIR holds train/good/*.png (test/ is never learnt from), or just images; with --conditional a folder of that kind for each
-product type, and BUNDLE gets a bundle for each.
+DIR holds train/good/*.png (test/ is never learnt from), or just images. With --conditional it holds a folder of that
+kind for each product type, and BUNDLE gets a bundle for each.
 
 Examples:
 
