@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -26,12 +27,14 @@ from edge_runtime.engines import open_engine
 from edge_runtime.engines.golden import check_golden
 from tests.bundles import calibrated, draw_data, draw_part, train_small_bundle
 from training.augment import Augmentation
+from training.build import products_of
 from training.checkpoint import checkpoint_path, load_checkpoint
 from training.cli import app, make_settings
-from training.errors import StoppedError
+from training.errors import ExportError, StoppedError
 from training.export import open_session, run_graph
 from training.fit import Fitted, Loop, Tiles, fit_types, new_model
 from training.graph import Inspector
+from training.labelled import Labelled
 from training.models import MODELS, model_class
 from training.models.conditional import OneEach, choose, condition, folded, used
 from training.report import Progress, Quiet
@@ -61,9 +64,19 @@ def products(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def bundles(products: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a bundle for each of ``products``."""
+    """A folder with a bundle for each of ``products``; the first attempt to write them failed, the second resumed."""
     out = tmp_path_factory.mktemp("trained") / "bundles"
-    return train_small_bundle(out, products, model="ae", conditional=True, steps=80, width=4, learning_rate=4e-3)
+    asked: dict[str, Any] = {"model": "ae", "conditional": True, "steps": 80, "width": 4, "learning_rate": 4e-3}
+
+    def fails(*given: object) -> None:
+        raise ExportError("the graph disagrees")
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("training.build.export", fails)
+        with pytest.raises(ExportError, match="disagrees"):
+            train_small_bundle(out, products, **asked)
+    assert checkpoint_path(out).is_file() and not list(out.rglob("bundle.json"))
+    return train_small_bundle(out, products, **asked, resume=True)
 
 
 @pytest.fixture(scope="module")
@@ -225,6 +238,33 @@ def test_each_bundle_is_calibrated_and_evaluated_like_any_other(name: str, bundl
     assert figures["image_auroc"] > 0.9
     assert figures["learnt_defects"] is None
     assert sum(figures["verdicts"]["good"].values()) == 6 and figures["not_inspected_good"] == 0
+
+
+# Labelled defects -----------------------------------------------------------------------------------------------------
+
+
+def test_labelled_defects_are_those_of_their_type(types: list[Tiles], products: Path, tmp_path: Path) -> None:
+    for path in ("plate/spot/a.png", "plate/ground_truth/spot/a.png"):
+        (tmp_path / path).parent.mkdir(parents=True)
+        cv2.imwrite(str(tmp_path / path), draw_part(77_000, defect=True) if "truth" not in path else _marked())
+    asked = {"data": products, "out": tmp_path / "out", "conditional": True, "defects": tmp_path}
+    found = {product.settings.data.name: product.defects for product in products_of(make_settings(asked))}
+    assert [sample.label for sample in found["plate"]] == ["spot"] and found["tinted"] == []
+
+    labelled = Labelled(types[1].fit[:1], torch.full((1, 64, 64), 255, dtype=torch.uint8), Augmentation())
+    settings = _settings(tmp_path, model="ganomaly_d")
+    loop = Loop(new_model(settings, 1, 2), [types[0], types[1]._replace(labelled=labelled)], settings, "")
+    known = []
+    for _ in range(3):
+        loop.train_once()
+        known.append(loop._model.labelled is not None)
+    assert known == [False, True, False]
+
+
+def _marked() -> np.ndarray:
+    mask = np.zeros((80, 80), np.uint8)
+    mask[20:30, 20:30] = 255
+    return mask
 
 
 # Mistakes ------------------------------------------------------------------------------------------------------------
