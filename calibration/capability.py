@@ -16,7 +16,7 @@ import numpy as np
 
 from calibration.errors import CalibrationError
 from calibration.evaluate import GOOD, Evaluation, Seen, evaluated, look, open_inspector
-from calibration.holdout import hold_out, pattern_of, refuse_other_fixture
+from calibration.holdout import hold_out, pattern_of, refuse_learnt, refuse_other_fixture
 from calibration.implant import KINDS, Region, implant
 from calibration.pod import LEAST_DEFECTS, Bin, Pod, fit
 from calibration.progress import steps
@@ -129,6 +129,7 @@ def measure(
             f"{data}: no test images; expected {data}/test/good and {data}/test/<defect>. Without any, defects can be "
             "implanted in good pictures: --implant spot"
         )
+    refuse_learnt(bundle, dataset)
     inspector = open_inspector(bundle, engine, precision)
     seen = [look(inspector, sample) for sample in steps(dataset.test, "inspecting test images")]
     scale, unit = unit_of(bundle.manifest.recipe)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from calibration.by_part import kept, rate_of_images
 from calibration.calibrate import threads
 from calibration.errors import CalibrationError
-from calibration.holdout import pattern_of, refuse_other_fixture
+from calibration.holdout import pattern_of, refuse_learnt, refuse_other_fixture
 from calibration.looks import LOOKS, append_look
 from calibration.metrics import DEFECTIVE_FROM, escapes_at, localization, ranking, resize_mask, scale_down
 from calibration.progress import steps
@@ -81,6 +81,7 @@ def evaluate(
     dataset = load_dataset(data, pattern_of(bundle, pattern))
     if not dataset.test:
         raise CalibrationError(f"{data}: no test images; expected {data}/test/good and {data}/test/<defect>")
+    refuse_learnt(bundle, dataset)
     inspector = open_inspector(bundle, engine_name, precision)
     seen = [look(inspector, sample) for sample in steps(dataset.test, "inspecting test images")]
     return evaluated(inspector, dataset, seen)
@@ -167,6 +168,7 @@ def _document(bundle: Bundle, dataset: Dataset, engine: str, seen: list[Seen]) -
         "model": manifest.model.name,
         "seed": manifest.training.get("settings", {}).get("seed"),
         "model_sha256": bundle.model_sha256,
+        "learnt_defects": manifest.training.get("defects"),
         "calibration": manifest.calibration_id(),
         "engine": engine,
         "data": str(dataset.root),

@@ -62,6 +62,17 @@ def training_hashes(bundle: Bundle) -> frozenset[str]:
         ) from error
 
 
+def refuse_learnt(bundle: Bundle, dataset: Dataset) -> None:
+    """Raise CalibrationError where a test image of ``dataset`` is a labelled defect that the bundle has learnt from."""
+    learnt = {row["sha256"] for row in bundle.json(ROLE_DATA).get("defects", [])}
+    same = [sample.path for sample in dataset.test if learnt and sha256_of_image(sample.path) in learnt]
+    if same:
+        raise CalibrationError(
+            f"{same[0]}: the bundle has learnt from this very image as a labelled defect ({len(same)} of "
+            f"{len(dataset.test)} test images in all); take what was learnt out of test/"
+        )
+
+
 def hold_out(bundle: Bundle, dataset: Dataset) -> HeldOut:
     """Split the good images of ``dataset.train`` by whether training saw the part that they show.
 

@@ -203,6 +203,7 @@ def evaluation_rows(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
     counts = figures["counts"]
     return [
         ("test images", f"{counts['good']} good, {counts['defective']} defective ({counts['with_mask']} with a mask)"),
+        *_learnt_rows(figures.get("learnt_defects")),
         *((name, number(figures[name])) for name in METRICS),
         ("good parts rejected, of those inspected", rate_text(figures, "false_reject")),
         *kept_rows(figures["kept"]),
@@ -212,6 +213,19 @@ def evaluation_rows(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("defective parts to review", rate_text(figures, "review_defective")),
         ("defective parts not inspected", rate(figures["not_inspected_defective"], counts["defective"]).text()),
         ("median time per image", f"{figures['median_ms']:.2f} ms, {figures['engine']}"),
+    ]
+
+
+def _learnt_rows(learnt: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """That the model has seen defects, where it has: its figures are not those of one that knows good parts alone."""
+    if learnt is None:
+        return []
+    classes = ", ".join(f"{name} {count}" for name, count in sorted(learnt["classes"].items()))
+    return [
+        (
+            "learnt from labelled defects",
+            f"{learnt['images']} ({classes}): figures of these classes say nothing of defects that nobody has seen",
+        )
     ]
 
 

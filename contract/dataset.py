@@ -59,7 +59,7 @@ def load_dataset(root: Path, group_pattern: str | None = None) -> Dataset:
     _refuse_other_cameras([*train_files, *(path for path, _ in test_files)])
     groups, grouping = group_files(root, [*train_files, *(path for path, _ in test_files)], group_pattern)
     train = [Sample(path, "good", None, groups[path]) for path in train_files]
-    test = [Sample(path, label, _mask_of(root, path, label), groups[path]) for path, label in test_files]
+    test = [Sample(path, label, mask_of(root, path, label), groups[path]) for path, label in test_files]
     return Dataset(root, train, test, grouping)
 
 
@@ -112,7 +112,8 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
 
 
-def _mask_of(root: Path, image: Path, label: str) -> Path | None:
+def mask_of(root: Path, image: Path, label: str) -> Path | None:
+    """The mask of an image of a class, where there is one."""
     folder = root / "ground_truth" / label
     candidates = (folder / f"{image.stem}_mask.png", folder / f"{image.stem}.png")
     return next((path for path in candidates if path.is_file()), None)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import uuid
+from collections import Counter
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -33,8 +33,8 @@ from contract.bundle import (
     write_atomic,
     write_manifest,
 )
-from contract.dataset import Dataset, load_dataset
-from contract.errors import ConfigError
+from contract.dataset import Dataset, Sample, load_dataset
+from contract.errors import ConfigError, DatasetError
 from contract.fixture import Placer, fixture_of_data
 from contract.images import encode_png
 from contract.recipe import Recipe
@@ -42,12 +42,15 @@ from training.augment import Augmentation, learn_augmentation
 from training.checkpoint import FOLDER, checkpoint_path, load_checkpoint
 from training.data import Split, fingerprint, groups_in, load_tiles, make_recipe, split_by_group
 from training.data_check import summary
+from training.defect_files import defects_of_types, described, find_defects, refuse_known, rows_of
 from training.errors import ExportError, TrainingError
 from training.export import export, export_half
-from training.fit import Fitted, Tiles, fit, new_model
+from training.fit import Fitted, Tiles, fit_types, new_model
 from training.graph import Inspection, Inspector
 from training.heldout import set_exam
+from training.labelled import load_labelled
 from training.models import model_class, model_entry
+from training.product_types import type_folders
 from training.report import Quiet, Reporter
 from training.settings import TrainSettings
 from training.summary import report
@@ -65,10 +68,24 @@ FILES = {
 }
 FILE_FP16 = "model.fp16.onnx"
 FILE_FIXTURE = "fixture.png"
-UNTOLD = {"data", "out", "resume", "overwrite", "tensorboard", "few_shot"}  # settings of the machine and the moment
+# Settings of the machine and the moment.
+UNTOLD = {"data", "out", "resume", "overwrite", "tensorboard", "few_shot", "defects"}
 GOLDEN_TILES, GOLDEN_DEFECTS, GOLDEN_SEED = 4, 4, 20_232
 TYPICAL_TILES = 2000
 LIBRARIES = ("flawline", "torch", "lightning", "onnx", "onnxscript", "onnxruntime", "numpy", "opencv-python-headless")
+
+
+class Product(NamedTuple):
+    """One product type: ``settings`` as asked for, but with its own folders; ``defects`` are labelled ones, if any."""
+
+    settings: TrainSettings
+    dataset: Dataset
+    split: Split
+    defects: list[Sample]
+
+    def document(self) -> dict[str, list[dict[str, str]]]:
+        """Every image that is learnt from or kept for calibration, as the bundle lists it."""
+        return self.split.document(self.settings.data) | ({"defects": rows_of(self.defects)} if self.defects else {})
 
 
 class Learnt(NamedTuple):
@@ -85,57 +102,134 @@ class Learnt(NamedTuple):
     tolerance_fp16: float | None
     page: str
     fixture: Placer | None
+    provenance: dict[str, Any]
 
 
 def train(settings: TrainSettings, reporter: Reporter | None = None) -> Path:
     """Train on ``settings.data`` and write a verified bundle to ``settings.out``; returns that folder.
 
-    Raises a FlawlineError of ``contract.errors`` or ``training.errors``; a bundle is there whole or not at all. Of
-    several processes that torchrun started, the first one writes and reports.
+    Of several product types, a folder of data each, each gets a bundle, in a folder of the type's name. Raises a
+    FlawlineError of ``contract.errors`` or ``training.errors``; a bundle is there whole or not at all. Of several
+    processes that torchrun started, the first one writes and reports.
     """
     model_class(settings.model)
     if model_entry(settings.model).not_exported:
         raise ExportError(model_entry(settings.model).not_exported)  # now, and not after the time that training takes
     choose_device(settings)
-    dataset = load_dataset(settings.data, settings.group_pattern)
-    split = split_by_group(dataset, settings.holdout, settings.validation, settings.seed)
+    products = products_of(settings)
     world = join(settings.device, settings.batch)
     try:
-        return _train(settings, dataset, split, world, (reporter or Quiet()) if world.first else Quiet())
+        return _train(settings, products, world, (reporter or Quiet()) if world.first else Quiet())
     finally:
         world.leave()
 
 
-def _train(settings: TrainSettings, dataset: Dataset, split: Split, world: World, reporter: Reporter) -> Path:
+def products_of(settings: TrainSettings) -> list[Product]:
+    """What is learnt: the data's one product type or, where asked for, each of several."""
+    if not settings.conditional:
+        return [_product(settings)]
+    folders = type_folders(settings.data)
+    known = {} if settings.defects is None else defects_of_types(settings.defects, [folder.name for folder in folders])
+    return [
+        _product(
+            settings.model_copy(
+                update={"data": folder, "out": settings.out / folder.name, "defects": known.get(folder.name)}
+            )
+        )
+        for folder in folders
+    ]
+
+
+def _product(settings: TrainSettings) -> Product:
+    dataset = load_dataset(settings.data, settings.group_pattern)
+    split = split_by_group(dataset, settings.holdout, settings.validation, settings.seed)
+    if settings.defects is not None and dataset.train[0].path.is_dir():
+        raise DatasetError(
+            f"--defects: the parts of {settings.data} were seen by several cameras, and a mask is of one picture; "
+            "train a bundle for each camera's pictures, or without --defects"
+        )
+    return Product(settings, dataset, split, [] if settings.defects is None else find_defects(settings.defects))
+
+
+def _train(settings: TrainSettings, products: list[Product], world: World, reporter: Reporter) -> Path:
     if world.first:
         claim_folder(settings)
-        for sentence in summary(dataset):
-            reporter.say(sentence)
+        for product in products:
+            for sentence in summary(product.dataset):
+                reporter.say(_of(product, sentence))
+    compared = [_compare(product, reporter) if world.first else "" for product in products]
     world.wait()
-    recipe = make_recipe(settings, split.fit)
-    tiles = load(split, recipe, settings)
-    document = split.document(settings.data)
-    reporter.say(_summary(settings, split, recipe))
-    reporter.say(tiles.augmentation.sentence())
-    data_sha256 = hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+    recipes = make_recipes(products)
+    tiles = [_load(product, recipe) for product, recipe in zip(products, recipes, strict=True)]
+    documents = [product.document() for product in products]
+    for product, recipe, own in zip(products, recipes, tiles, strict=True):
+        reporter.say(_summary(settings, product.split, recipe))
+        reporter.say(_of(product, own.augmentation.sentence()))
+    hashes = [_sha256(document) for document in documents]
     resumed = None
     if settings.resume:
-        resumed = load_checkpoint(checkpoint_path(settings.out), settings.learnt(), data_sha256)
-    model = new_model(settings, recipe.channels)
-    fitted = fit(model, tiles, settings, data_sha256, reporter, resumed, world)
+        resumed = load_checkpoint(checkpoint_path(settings.out), settings.learnt(), _sha256(hashes))
+    model = new_model(settings, recipes[0].channels, len(products))
+    fitted = fit_types(model, tiles, settings, _sha256(hashes), reporter, resumed, world)
+    one, loss = fitted[0], sum(own.validation_loss for own in fitted) / len(fitted)
     reporter.say(
-        f"trained {fitted.steps} steps in {fitted.seconds:.0f} s ({fitted.images_per_s:.0f} images/s); the weights of "
-        f"step {fitted.best_step} did best on what selects them ({fitted.validation_loss:.4f})"
+        f"trained {one.steps} steps in {one.seconds:.0f} s ({one.images_per_s:.0f} images/s); the weights of "
+        f"step {one.best_step} did best on what selects them ({loss:.4f})"
     )
     if not world.first:
         return settings.out
+    together = [
+        {"name": recipe.name, "data_sha256": sha256, **fingerprint(document)}
+        for recipe, sha256, document in zip(recipes, hashes, documents, strict=True)
+    ]
     try:
-        return _write(settings, recipe, split, document, tiles, fitted, reporter)
+        # All are proven before any is written.
+        learnt = [
+            _learn(product, recipes[at], documents[at], tiles[at], fitted[at], together, compared[at], reporter)
+            for at, product in enumerate(products)
+        ]
+        for product, made in zip(products, learnt, strict=True):
+            _write(product.settings, made, reporter)
+        forget(settings.out)
     except (OSError, SafetensorError) as error:
         raise TrainingError(
             f"{settings.out}: the bundle cannot be written ({getattr(error, 'strerror', None) or error}); the training "
             "is kept: make room, then the same command with --resume"
         ) from error
+    return settings.out
+
+
+def _of(product: Product, sentence: str) -> str:
+    """``sentence``, with the type that it is about where there are several."""
+    return f"{product.settings.data.name}: {sentence}" if product.settings.conditional else sentence
+
+
+def _compare(product: Product, reporter: Reporter) -> str:
+    """What came of looking for the labelled defects among the data's own images; raises DatasetError if found."""
+    root = product.settings.defects
+    if root is None:
+        return ""
+    found = refuse_known(root, product.defects, product.dataset)
+    reporter.say(_of(product, f"labelled defects to learn from: {described(product.defects)}; compared with {found}"))
+    return found
+
+
+def _load(product: Product, recipe: Recipe) -> Tiles:
+    tiles = load(product.split, recipe, product.settings)
+    if not product.defects:
+        return tiles
+    return tiles._replace(labelled=load_labelled(product.defects, recipe, tiles.augmentation))
+
+
+def _sha256(document: Any) -> str:
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+def make_recipes(products: list[Product]) -> list[Recipe]:
+    """A recipe for each product type; all in colour where one of them is, since they share a network."""
+    recipes = [make_recipe(product.settings, product.split.fit) for product in products]
+    most = max(recipe.channels for recipe in recipes)
+    return [recipe.model_copy(update={"channels": most}) for recipe in recipes]
 
 
 def load(split: Split, recipe: Recipe, settings: TrainSettings) -> Tiles:
@@ -146,15 +240,18 @@ def load(split: Split, recipe: Recipe, settings: TrainSettings) -> Tiles:
     return Tiles(learn, load_tiles(split.validation, recipe), augmentation)
 
 
-def _write(
-    settings: TrainSettings,
+def _learn(
+    product: Product,
     recipe: Recipe,
-    split: Split,
     document: dict[str, list[dict[str, str]]],
     tiles: Tiles,
     fitted: Fitted,
+    together: list[dict[str, Any]],
+    compared: str,
     reporter: Reporter,
-) -> Path:
+) -> Learnt:
+    """Typical deviation, golden images and proven graphs, which wait in the folder's work folder."""
+    settings = product.settings
     inspector = Inspector(fitted.judge, settings.size, settings.score, model_class(settings.model).pooling)
     inspector.learn_typical(evenly(torch.cat([tiles.fit, tiles.validation]), TYPICAL_TILES))
     golden = choose_golden(torch.cat([tiles.validation, tiles.fit[:GOLDEN_TILES]]))
@@ -163,10 +260,13 @@ def _write(
     expected = export(inspector, work / FILES[ROLE_GRAPH], golden)
     tolerance_fp16 = _export_half(settings, inspector, work / FILE_FP16, golden, expected, reporter)
     files = [row["file"] for row in document["validation"] for _ in range(recipe.tiles)]
-    page = report(settings, recipe.name, split, tiles.augmentation, fitted, inspector, tiles.validation, files)
-    learnt = Learnt(
+    provenance, facts = _provenance(product, recipe, together, compared)
+    page = report(
+        settings, recipe.name, product.split, tiles.augmentation, fitted, inspector, tiles.validation, files, facts
+    )
+    return Learnt(
         recipe,
-        split,
+        product.split,
         document,
         tiles.augmentation,
         fitted,
@@ -176,11 +276,35 @@ def _write(
         tolerance_fp16,
         page,
         fixture_of_data(settings.data),
+        provenance,
     )
-    write_bundle(settings, learnt, work)
+
+
+def _provenance(
+    product: Product, recipe: Recipe, together: list[dict[str, Any]], compared: str
+) -> tuple[dict[str, Any], list[tuple[str, object]]]:
+    """What else than good images of this type the model has seen: for the manifest, and for the page."""
+    found: dict[str, Any] = {}
+    facts: list[tuple[str, object]] = []
+    if product.settings.conditional:
+        found["types"] = together
+        others = (row["name"] for row in together if row["name"] != recipe.name)
+        facts.append(("one model with", ", ".join(others)))
+    if product.defects:
+        found["defects"] = {
+            "images": len(product.defects),
+            "classes": dict(Counter(sample.label for sample in product.defects)),
+            "sha256": [row["sha256"] for row in rows_of(product.defects)],
+            "compared": compared,
+        }
+        facts.append(("labelled defects", f"{described(product.defects)}; compared with {compared}"))
+    return found, facts
+
+
+def _write(settings: TrainSettings, learnt: Learnt, reporter: Reporter) -> None:
+    write_bundle(settings, learnt, settings.out / FOLDER)
     reporter.say(f"report: {settings.out / FILES[ROLE_PAGE]}")
     reporter.say(f"bundle written and verified: {settings.out}; next: flawline calibrate thresholds {settings.out}")
-    return settings.out
 
 
 def _export_half(
@@ -208,6 +332,8 @@ def claim_folder(settings: TrainSettings) -> None:
         raise ConfigError(f"--out {out}: is a file; expected a folder to write the bundle to")
     if settings.resume:
         return
+    if settings.conditional and (out / MANIFEST).exists():
+        raise ConfigError(f"--out {out}: is the bundle of one product type; choose a folder to hold one for each")
     if not settings.overwrite:
         if (out / MANIFEST).exists():
             raise ConfigError(f"--out {out}: holds a bundle already; choose another folder, or --overwrite")
@@ -279,9 +405,16 @@ def write_bundle(settings: TrainSettings, learnt: Learnt, work: Path) -> None:
         _sync(out / name)
     write_manifest(out, manifest_of(settings, learnt))
     open_bundle(out)
-    checkpoint_path(out).unlink(missing_ok=True)
     if not any(work.iterdir()):
-        shutil.rmtree(work)
+        work.rmdir()
+
+
+def forget(out: Path) -> None:
+    """Remove the checkpoint, now that nothing needs it; curves that lie beside it stay."""
+    checkpoint = checkpoint_path(out)
+    checkpoint.unlink(missing_ok=True)
+    if checkpoint.parent.is_dir() and not any(checkpoint.parent.iterdir()):
+        checkpoint.parent.rmdir()
 
 
 def _files(learnt: Learnt) -> dict[str, str]:
@@ -322,14 +455,13 @@ def manifest_of(settings: TrainSettings, learnt: Learnt) -> Manifest:
         ),
         data=DataFingerprint(name=recipe.name, grouping=learnt.split.grouping, **fingerprint(learnt.document)),
         training={
-            "settings": settings.model_dump(
-                mode="json", exclude={"data", "out", "resume", "overwrite", "tensorboard", "few_shot"}
-            ),
+            "settings": settings.model_dump(mode="json", exclude=UNTOLD),
             "libraries": _versions(),
             "device": fitted.device,
             "precision": fitted.precision,
             "processes": fitted.processes,
             "augmentation": learnt.augmentation._asdict(),
+            **learnt.provenance,
         },
         metrics=metrics(fitted),
     )

@@ -13,7 +13,7 @@ from training.errors import TrainingError
 
 FOLDER = ".training"
 FILE = "checkpoint.pt"
-FORMAT = 2
+FORMAT = 3
 
 
 def checkpoint_path(out: Path) -> Path:

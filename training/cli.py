@@ -18,7 +18,8 @@ from training.settings import DEFAULT_MODEL, TrainSettings
 EXAMPLES = """
 Learn what good parts look like from images of good parts, and write a bundle.
 
-DIR holds train/good/*.png (test/ is never read), or just images.
+DIR holds train/good/*.png (test/ is never learnt from), or just images. With --conditional it holds a folder of that
+kind for each product type, and BUNDLE gets a bundle for each.
 
 Examples:
 
@@ -28,6 +29,8 @@ Examples:
   flawline train --data parts --out bundle --size 128 --tiles 2x3  small defects on large parts
   flawline train --data parts --out bundle --resume                go on after Ctrl-C
   flawline train --data parts --out few --minutes 30 --few-shot    are there enough good images?
+  flawline train --data products --out bundles --conditional       one model of several types, a bundle for each
+  flawline train --data parts --out bundle --defects known         learn from a few labelled defects as well
   torchrun --nproc-per-node 4 -m flawline train --data parts ...   on four graphics cards
 """
 
@@ -93,6 +96,13 @@ def train(
     few_shot: Annotated[
         bool, typer.Option("--few-shot", help="no bundle: a page on what 10, 30 and 100 good images give")
     ] = False,
+    conditional: Annotated[
+        bool, typer.Option("--conditional", help="one model of the product types DIR/TYPE; writes BUNDLE/TYPE for each")
+    ] = False,
+    defects: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="labelled defects to learn from, DIR/<class>, masks in DIR/ground_truth"),
+    ] = None,
 ) -> None:
     settings = make_settings({**locals(), "tiles": None if tiles is None else parse_tiles(tiles)})
     try:
@@ -127,8 +137,16 @@ def _run(settings: TrainSettings) -> None:
 def _look_before_waiting(settings: TrainSettings) -> None:
     """Meet a mistaken folder or pattern at once, not after the seconds that torch takes to load."""
     from contract.dataset import load_dataset
+    from training.defect_files import defects_of_types, find_defects
+    from training.product_types import type_folders
 
-    load_dataset(settings.data, settings.group_pattern)
+    folders = type_folders(settings.data) if settings.conditional else [settings.data]
+    for folder in folders:
+        load_dataset(folder, settings.group_pattern)
+    if settings.defects is not None:
+        known = defects_of_types(settings.defects, [folder.name for folder in folders]) if settings.conditional else {}
+        for root in known.values() or [settings.defects]:
+            find_defects(root)
 
 
 def make_settings(values: dict[str, Any]) -> TrainSettings:

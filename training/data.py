@@ -32,6 +32,7 @@ MIN_FIT_IMAGES = 8
 MAX_CACHE_BYTES = 32 << 30
 GREY_TOLERANCE = 2  # JPEG's colour conversion moves a grey pixel by up to two levels
 PROBES = 8
+SIDES = ("fit", "validation", "holdout")
 
 
 class Split(NamedTuple):
@@ -44,9 +45,7 @@ class Split(NamedTuple):
 
     def document(self, root: Path) -> dict[str, list[dict[str, str]]]:
         """The split as the bundle keeps it: sha256, group and path relative to the data folder of each image."""
-        return {
-            name: [_row(sample, root) for sample in getattr(self, name)] for name in ("fit", "validation", "holdout")
-        }
+        return {name: [_row(sample, root) for sample in getattr(self, name)] for name in SIDES}
 
 
 def _row(sample: Sample, root: Path) -> dict[str, str]:
@@ -142,6 +141,52 @@ def scale(tiles: Tensor) -> Tensor:
     return tiles.float().permute(0, 3, 1, 2) / 127.5 - 1.0
 
 
+class Change(NamedTuple):
+    """What augmentation does to each of n tiles: where its rows and columns come from, int64 [n, H] and [n, W], and
+    how it is lit, ``gain`` and ``offset`` [n, 1, 1, 1] in -1 to 1."""
+
+    rows: Tensor
+    columns: Tensor
+    gain: Tensor
+    offset: Tensor
+
+    def to(self, device: torch.device) -> Change:
+        return Change(*(values.to(device) for values in self))
+
+
+def draw_change(
+    count: int, height: int, width: int, limits: Augmentation, generator: torch.Generator | None = None
+) -> Change:
+    """Changes of ``count`` tiles, from ``generator`` or torch's global one."""
+    rows = _places(count, height, limits.vertical, generator)
+    columns = _places(count, width, limits.horizontal, generator)
+    gain, offset = torch.rand((2, count, 1, 1, 1), generator=generator).mul_(2).sub_(1)
+    return Change(rows, columns, gain, offset)
+
+
+def _places(count: int, length: int, mirror: bool, generator: torch.Generator | None) -> Tensor:
+    """Source index of each row or column, int64 [count, length]: shifted, edges repeated, half of them mirrored."""
+    most = max(1, round(SHIFT_SHARE * length))
+    shift = torch.randint(-most, most + 1, (count, 1), generator=generator)
+    places = (torch.arange(length) + shift).clamp_(0, length - 1)
+    if mirror:
+        mirrored = torch.rand((count, 1), generator=generator) < 0.5
+        places = torch.where(mirrored, places.flip(1), places)
+    return places
+
+
+def changed(
+    tiles: Tensor, indices: Tensor, change: Change, limits: Augmentation
+) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """Tiles ``indices`` of uint8 [M, H, W, C], changed: float32 [n, C, H, W] in [-1, 1], and where each pixel is from.
+
+    The second indexes [M, H, W, ...].
+    """
+    places = (indices[:, None, None], change.rows[:, :, None], change.columns[:, None, :])
+    lit = scale(tiles[places]).mul_(1 + limits.contrast * change.gain).add_(2 * limits.brightness * change.offset)
+    return lit.clamp_(-1.0, 1.0), places
+
+
 class Batches:
     """Augmented batches of any step by its number alone: nothing to save, so a resumed run sees the same batches.
 
@@ -181,30 +226,16 @@ class Batches:
     def _augment(self, indices: Tensor, generator: torch.Generator) -> Tensor:
         """Drawn for the whole batch, so that the processes together see what one alone would see."""
         device, limits = self.tiles.device, self._augmentation
-        rows = self._places(self.tiles.shape[1], limits.vertical, generator)
-        columns = self._places(self.tiles.shape[2], limits.horizontal, generator)
-        gain, offset = torch.rand((2, self._batch, 1, 1, 1), generator=generator).mul_(2).sub_(1)
-        drawn = (indices, rows, columns, gain, offset)
-        indices, rows, columns, gain, offset = (values[self._mine].to(device) for values in drawn)
-        picked = self.tiles[indices[:, None, None], rows[:, :, None], columns[:, None, :]]
-        changed = scale(picked).mul_(1 + limits.contrast * gain).add_(2 * limits.brightness * offset)
-        return changed.clamp_(-1.0, 1.0)
-
-    def _places(self, length: int, mirror: bool, generator: torch.Generator) -> Tensor:
-        """Source index of each row or column, int64 [batch, length]: shifted, edges repeated, half of them mirrored."""
-        most = max(1, round(SHIFT_SHARE * length))
-        shift = torch.randint(-most, most + 1, (self._batch, 1), generator=generator)
-        places = (torch.arange(length) + shift).clamp_(0, length - 1)
-        if mirror:
-            mirrored = torch.rand((self._batch, 1), generator=generator) < 0.5
-            places = torch.where(mirrored, places.flip(1), places)
-        return places
+        drawn = draw_change(self._batch, self.tiles.shape[1], self.tiles.shape[2], limits, generator)
+        mine = Change(*(values[self._mine] for values in drawn)).to(device)
+        return changed(self.tiles, indices[self._mine].to(device), mine, limits)[0]
 
 
 def fingerprint(document: dict[str, list[dict[str, str]]]) -> dict[str, Any]:
     """Image and group counts of a split document, keyed as the bundle's data fingerprint."""
     counts: dict[str, Any] = {}
-    for side, rows in document.items():
+    for side in SIDES:
+        rows = document[side]
         counts[f"{side}_images"] = len(rows)
         counts[f"{side}_groups"] = len({row["group"] for row in rows})
     return counts

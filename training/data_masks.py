@@ -29,7 +29,7 @@ def about_masks(dataset: Dataset, records: Sequence[Record]) -> Iterator[Finding
             named(root, (record.sample.path for record in without)),
         )  # fmt: skip
     with ThreadPoolExecutor(READERS) as readers:
-        faults = list(readers.map(_mask_fault, [record for record in bad if record.sample.mask is not None]))
+        faults = list(readers.map(mask_fault, [record for record in bad if record.sample.mask is not None]))
     for code, (level, what, way_out) in MASK_FAULTS.items():
         found = [(record, text) for fault in faults if fault is not None for c, record, text in [fault] if c == code]
         if found:
@@ -54,7 +54,8 @@ MASK_FAULTS = {
 }  # fmt: skip
 
 
-def _mask_fault(record: Record) -> tuple[str, Record, str] | None:
+def mask_fault(record: Record) -> tuple[str, Record, str] | None:
+    """A code of ``MASK_FAULTS``, the record and a few words, or None."""
     if record.sample.mask is None or record.look is None:
         return None
     try:

@@ -177,16 +177,17 @@ def find_twins(
     square: bool = False,
     advance: Callable[[int], None] | None = None,
     proofs: int = MAX_PROOFS,
+    likeness: Likeness | None = None,
 ) -> Twins:
     """Images of ``first`` that show a part of ``second``.
 
     ``square`` says that a quarter turn keeps the format. ``advance`` hears of each candidate checked,
-    of which there are at most ``proofs``.
+    of which there are at most ``proofs``. ``likeness``: learnt from more images than these, where these are few.
     """
     if not len(first.paths) or not len(second.paths):
         return Twins([], 0, 0, 0, PROVEN, np.zeros(0, np.float32))
     every = second.thumbs if first.thumbs is second.thumbs else np.concatenate([first.thumbs, second.thumbs])
-    places, cosines, turns = _candidates(first, second, Likeness(every), square)
+    places, cosines, turns = _candidates(first, second, likeness or Likeness(every), square)
     picked = np.flatnonzero(cosines[:, 0] >= CANDIDATE)
     if not len(picked) or proof.limit is None:
         return Twins([], len(picked), 0, 0, proof.limit, cosines[:, 0])
@@ -273,6 +274,34 @@ class Proof:
         one = np.ascontiguousarray(TURNS[turned](one))
         static = np.ascontiguousarray(TURNS[turned](self._static))
         return _agreement(_texture(one), _texture(other), static, self._static, _overlay(one, other))
+
+
+def find_copies(first: Sequence[Path], second: Sequence[Path], proof: Proof, square: bool = False) -> list[Pair]:
+    """Images of ``first``, which are few, that are those of ``second``, lit, saved or turned anew, but not moved.
+
+    Where there are few, all pairs are compared by their texture as it lies; the likest are then looked at closely.
+    """
+    if proof.limit is None or not first or not second:
+        return []
+    names = list(TURNS)[: len(TURNS) if square else HALF_TURNS]
+    pictures = [_picture(path) for path in first]
+    turned = [np.ascontiguousarray(TURNS[name](picture)) for picture in pictures for name in names]
+    rows = _unit(np.stack([_texture(picture).even.ravel() for picture in turned]))
+    with ThreadPoolExecutor(READERS) as readers:
+        cosines = np.stack(list(readers.map(lambda path: rows @ _unit(_flat(path)[None])[0], second)), axis=1)
+    pairs = []
+    for at, own in enumerate(cosines.reshape(len(first), -1)):  # by turn, then by place in ``second``
+        for likest in np.argsort(-own)[:NEIGHBOURS]:
+            turn, place = divmod(int(likest), len(second))
+            texture = proof(first[at], second[place], names[turn])
+            if texture >= proof.limit:
+                pairs.append(Pair(at, place, float(own[likest]), texture, names[turn]))
+                break
+    return pairs
+
+
+def _flat(path: Path) -> Floats:
+    return _texture(_picture(path)).even.ravel()
 
 
 class _Texture(NamedTuple):

@@ -13,7 +13,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -28,8 +28,10 @@ from training.board import open_board
 from training.checkpoint import checkpoint_path, save_checkpoint
 from training.data import Batches, scale
 from training.errors import StoppedError, TrainingError, memory_named
+from training.labelled import Labelled
 from training.models import model_class
 from training.models.base import EVAL_BATCH, Trainable
+from training.models.conditional import choose, folded, used
 from training.precision import choose_precision, pass_in_bf16
 from training.report import Progress, Quiet, Reporter
 from training.settings import TrainSettings
@@ -50,11 +52,25 @@ FAR_AT_LEAST = 0.1  # 5 % of the range of grey levels
 
 
 class Tiles(NamedTuple):
-    """uint8 [M, H, W, C]: what is learnt from, and what selects the weights; how the first may be changed."""
+    """uint8 [M, H, W, C]: what is learnt from, and what selects the weights; how the first may be changed.
+
+    ``labelled``: defective ones to learn from as well.
+    """
 
     fit: Tensor
     validation: Tensor
     augmentation: Augmentation = Augmentation()
+    labelled: Labelled | None = None
+
+
+class _Product(NamedTuple):
+    """What is learnt of one product type: its batches, and its tiles that are measured and judged, on the device."""
+
+    batches: Batches
+    reference: Tensor
+    validation: Tensor
+    variety: float
+    labelled: Labelled | None
 
 
 class Fitted(NamedTuple):
@@ -74,12 +90,13 @@ class Fitted(NamedTuple):
     history: list[dict[str, float]]
 
 
-def new_model(settings: TrainSettings, channels: int) -> Trainable:
-    """The model that the settings name, initialised from their seed."""
+def new_model(settings: TrainSettings, channels: int, types: int = 1) -> Trainable:
+    """The model that the settings name, for so many product types, initialised from their seed."""
     torch.manual_seed(settings.seed)
     build = model_class(settings.model).build
     model = build(size=settings.size, channels=channels, width=settings.width, latent=settings.latent)
     model.loss = settings.loss or model.loss
+    model.condition(types)
     return model
 
 
@@ -92,21 +109,35 @@ def fit(
     resumed: dict[str, Any] | None = None,
     world: World | None = None,
 ) -> Fitted:
-    """Train until the budget is spent and return the selected weights.
+    """Train on one product type: ``fit_types`` for one."""
+    return fit_types(model, [tiles], settings, data_sha256, reporter, resumed, world)[0]
 
-    ``resumed`` is a state of ``load_checkpoint``; ``world`` the processes that share the work. Raises StoppedError on
-    Ctrl-C, after a checkpoint, and TrainingError where the numbers say that going on is pointless; the last good
-    checkpoint stays. Where several processes train, only the first one's result is complete.
+
+def fit_types(
+    model: Trainable,
+    products: Sequence[Tiles],
+    settings: TrainSettings,
+    data_sha256: str,
+    reporter: Reporter | None = None,
+    resumed: dict[str, Any] | None = None,
+    world: World | None = None,
+) -> list[Fitted]:
+    """Train until the budget is spent and return the selected weights, once for each of the product types.
+
+    The types take turns, a step each. ``resumed`` is a state of ``load_checkpoint``; ``world`` the processes that
+    share the work. Raises StoppedError on Ctrl-C, after a checkpoint, and TrainingError where the numbers say that
+    going on is pointless; the last good checkpoint stays. Where several processes train, only the first one's result
+    is complete.
     """
     reporter = reporter or Quiet()
     with memory_named("the images and the networks", settings):
-        loop = Loop(model, tiles, settings, data_sha256, world)
+        loop = Loop(model, products, settings, data_sha256, world)
     reporter.say(loop.sentence())
     if resumed is not None:
         loop.restore(resumed)
         reporter.say(f"resumed at step {loop.step} ({loop.seconds():.0f} s of training behind it)")
     with (
-        open_board(settings, tiles.validation, loop.first, reporter.say) as board,
+        open_board(settings, products[0].validation, loop.first, reporter.say) as board,
         _stop_request(loop.stop, loop.alone),
     ):
         loop.start_clock()
@@ -136,8 +167,14 @@ class Loop:
     """Networks, optimizers, averaged weights and the clock of one run."""
 
     def __init__(
-        self, model: Trainable, tiles: Tiles, settings: TrainSettings, data_sha256: str, world: World | None = None
+        self,
+        model: Trainable,
+        tiles: Tiles | Sequence[Tiles],
+        settings: TrainSettings,
+        data_sha256: str,
+        world: World | None = None,
     ) -> None:
+        every = [tiles] if isinstance(tiles, Tiles) else tiles
         self._settings = settings
         self._data_sha256 = data_sha256
         self.checkpoint = checkpoint_path(settings.out)
@@ -147,7 +184,8 @@ class Loop:
         self.precision = choose_precision(settings.precision, device)
         self._networks = model.networks()
         self._model = model.to(device).train()
-        model.adapt(tiles.augmentation.variety)
+        for number, product in reversed(list(enumerate(every))):  # the first last: it is turned to from here on
+            model.turn_to(number, product.augmentation.variety)
         for network in self._networks.values():
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._live = model.deployed()  # shares the live weights
@@ -161,17 +199,11 @@ class Loop:
             for group in optimizer.param_groups:
                 group.setdefault("initial_lr", group["lr"])
         self._best = _clone(self._averaged.state_dict())
-        learn, world = tiles.fit.to(device), self._world
-        self._batches = Batches(learn, settings.batch, settings.seed, tiles.augmentation, world.rank, world.size)
-        # In no order: every n-th tile of cut parts would be the same place of each.
-        some = torch.randperm(len(tiles.validation), generator=torch.Generator().manual_seed(0))
-        some = some[:MAX_VALIDATION_TILES].sort().values
-        even = torch.linspace(0, len(tiles.fit) - 1, min(REFERENCE_TILES, len(tiles.fit))).round().long()
-        self._reference = tiles.fit[even].to(device)
-        self._validation = tiles.validation[some].to(device)
+        self._products = [self._product(product) for product in every]
         self.step = 0
         self._best_step = 0
-        self._best_loss = math.inf
+        self._best_loss = math.inf  # mean of those of the types
+        self._best_losses = [math.inf] * len(every)
         self._validation_loss = math.inf
         self._losses: dict[str, float] = {}
         self._mends = 0
@@ -184,6 +216,29 @@ class Loop:
         self.stop = threading.Event()
         self._stopped = False
         self.saved_at = self._started = time.monotonic()
+
+    def _product(self, tiles: Tiles) -> _Product:
+        settings, world = self._settings, self._world
+        learn = tiles.fit.to(self.device)
+        # In no order: every n-th tile of cut parts would be the same place of each.
+        some = torch.randperm(len(tiles.validation), generator=torch.Generator().manual_seed(0))
+        some = some[:MAX_VALIDATION_TILES].sort().values
+        even = torch.linspace(0, len(tiles.fit) - 1, min(REFERENCE_TILES, len(tiles.fit))).round().long()
+        return _Product(
+            Batches(learn, settings.batch, settings.seed, tiles.augmentation, world.rank, world.size),
+            tiles.fit[even].to(self.device),
+            tiles.validation[some].to(self.device),
+            tiles.augmentation.variety,
+            None if tiles.labelled is None else tiles.labelled.to(self.device),
+        )
+
+    def _turn_to(self, number: int) -> _Product:
+        """What follows is of that product type."""
+        product = self._products[number]
+        if self._model.product != number:
+            self._model.turn_to(number, product.variety)
+        self._model.labelled = product.labelled
+        return product
 
     @property
     def averaged(self) -> nn.Module:
@@ -240,12 +295,14 @@ class Loop:
     def train_once(self) -> dict[str, Tensor]:
         """One step of every network on the next batch, then a step of the average."""
         share, settings = self.share(), self._settings
+        turn, number = divmod(self.step, len(self._products))
+        product = self._turn_to(number)
         for optimizer in self._optimizers.values():
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * self._model.rate(share)
         torch.manual_seed(step_seed(settings.seed, self.step, self._world.rank))  # a resumed run draws the same
         with memory_named(f"step {self.step}: a batch of {settings.batch} tiles", settings, self._kept()):
-            batch = self._batches(self.step)
+            batch = product.batches(turn)
             losses = self._model.training_step(batch, self._optimizers, self._world.fabric.backward, share)
         self.step += 1
         _average(self._averaged, self._live, min(AVERAGE_DECAY, (1 + self.step) / (10 + self.step)))
@@ -305,16 +362,23 @@ class Loop:
         )
 
     def _judge(self) -> None:
-        measure_statistics(self._averaged, self._reference, self._model.shown)
-        self._validation_loss = self._model.selection_loss(self._averaged, self._validation)
+        losses = [self._judged(number) for number in range(len(self._products))]
+        choose(self._averaged, 0)  # which the board shows
+        self._validation_loss = sum(losses) / len(losses)
         if not math.isfinite(self._validation_loss):
             raise TrainingError(
                 f"step {self.step}: the validation images are drawn as no numbers; {self._kept()}. "
                 f"Train again with a --learning-rate below {self._settings.learning_rate:g}"
             )
         if self._validation_loss < self._best_loss:
-            self._best_loss, self._best_step = self._validation_loss, self.step
+            self._best_loss, self._best_losses, self._best_step = self._validation_loss, losses, self.step
             self._best = _clone(self._averaged.state_dict())
+
+    def _judged(self, number: int) -> float:
+        product = self._turn_to(number)
+        choose(self._averaged, number)
+        measure_statistics(self._averaged, product.reference, self._model.shown)
+        return self._model.selection_loss(self._averaged, product.validation)
 
     def numbers(self) -> dict[str, float]:
         """The latest losses, and the validation loss where there is one."""
@@ -335,6 +399,7 @@ class Loop:
             "mends": self._mends,
             "best_step": self._best_step,
             "best_loss": self._best_loss,
+            "best_losses": self._best_losses,
             "validation_loss": self._validation_loss,
             "history": self._history,
             "networks": {name: network.state_dict() for name, network in self._networks.items()},
@@ -352,36 +417,42 @@ class Loop:
         self._averaged.load_state_dict(state["averaged"])
         self._best = {key: value.to(self.device) for key, value in state["best"].items()}
         self._best_step, self._best_loss = state["best_step"], state["best_loss"]
+        self._best_losses = list(state["best_losses"])
         self._validation_loss = state["validation_loss"]
         self.step, self._seconds_before = state["step"], state["seconds"]
         self._mends = state["mends"]
         self._milestone = min(state["milestone"], int(MILESTONES * self._used()) + 1)  # the budget may be larger now
         self._history = list(state["history"])
 
-    def finish(self) -> Fitted:
-        """Load the selected weights, refuse a network that draws everything alike, and hand it over."""
+    def finish(self) -> list[Fitted]:
+        """Load the selected weights, refuse a network that draws everything alike, and hand it over, for each type."""
         if self.first and not math.isfinite(self._best_loss):  # a resumed run whose budget was already spent
             self._judge()
         images_per_s = self.images_per_s()
         judge = self._averaged
         judge.load_state_dict(self._best)
         judge = judge.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        judges = [folded(judge, number) for number in range(len(self._products))]
         if self.first:
-            refuse_collapse(judge, self._batches.tiles[:EVAL_BATCH].cpu(), self.step, self.checkpoint)
-        return Fitted(
-            judge=judge,
-            steps=self.step,
-            best_step=self._best_step,
-            seconds=self.seconds(),
-            images_per_s=images_per_s,
-            validation_loss=self._best_loss,
-            losses=self._losses,
-            mends=self._mends,
-            device=self.device.type,
-            precision=self.precision.name,
-            processes=self._world.size,
-            history=self._history,
-        )
+            for own, product in zip(judges, self._products, strict=True):
+                refuse_collapse(own, product.batches.tiles[:EVAL_BATCH].cpu(), self.step, self.checkpoint)
+        return [
+            Fitted(
+                judge=own,
+                steps=self.step,
+                best_step=self._best_step,
+                seconds=self.seconds(),
+                images_per_s=images_per_s,
+                validation_loss=loss,
+                losses=self._losses,
+                mends=self._mends,
+                device=self.device.type,
+                precision=self.precision.name,
+                processes=self._world.size,
+                history=self._history,
+            )
+            for own, loss in zip(judges, self._best_losses, strict=True)
+        ]
 
 
 def step_seed(seed: int, step: int, rank: int = 0) -> int:
@@ -432,7 +503,7 @@ def measure_statistics(judge: nn.Module, tiles: Tensor, shown: Callable[[Tensor]
     stale ones a network that trains well draws badly once ``eval()`` is called. The same tiles and weights give the
     same statistics.
     """
-    layers = [module for module in judge.modules() if isinstance(module, nn.BatchNorm2d)]
+    layers = [module for module in used(judge) if isinstance(module, nn.BatchNorm2d)]
     if not layers:
         return
     momenta = [layer.momentum for layer in layers]

@@ -8,13 +8,26 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from contract.config import Strict
-from training.models import model_entry
+from training.models import MODELS, model_entry
 
 DEFAULT_MINUTES = 40.0
 DEFAULT_MODEL = "ganomaly_d"
 # What may differ between a run and the one that resumes it: where, how long and on which hardware, not what is learnt.
 FREE_ON_RESUME = frozenset(
-    {"data", "out", "minutes", "steps", "resume", "overwrite", "threads", "device", "fp16", "tensorboard", "few_shot"}
+    {
+        "data",
+        "out",
+        "minutes",
+        "steps",
+        "resume",
+        "overwrite",
+        "threads",
+        "device",
+        "fp16",
+        "tensorboard",
+        "few_shot",
+        "defects",
+    }
 )
 
 
@@ -50,6 +63,8 @@ class TrainSettings(Strict):
     fp16: bool = Field(True, description="export an FP16 graph beside the FP32 one")
     tensorboard: bool = False
     few_shot: bool = False
+    defects: Path | None = Field(None, description="folder of labelled defective images to learn from")
+    conditional: bool = Field(False, description="one model of several product types, a folder of data each")
 
     @model_validator(mode="before")
     @classmethod
@@ -81,9 +96,32 @@ class TrainSettings(Strict):
             raise ValueError(f"overlap {self.overlap} px is not below the tile's {self.size} px")
         if self.few_shot and self.resume:
             raise ValueError("few_shot trains several times from the start: it cannot be resumed")
+        if self.conditional:
+            self._conditional()
+        if self.defects is not None:
+            self._with_defects()
         if self.holdout + self.validation > 0.9:
             raise ValueError(f"holdout {self.holdout} and validation {self.validation} leave under 10 % to learn from")
         return self
+
+    def _conditional(self) -> None:
+        if not model_entry(self.model).conditional:
+            able = ", ".join(sorted(name for name, model in MODELS.items() if model.conditional))
+            raise ValueError(f"conditional: {self.model} learns one product type; several are learnt by {able}")
+        if self.few_shot:
+            raise ValueError("few_shot tries one product type at a time: give --data DIR/TYPE without --conditional")
+        if self.name is not None:
+            raise ValueError(f"name {self.name!r}: with --conditional each bundle is named after its type's folder")
+
+    def _with_defects(self) -> None:
+        if not model_entry(self.model).defects:
+            able = ", ".join(sorted(name for name, model in MODELS.items() if model.defects))
+            raise ValueError(
+                f"defects: {self.model} has no discriminator that learns where a defect is; labelled ones are learnt "
+                f"by {able}"
+            )
+        if self.few_shot:
+            raise ValueError("few_shot is about good images: train it without --defects")
 
     def learnt(self) -> dict[str, Any]:
         """The settings that decide what is learnt, as JSON types: equal for a run and its resumption."""

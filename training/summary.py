@@ -37,8 +37,12 @@ def report(
     inspector: Inspector,
     validation: Tensor,
     files: Sequence[str],
+    also: Sequence[tuple[str, object]] = (),
 ) -> str:
-    """The page as HTML; ``validation`` uint8 [M, H, W, C] are good tiles, ``files`` the image that each is of."""
+    """The page as HTML; ``validation`` uint8 [M, H, W, C] are good tiles, ``files`` the image that each is of.
+
+    ``also``: what else there is to say, as rows of the page's figures.
+    """
     worst, defective = _pictures(inspector, validation, files)
     late = issubclass(model_class(settings.model), Late)
     history = [Late.judged(row) for row in fitted.history] if late else fitted.history
@@ -51,7 +55,7 @@ def report(
         fitted.seconds / 60,
         late,
     )
-    facts = [*_facts(split, augmentation, fitted), *sorted(_asked(settings).items())]
+    facts = [*_facts(split, augmentation, fitted), *also, *sorted(_asked(settings).items())]
     return training_page(name, facts, history, fitted.best_step, worst, defective, advice)
 
 

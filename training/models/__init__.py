@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 class Model(NamedTuple):
     """Where a model lives, its line in the help, the settings it is trained with unless others are asked for, and the
     scores that there are to choose from: ``residual`` is made of the map, the others are its judge's own. Then the
-    adversarial losses, where there is a choice, and why no graph is made of the model, where none can be."""
+    adversarial losses, where there is a choice, and why no graph is made of the model, where none can be; whether one
+    model learns several product types (``training.models.conditional``), and whether labelled defects."""
 
     target: str
     summary: str
@@ -22,6 +23,8 @@ class Model(NamedTuple):
     scores: tuple[str, ...] = ("residual",)
     losses: tuple[str, ...] = ()
     not_exported: str = ""
+    conditional: bool = False
+    defects: bool = False
 
 
 MODELS = {
@@ -30,6 +33,8 @@ MODELS = {
         "GANomaly with a dense discriminator that marks pixels",
         {"size": 256, "width": 16, "latent": 64, "batch": 16, "learning_rate": 3e-3},
         ("residual", "latent"),
+        conditional=True,
+        defects=True,
     ),
     "f_anogan": Model(
         "training.models.f_anogan:FAnogan",
@@ -132,36 +137,42 @@ MODELS = {
         "encoder, decoder, encoder as published",
         {"size": 64, "tiles": (1, 1), "width": 32, "latent": 100, "batch": 32, "learning_rate": 2e-4},
         ("residual", "latent"),
+        conditional=True,
     ),
     "ae": Model(
         "training.models.ae:Ae",
         "autoencoder: coded in few numbers and drawn again",
         {"size": 64, "tiles": (1, 1), "width": 32, "latent": 100, "batch": 32, "learning_rate": 2e-4},
         ("residual", "hidden", "latent"),
+        conditional=True,
     ),
     "dae": Model(
         "training.models.dae:Dae",
         "denoising autoencoder: learns from damaged tiles",
         {"size": 64, "tiles": (1, 1), "width": 32, "latent": 100, "batch": 32, "learning_rate": 2e-4},
         ("residual", "hidden", "latent"),
+        conditional=True,
     ),
     "vae": Model(
         "training.models.vae:Vae",
         "variational autoencoder, judged at the mean of its codes",
         {"size": 64, "tiles": (1, 1), "width": 32, "latent": 100, "batch": 32, "learning_rate": 2e-4},
         ("residual", "hidden", "latent"),
+        conditional=True,
     ),
     "aae": Model(
         "training.models.aae:Aae",
         "adversarial autoencoder: codes that pass for normal noise",
         {"size": 64, "tiles": (1, 1), "width": 32, "latent": 100, "batch": 32, "learning_rate": 2e-4},
         ("residual", "hidden", "latent", "discriminator"),
+        conditional=True,
     ),
     "vae_gan": Model(
         "training.models.vae_gan:VaeGan",
         "VAE/GAN: likeness as a discriminator sees it",
         {"size": 64, "tiles": (1, 1), "width": 32, "latent": 128, "batch": 64, "learning_rate": 3e-4},
         ("residual", "hidden", "latent", "features", "discriminator"),
+        conditional=True,
     ),
 }
 

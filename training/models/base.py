@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from training.data import scale
+from training.labelled import Labelled
+from training.models.conditional import choose, condition
 
 EVAL_BATCH = 64
 Backward = Callable[[Tensor], None]
@@ -52,7 +54,10 @@ class Trainable(nn.Module, ABC):
 
     pooling: ClassVar[Pooling] = RESIDUAL
     betas: ClassVar[tuple[float, float]] = (0.5, 0.999)  # of Adam: DCGAN's
+    typed: ClassVar[tuple[type[nn.Module], ...]] = (nn.BatchNorm2d,)  # layers that each product type has of its own
+    product: int = 0  # which of the types the networks are turned to
     variety: float = 1.0
+    labelled: Labelled | None = None  # defective tiles to learn from, of a model that the table says learns from them
     loss: str = ""  # one of those that the table gives for the model, where there is a choice
 
     @classmethod
@@ -86,8 +91,19 @@ class Trainable(nn.Module, ABC):
         """The module that judges: maps float32 [N, C, H, W] in [-1, 1] to a Judgement; shares this model's weights."""
 
     def adapt(self, variety: float) -> None:
-        """Told once, before training: how little good parts share of a layout, 0 to 1 (``training.augment``)."""
+        """Told before training: how little good parts share of a layout, 0 to 1 (``training.augment``)."""
         self.variety = variety
+
+    def condition(self, types: int) -> None:
+        """Told once, before training: how many product types there are."""
+        if types > 1:
+            condition(self, self.typed, types)
+
+    def turn_to(self, product: int, variety: float) -> None:
+        """Told whenever what follows is of another product type, whose good parts have this ``variety``."""
+        self.product = product
+        choose(self, product)
+        self.adapt(variety)
 
     def shown(self, tiles: Tensor) -> Tensor:
         """What training shows the networks in place of good ``tiles``, float32 [N, C, H, W]; may draw random numbers.

@@ -22,10 +22,12 @@ from training.errors import TrainingError
 from training.heldout import Exam, set_exam
 from training.models.adversarial import as_real, cross_entropy, frozen, update
 from training.models.base import EVAL_BATCH, Backward, Judgement, Pooling, Trainable
+from training.models.conditional import used
 from training.variation import vary
 
 WEIGHT_CONTEXTUAL, WEIGHT_GRADIENT, WEIGHT_ENCODER, WEIGHT_ADVERSARIAL = 5.0, 2.0, 0.5, 0.1
 WEIGHT_MARKS, WEIGHT_TILE, WEIGHT_REAL = 1.0, 0.15, 0.1
+LABELLED_SHARE = 0.125  # of a batch, at most: so few would else be learnt by heart
 SWAPPED_SHARE = 0.125  # of a batch is drawn once more with drawing and tile exchanged
 WEIGHT_GROUND = 4.0
 HARD_SHARE = 0.02  # of the ground: its pixels that look most like defects
@@ -230,6 +232,16 @@ def marks_loss(logits: Tensor, drawn: Drawn) -> Tensor:
     return (WEIGHT_GROUND * ground.mean(dim=1) + 0.5 * hardest.mean(dim=1) + 0.5 * missed + dice).mean()
 
 
+def as_good(batch: Tensor, shown: Drawn, image: Tensor) -> Tensor:
+    """What is to be drawn, [N, C, H, W], of a ``batch`` whose last tiles were replaced by labelled ones in ``shown``.
+
+    Nobody knows what a good part would have in the defect's place: there, what was drawn is right as it is.
+    """
+    count = max(1, int(LABELLED_SHARE * len(batch)))
+    hidden = torch.maximum(shown.defect, shown.unsure)[-count:] > 0
+    return torch.cat([batch[:-count], torch.where(hidden, image[-count:].detach(), shown.image[-count:])])
+
+
 def tile_logits(logits: Tensor) -> Tensor:
     """[N]: the mean of a tile's highest logits, as the score is made."""
     smooth = F.avg_pool2d(logits, 3, 1, 1).flatten(1)
@@ -262,13 +274,14 @@ def gradient_loss(image: Tensor, tile: Tensor) -> Tensor:
 class GanomalyD(Trainable):
     """Generator and dense discriminator, trained together on tiles with synthetic defects."""
 
+    typed: ClassVar[tuple[type[nn.Module], ...]] = (nn.BatchNorm2d, Places)
     pooling: ClassVar[Pooling] = Pooling({64: 0.6, 128: 0.8, 256: 1.5}, by_place=False, top_share=TOP_SHARE)
 
     def __init__(self, size: int, channels: int, width: int, latent: int) -> None:
         super().__init__()
         self.generator = Generator(size, channels, width, latent)
         self.discriminator = Discriminator(size, channels, width)
-        self._exam: Exam | None = None
+        self._exams: dict[int, Exam] = {}  # by product type
 
     @classmethod
     def build(cls, *, size: int, channels: int, width: int, latent: int) -> GanomalyD:
@@ -285,12 +298,20 @@ class GanomalyD(Trainable):
 
     def adapt(self, variety: float) -> None:
         super().adapt(variety)
-        for module in self.modules():
+        for module in used(self):
             if isinstance(module, Places):
                 module.share.fill_(1.0 - variety)
 
     def shown(self, tiles: Tensor) -> Tensor:
-        return draw(vary(tiles, self.variety)).image
+        return self.with_labelled(draw(vary(tiles, self.variety))).image
+
+    def with_labelled(self, drawn: Drawn) -> Drawn:
+        """The same with labelled defects in the last tiles' place, where there are any."""
+        if self.labelled is None:
+            return drawn
+        count = max(1, int(LABELLED_SHARE * len(drawn.image)))
+        real = self.labelled.draw(count)
+        return Drawn(*(torch.cat([ours[:-count], theirs]) for ours, theirs in zip(drawn, real, strict=True)))
 
     def rate(self, share: float) -> float:
         """A short warm-up, then half a cosine down to a hundredth."""
@@ -303,8 +324,10 @@ class GanomalyD(Trainable):
     ) -> dict[str, Tensor]:
         with torch.no_grad():
             batch = vary(batch, self.variety)
-            shown = draw(batch)
+            shown = self.with_labelled(draw(batch))
         drawn: Passage = self.generator(shown.image)
+        if self.labelled is not None:
+            batch = as_good(batch, shown, drawn.image)
         swapped = max(1, round(SWAPPED_SHARE * len(batch)))
         fakes = drawn.image[:swapped]
         # A drawing in the tile's place and the tile in the drawing's: told apart per pixel, in the same pass.
@@ -344,14 +367,16 @@ class GanomalyD(Trainable):
 
     def selection_loss(self, judge: nn.Module, tiles: Tensor) -> float:
         """1 minus the mean of ranking and marking on defects that training never draws; raises TrainingError."""
-        if self._exam is None or len(self._exam.tiles) == 0:
-            self._exam = set_exam(tiles, EXAM_SEED)
-            if set(self._exam.kinds) == {"good"}:
+        exam = self._exams.get(self.product)
+        if exam is None:
+            exam = set_exam(tiles, EXAM_SEED)
+            if set(exam.kinds) == {"good"}:
                 raise TrainingError(
                     f"no synthetic defect can be seen on the {len(tiles)} good tiles that select the weights: they are "
                     "nothing but strong noise, or out of range. Look at the images, or train --model ganomaly"
                 )
-        figures = examine(judge, self._exam)
+            self._exams[self.product] = exam
+        figures = examine(judge, exam)
         return 1.0 - 0.5 * (figures["ranking"] + figures["marking"])
 
 
