@@ -21,7 +21,7 @@ import json
 import os
 import statistics
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     # Spinning threads make a step several times slower on a machine that is also doing something else.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from contract.errors import FlawlineError
+    from training.errors import StoppedError
 
     try:
         measure(options)
@@ -58,12 +59,12 @@ def main(arguments: list[str] | None = None) -> int:
             from benchmarks.survey_page import write_page
 
             write_page(options.json, options.page)
+    except (KeyboardInterrupt, StoppedError):
+        sys.stderr.write("benchmarks.survey: interrupted; the same command goes on where it was\n")
+        return 130
     except FlawlineError as error:
         sys.stderr.write(f"benchmarks.survey: {error}\n")
         return error.exit_code
-    except KeyboardInterrupt:
-        sys.stderr.write("benchmarks.survey: interrupted; the same command goes on where it was\n")
-        return 130
     return 0
 
 
@@ -106,10 +107,17 @@ def measure(options: argparse.Namespace) -> None:
     ]
     failed = [] if options.finished else run(cells, options.data, options.looks)
     records = [record for cell in cells if (record := cell.record) is not None]
-    write(options.json, document(options.json, options.datasets, records, len(cells), [*skipped, *failed]), machine())
+    finished = {
+        name: {
+            "finished": sum(record["dataset"] == name for record in records),
+            "of": options.seeds * len(asked(name)),
+        }
+        for name in options.datasets
+    }
+    write(options.json, document(options.json, finished, records, [*skipped, *failed]), machine())
 
 
-def asked(dataset: str) -> Iterable[tuple[int, str]]:
+def asked(dataset: str) -> list[tuple[int, str]]:
     """Anomalous class and training of each cell of one seed."""
     from benchmarks.survey_cells import TRAININGS
 
@@ -160,26 +168,26 @@ def run(cells: Sequence[Cell], folder: Path, looks: Path) -> list[Skipped]:
 
 
 def document(
-    path: Path, datasets: Sequence[str], records: list[dict[str, Any]], cells: int, skipped: Sequence[Skipped]
+    path: Path, finished: dict[str, dict[str, int]], records: list[dict[str, Any]], skipped: Sequence[Skipped]
 ) -> dict[str, Any]:
     """The file's content: rows of these data sets anew, those of others as they are."""
     from benchmarks.survey_cells import BUDGETS
 
-    kept = json.loads(path.read_text()) if path.is_file() else {"rows": [], "averages": [], "done": {}, "skipped": []}
-    others = {part: [row for row in kept[part] if row["dataset"] not in datasets] for part in ("rows", "averages")}
-    order = {name: number for number, name in enumerate(DATA_SETS)}
+    kept = (
+        json.loads(path.read_text()) if path.is_file() else {"rows": [], "averages": [], "trainings": {}, "skipped": []}
+    )
+    others = {part: [row for row in kept[part] if row["dataset"] not in finished] for part in ("rows", "averages")}
     rows = [*others["rows"], *rows_of(records)]
-    per_set = {name: sum(record["dataset"] == name for record in records) for name in datasets}
     return {
         "question": "EGBAD's four variants and GANomaly by the protocol of arXiv 1906.11632, clean and leaky",
         "figure": "AUPRC, as average precision",
         "budgets": {name: found._asdict() for name, found in BUDGETS.items()},
         "notes": NOTES,
-        "done": kept["done"] | per_set,
-        "rows": sorted(rows, key=lambda row: order[row["dataset"]]),
-        "averages": sorted([*others["averages"], *averages(records)], key=lambda row: order[row["dataset"]]),
+        "trainings": kept["trainings"] | finished,
+        "rows": sorted(rows, key=lambda row: DATA_SETS.index(row["dataset"])),
+        "averages": sorted([*others["averages"], *averages(records)], key=lambda row: DATA_SETS.index(row["dataset"])),
         "skipped": [
-            *(entry for entry in kept["skipped"] if entry["what"].partition(",")[0] not in datasets),
+            *(entry for entry in kept["skipped"] if entry["what"].partition(",")[0] not in finished),
             *(entry._asdict() for entry in skipped),
         ],
     }
@@ -188,7 +196,7 @@ def document(
 def rows_of(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """One row a data set, class and variant: means over the seeds."""
     groups: dict[tuple[str, int, str], list[dict[str, Any]]] = {}
-    for record in records:
+    for record in in_order(records):
         for variant in record["variants"]:
             groups.setdefault((record["dataset"], record["class"], variant), []).append(record)
     return [
@@ -208,8 +216,24 @@ def rows_of(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
             "refused": [{"seed": record["seed"], "reason": record["refused"]} for record in found if record["refused"]],
             "source": sorted({record["source"] for record in found}),
         }
-        for (dataset, anomalous, variant), found in sorted(groups.items(), key=lambda item: item[0][:2])
+        for (dataset, anomalous, variant), found in groups.items()
     ]
+
+
+def in_order(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """By data set, class, training and seed, whichever was measured first."""
+    from benchmarks.survey_cells import TRAININGS
+
+    trainings = list(TRAININGS)
+    return sorted(
+        records,
+        key=lambda record: (
+            DATA_SETS.index(record["dataset"]),
+            record["class"],
+            trainings.index(record["training"]),
+            record["seed"],
+        ),
+    )
 
 
 def protocols(figures: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -233,7 +257,7 @@ def half_interval(values: Sequence[float]) -> float | None:
 def averages(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The mean over the classes of each data set and variant, of the seeds that have every class."""
     groups: dict[tuple[str, str], dict[int, list[dict[str, float]]]] = {}
-    for record in records:
+    for record in in_order(records):
         for variant, figures in record["variants"].items():
             groups.setdefault((record["dataset"], variant), {}).setdefault(record["seed"], []).append(figures)
     rows = []

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from benchmarks.cells import Skipped, source_version
@@ -27,7 +28,7 @@ from calibration.metrics import ranking
 from contract.bundle import write_atomic
 from training.augment import Augmentation
 from training.data import scale
-from training.errors import TrainingError
+from training.errors import StoppedError, TrainingError
 from training.fit import Tiles, fit
 from training.report import Quiet
 from training.settings import TrainSettings
@@ -120,6 +121,8 @@ def finish(cell: Cell, data: Data, looks: Path) -> dict[str, Any] | Skipped:
     refused = ""
     try:
         train(cell, data, seen)
+    except StoppedError:
+        raise
     except TrainingError as error:
         if not seen or seen[-1].step < cell.budget.steps:
             return Skipped(cell.name, str(error).partition(";")[0])
@@ -164,10 +167,7 @@ def train(cell: Cell, data: Data, seen: list[Evaluation]) -> None:
     model = new_model(training.model, training.loss, images, cell.seed, **shape)
 
     def watch(judge: nn.Module, step: int, selection: float) -> None:
-        found = scores(judge, test, training.scores)
-        ranked = {name: ranking(values[~anomalous], values[anomalous]) for name, values in found.items()}
-        ap = {name: figure.ap or 0.0 for name, figure in ranked.items()}
-        seen.append(Evaluation(step, selection, ap, {name: figure.auroc or 0.0 for name, figure in ranked.items()}))
+        seen.append(evaluated(step, selection, scores(judge, test, training.scores), anomalous))
 
     model.watch = watch
     with tempfile.TemporaryDirectory() as checkpoints:  # a cell of a minute is rather made again than resumed
@@ -197,10 +197,19 @@ def settings(cell: Cell, out: Path) -> TrainSettings:
 
 
 @torch.no_grad()
-def scores(judge: nn.Module, tiles: Tensor, wanted: dict[str, str]) -> dict[str, np.ndarray[Any, Any]]:
+def scores(judge: nn.Module, tiles: Tensor, wanted: dict[str, str]) -> dict[str, NDArray[np.float64]]:
     """The judge's scores of tiles as they are trained on, [M] each, higher = more anomalous."""
     parts = [judge(scale(part)).scores for part in torch.split(tiles, JUDGED_AT_ONCE)]
     return {name: torch.cat([part[score] for part in parts]).double().numpy() for name, score in wanted.items()}
+
+
+def evaluated(
+    step: int, selection: float, found: dict[str, NDArray[np.float64]], anomalous: NDArray[np.bool_]
+) -> Evaluation:
+    """How each variant's scores [M] rank the anomalous test rows above the normal ones."""
+    ranked = {name: ranking(values[~anomalous], values[anomalous]) for name, values in found.items()}
+    ap = {name: figure.ap or 0.0 for name, figure in ranked.items()}
+    return Evaluation(step, selection, ap, {name: figure.auroc or 0.0 for name, figure in ranked.items()})
 
 
 def kept(seen: list[Evaluation]) -> Evaluation:

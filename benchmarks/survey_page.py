@@ -43,7 +43,7 @@ def _of_data_set(name: str, found: dict[str, Any]) -> str:
     means = {row["variant"]: row for row in found["averages"] if row["dataset"] == name}
     if means and len(classes) > 1:
         body.append(["*mean of the classes*", "", *_ends(list(means.values()), variants)])
-    lead = f"**{name}** ({found['notes'][name]}): {_budget(rows[0])}. {_seen(rows)}"
+    lead = f"**{name}** ({found['notes'][name]}): {_budget(rows[0])}. {_partial(found['trainings'][name])}{_seen(rows)}"
     return f"{lead}\n\n{table(['anomalous', 'chance', *variants, 'seeds'], body)}"
 
 
@@ -72,6 +72,11 @@ def _budget(row: Row) -> str:
         f"{budget['steps']} steps of {budget['batch']}; about {counts['fit']} rows to learn from, {counts['test']} to "
         "test"
     )
+
+
+def _partial(trainings: dict[str, int]) -> str:
+    finished, of = trainings["finished"], trainings["of"]
+    return "" if finished == of else f"**Partial: {finished} of {of} trainings are finished.** "
 
 
 def _seen(rows: list[Row]) -> str:
