@@ -69,9 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
-    made = parser(__doc__)
-    made.set_defaults(json=RESULTS / "survey.json")
-    next(action for action in made._actions if action.dest == "json").required = False
+    made = parser(__doc__, RESULTS / "survey.json")
     made.add_argument("--data", type=Path, default=PACK, metavar="DIR", help="with a folder for each data set")
     made.add_argument("--datasets", type=_names, default=DATA_SETS, metavar="A,B", help=", ".join(DATA_SETS))
     made.add_argument("--seeds", type=int, default=3, help="how many: 0, 1, 2, ...")
