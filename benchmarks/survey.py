@@ -92,6 +92,7 @@ def measure(options: argparse.Namespace) -> None:
     """Finish every cell, or none, and write the rows beside those that the file has of other data sets."""
     import torch
 
+    from benchmarks.cells import Skipped
     from benchmarks.survey_cells import make_cell
 
     torch.set_num_threads(1)
@@ -103,8 +104,10 @@ def measure(options: argparse.Namespace) -> None:
         for name in names
         for anomalous, training in asked(name)
     ]
-    failed = [] if options.finished else run(cells, options.data, options.looks)
+    if not options.finished:
+        skipped += run(cells, options.data, options.looks)
     records = [record for cell in cells if (record := cell.record) is not None]
+    skipped += [Skipped(cell.name, why) for cell in cells if (why := (cell.record or {}).get("failed"))]
     finished = {
         name: {
             "finished": sum(record["dataset"] == name for record in records),
@@ -112,7 +115,7 @@ def measure(options: argparse.Namespace) -> None:
         }
         for name in options.datasets
     }
-    write(options.json, document(options.json, finished, records, [*skipped, *failed]), machine())
+    write(options.json, document(options.json, finished, records, skipped), machine())
 
 
 def asked(dataset: str) -> list[tuple[int, str]]:
@@ -139,7 +142,7 @@ def absent(folder: Path, names: Sequence[str]) -> list[Skipped]:
 
 
 def run(cells: Sequence[Cell], folder: Path, looks: Path) -> list[Skipped]:
-    """Measure what is not finished yet; one that fails is named with its reason and does not stop the others."""
+    """Measure what is not finished yet; data sets that cannot be read are named and do not stop the others."""
     from benchmarks.cells import Skipped
     from benchmarks.survey_cells import finish
     from benchmarks.survey_data import READERS
@@ -157,9 +160,7 @@ def run(cells: Sequence[Cell], folder: Path, looks: Path) -> list[Skipped]:
         except DatasetError as error:
             failed[cell.dataset] = Skipped(cell.dataset, str(error).replace(str(folder), "DIR"))
             continue
-        found = finish(cell, loaded[1], looks)
-        if isinstance(found, Skipped):
-            failed[cell.name] = found
+        finish(cell, loaded[1], looks)
         sys.stderr.write(f"{number} of {len(cells)}: {cell.name}\n")
         sys.stderr.flush()
     return list(failed.values())

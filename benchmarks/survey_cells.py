@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from benchmarks.cells import Skipped, source_version
+from benchmarks.cells import source_version
 from benchmarks.common import machine
 from benchmarks.survey_data import SIDE, Data, deal, scaled, seen_before
 from benchmarks.survey_models import new_model
@@ -107,8 +107,8 @@ def make_cell(dataset: str, anomalous: int, training: str, seed: int, budget: Bu
     return Cell(dataset, anomalous, training, seed, budget, folder)
 
 
-def finish(cell: Cell, data: Data, looks: Path) -> dict[str, Any] | Skipped:
-    """The record of the cell, made now where there is none; why there is none where training failed.
+def finish(cell: Cell, data: Data, looks: Path) -> dict[str, Any]:
+    """The record of the cell, made now where there is none; of a training that failed, ``failed`` says why.
 
     Every look is put on record, of a training that fails or is stopped as well.
     """
@@ -118,15 +118,17 @@ def finish(cell: Cell, data: Data, looks: Path) -> dict[str, Any] | Skipped:
     seen: list[Evaluation] = []
     split = deal(data.labels, cell.anomalous, cell.seed, cell.budget.test)
     wrong = data.labels[split.test] == cell.anomalous
-    refused = ""
+    refused = failed = ""
     try:
         train(cell, data, seen)
     except StoppedError:
         raise
     except TrainingError as error:
-        if not seen or seen[-1].step < cell.budget.steps:
-            return Skipped(cell.name, str(error).partition(";")[0])
-        refused = str(error).partition(";")[0]  # trained to the end, and what came of it would be no product
+        reason = str(error).partition(";")[0]
+        if seen and seen[-1].step == cell.budget.steps:
+            refused = reason  # trained to the end, and what came of it would be no product
+        else:
+            failed = reason
     finally:
         if seen:
             log_look(looks, cell, seen, len(split.test))
@@ -145,9 +147,10 @@ def finish(cell: Cell, data: Data, looks: Path) -> dict[str, Any] | Skipped:
             "anomalous": int(wrong.sum()),
         },
         "seen_before": seen_before(data, split),
-        "variants": {name: figures(seen, name) for name in TRAININGS[cell.training].scores},
+        "variants": {} if failed else {name: figures(seen, name) for name in TRAININGS[cell.training].scores},
         "evaluations": [evaluation._asdict() for evaluation in seen],
         "refused": refused,
+        "failed": failed,
         "source": source_version(),
         "machine": machine(),
     }

@@ -27,9 +27,15 @@ def section(found: dict[str, Any]) -> str:
     if not found["rows"] and not found["skipped"]:
         return "Nothing has been measured yet.\n"
     parts = [_of_data_set(name, found) for name in dict.fromkeys(row["dataset"] for row in found["rows"])]
-    missing = sorted(f"- {entry['what']}: {entry['reason']}" for entry in found["skipped"])
+    named = {entry["what"] for entry in found["skipped"]}
+    missing = [f"- {entry['what']}: {entry['reason']}" for entry in found["skipped"]]
+    missing += [
+        f"- {name}: not measured yet"
+        for name, trainings in found["trainings"].items()
+        if not trainings["finished"] and name not in named
+    ]
     if missing:
-        parts.append("Without figures:\n\n" + "\n".join(missing) + "\n")
+        parts.append("Without figures:\n\n" + "\n".join(sorted(missing)) + "\n")
     return "\n".join(parts)
 
 

@@ -20,7 +20,6 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks import survey_cells, survey_data
-from benchmarks.cells import Skipped
 from benchmarks.model_page import replaced
 from benchmarks.survey import RESULTS, averages, half_interval, main
 from benchmarks.survey_cells import TRAININGS, Budget, Cell, Evaluation, evaluated, figures, finish, kept, make_cell
@@ -421,9 +420,11 @@ def cell_of(folder: Path, training: str = "ganomaly") -> Cell:
 def test_a_cell_of_images(training: str, photographs: Data, tmp_path: Path) -> None:
     cell = cell_of(tmp_path, training)
     record = finish(cell, photographs, tmp_path / "looks.csv")
-    assert isinstance(record, dict) and record == cell.record
+    assert record == cell.record
     assert set(record["variants"]) == set(TRAININGS[training].scores)
-    assert record["counts"]["test"] == 60 and record["class_name"] == "4" and record["refused"] == ""
+    assert (
+        record["counts"]["test"] == 60 and record["class_name"] == "4" and record["refused"] == record["failed"] == ""
+    )
     assert [evaluation["step"] for evaluation in record["evaluations"]] == [1, 2, 3, 4]
     for figure in record["variants"].values():
         assert 0 <= figure["clean"] <= figure["leaky"] <= 1
@@ -460,13 +461,15 @@ def test_a_training_that_fails_has_looked_all_the_same(
 ) -> None:
     monkeypatch.setattr(survey_cells, "train", fails(TrainingError("step 2: no number any more; kept"), 2))
     cell, looks = cell_of(tmp_path), tmp_path / "looks.csv"
-    found = finish(cell, photographs, looks)
-    assert found == Skipped("cifar10, class 4, ganomaly, seed 1", "step 2: no number any more")
-    assert cell.record is None and len(looks.read_text().splitlines()) == 2
+    record = finish(cell, photographs, looks)
+    assert record == cell.record == finish(cell, photographs, looks), "it would fail again"
+    assert record["failed"] == "step 2: no number any more" and record["variants"] == {}
+    assert len(looks.read_text().splitlines()) == 2
+    stopped = cell._replace(folder=tmp_path / "stopped")
     monkeypatch.setattr(survey_cells, "train", fails(StoppedError("stopped"), 2))
     with pytest.raises(StoppedError):
-        finish(cell, photographs, looks)
-    assert cell.record is None and len(looks.read_text().splitlines()) == 3
+        finish(stopped, photographs, looks)
+    assert stopped.record is None and len(looks.read_text().splitlines()) == 3
 
 
 def test_a_network_that_is_refused_at_the_end_keeps_its_figures(
@@ -474,8 +477,11 @@ def test_a_network_that_is_refused_at_the_end_keeps_its_figures(
 ) -> None:
     monkeypatch.setattr(survey_cells, "train", fails(TrainingError("every image is drawn alike; no bundle"), 4))
     record = finish(cell_of(tmp_path), photographs, tmp_path / "looks.csv")
-    assert isinstance(record, dict)
-    assert record["refused"] == "every image is drawn alike" and record["variants"]["GANomaly"]["clean"] == 0.3
+    assert (
+        record["failed"] == ""
+        and record["refused"] == "every image is drawn alike"
+        and record["variants"]["GANomaly"]["clean"] == 0.3
+    )
 
 
 # The command
@@ -546,6 +552,13 @@ def test_a_finished_cell_is_read_and_a_missing_one_is_made_again(measured: Path)
     assert main(words(measured, "--datasets", "kdd99", "--finished")) == 0
     assert [len(row["seeds"]) for row in load(measured)["rows"]] == [1, 1, 2, 2, 2]
     assert (measured / "looks.csv").read_text() == looks
+    record = before[lost][1] | {"failed": "the loss is not a number", "variants": {}}
+    lost.write_text(json.dumps(record))
+    assert main(words(measured, "--datasets", "kdd99", "--finished")) == 0
+    assert {"what": "kdd99, class 1, egbad-ce, seed 0", "reason": "the loss is not a number"} in load(measured)[
+        "skipped"
+    ]
+    lost.unlink()
     assert main(words(measured, "--datasets", "kdd99")) == 0
     after = {path: (path.stat().st_mtime_ns, json.loads(path.read_text())) for path in records}
     assert {path for path in records if before[path][0] != after[path][0]} == {lost}
@@ -590,9 +603,9 @@ def test_one_seed_and_refused_trainings_are_said_on_the_page() -> None:
         "refused": [{"seed": 0, "reason": "alike"}],
     }
     notes = {"cifar10": "JPEG copies"}
-    trainings = {"cifar10": {"finished": 1, "of": 30}}
+    trainings = {"cifar10": {"finished": 1, "of": 30}, "mnist": {"finished": 0, "of": 30}}
     text = section({"rows": [row], "averages": [], "skipped": [], "notes": notes, "trainings": trainings})
-    assert "**Partial: 1 of 30 trainings are finished.**" in text
+    assert "**Partial: 1 of 30 trainings are finished.**" in text and "- mnist: not measured yet" in text
     assert "| ship | 0.100 | 0.250 / 0.500 | 1 |" in text and "JPEG copies" in text
     assert "1 of the trainings ended with a network that draws everything alike" in text
     assert "have an equal" not in text and "±" not in text
