@@ -434,7 +434,7 @@ def test_an_empty_folder_is_a_camera_that_is_ready(folder: Path) -> None:
         served(camera, seen, lambda: time.monotonic() > waited, "it waits")
         status = camera.status()
         assert (status.state, status.restarts, seen) == ("running", 0, [])
-        assert status.frame_age_ms < 700
+        served(camera, seen, lambda: camera.status().frame_age_ms < 700, "its age is renewed without a frame")
         put(folder, "a.png", 9)
         served(camera, seen, lambda: bool(seen), "the picture")
         assert seen == [9]

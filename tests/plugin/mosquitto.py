@@ -51,7 +51,7 @@ class Mosquitto:
     def kill(self) -> None:
         if self._process is not None:
             os.kill(self._process.pid, signal.SIGKILL)
-            self._process.wait(10)
+            self._process.wait(30)
             self._process = None
 
     def freeze(self) -> None:
