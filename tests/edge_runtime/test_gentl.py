@@ -49,7 +49,7 @@ def opened(url: str, state: Path) -> GentlCamera:
 
 def frames_of(camera: GentlCamera, wanted: int) -> list[CameraFrame]:
     found: list[CameraFrame] = []
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while len(found) < wanted:
         assert time.monotonic() < deadline
         frame = camera.read()

@@ -24,7 +24,7 @@ from contract.event import LineCode
 from plugin.connectors.kit import Took
 from tests.needs import lacking
 from tests.plugin.order import Order
-from tests.processes import free_port, until
+from tests.processes import free_port, freeze, until
 
 NOT_HEARD_S = 3.0
 
@@ -56,7 +56,7 @@ class Mosquitto:
 
     def freeze(self) -> None:
         assert self._process is not None
-        os.kill(self._process.pid, signal.SIGSTOP)
+        freeze(self._process.pid)
 
     def thaw(self) -> None:
         assert self._process is not None
