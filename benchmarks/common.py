@@ -58,10 +58,12 @@ def installed(name: str) -> str | None:
         return None
 
 
-def parser(module_doc: str | None) -> argparse.ArgumentParser:
-    """An argument parser with --json."""
+def parser(module_doc: str | None, default: Path | None = None) -> argparse.ArgumentParser:
+    """An argument parser with --json, which has to be given where there is no ``default``."""
     made = argparse.ArgumentParser(description=module_doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--json", type=Path, required=True, help="file to write the figures to")
+    made.add_argument(
+        "--json", type=Path, default=default, required=default is None, help="file to write the figures to"
+    )
     return made
 
 

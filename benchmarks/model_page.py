@@ -65,13 +65,13 @@ def write_page(figures: Path, page: Path) -> None:
     page.write_text(replaced(text, section(found), str(page)))
 
 
-def replaced(text: str, figures: str, name: str) -> str:
+def replaced(text: str, figures: str, name: str, mark: str = BEGIN) -> str:
     """``text`` with other figures between its marks."""
-    before, begin, rest = text.partition(BEGIN)
+    before, begin, rest = text.partition(mark)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise ConfigError(f"{name}: has no place for figures; expected the lines {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n\n{figures}\n{END}{after}"
+        raise ConfigError(f"{name}: has no place for figures; expected the lines {mark} and {END}")
+    return f"{before}{mark}\n\n{figures}\n{END}{after}"
 
 
 def section(found: dict[str, Any]) -> str:

@@ -466,10 +466,11 @@ def refuse_collapse(judge: nn.Module, tiles: Tensor, steps: int, checkpoint: Pat
     Drawing alike is not wrong by itself: aligned parts that differ by noise alone should all be drawn as their mean.
     Nor is drawing coarsely: detail of a few pixels does not count.
     """
+    coarse = min(COARSE, tiles.shape[1], tiles.shape[2])
     with torch.no_grad():
         shown = scale(tiles)
-        drawn = F.avg_pool2d(judge(shown).image, COARSE)
-        shown = F.avg_pool2d(shown, COARSE)
+        drawn = F.avg_pool2d(judge(shown).image, coarse)
+        shown = F.avg_pool2d(shown, coarse)
     spread = float(drawn.std(dim=0, correction=0).mean() / (shown.std(dim=0, correction=0).mean() + 1e-6))
     distance = float((drawn - shown).abs().mean())
     mean_distance = float((shown - shown.mean(dim=0)).abs().mean())
