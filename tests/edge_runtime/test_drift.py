@@ -116,8 +116,13 @@ def test_what_the_sums_grow_by_is_the_time_that_passed_at_most() -> None:
 
 @pytest.mark.parametrize(
     ("column", "shift", "test", "what"),
-    [(0, -3.0, "picture", "lamp"), (2, -3.0, "picture", "lens"), (4, -4.0, "picture", "fixture"), (6, 2.5, "score", "product")],
-)  # fmt: skip
+    [
+        (0, -3.0, "picture", "lamp"),
+        (2, -3.0, "picture", "lens"),
+        (4, -4.0, "picture", "fixture"),
+        (6, 2.5, "score", "product"),
+    ],
+)
 def test_a_measure_that_moves_is_found_and_named(column: int, shift: float, test: str, what: str) -> None:
     before, after = draw(np.random.default_rng(5), 700), draw(np.random.default_rng(6), 300)
     after[:, column] += shift * REFERENCE.columns[column].spread
