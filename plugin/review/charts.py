@@ -96,7 +96,7 @@ def evidence(
         drawn.append(Markup('<text x="{}" y="{:.1f}" text-anchor="end">{}</text>').format(LEFT - 6, y + 4, said))
     y = _power(0)
     drawn.append(Markup('<polyline class="limit" points="{},{:.1f} {},{:.1f}"/>').format(LEFT, y, WIDTH - RIGHT, y))
-    drawn.append(Markup('<text x="{}" y="{:.1f}" text-anchor="end">{}</text>').format(WIDTH - RIGHT, y - 5, alarm))
+    drawn.append(Markup('<text x="{}" y="{:.1f}">{}</text>').format(LEFT + 6, y - 5, alarm))
     for name, values in lines:
         spots = [(LEFT + (i + 0.5) * width, value) for i, value in enumerate(values) if value is not None]
         line = " ".join(f"{x:.1f},{_power(value):.1f}" for x, value in spots)
