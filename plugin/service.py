@@ -504,6 +504,7 @@ class Service:
         if self._http is not None:
             self._http.should_exit = True
         self.feed.alarms.stop()
+        self._drift.stop()
         self._receiver.stop()
         self._join("receiver")
         if not self.ledger.drain(STOP_S / 2):
@@ -513,8 +514,6 @@ class Service:
         self._join("ledger")
         self._tallier.stop()
         self._join("tally")
-        self._drift.stop()
-        self._join("drift")
         self._retention.stop()
         if isinstance(self._blobs, Bucket):
             self._blobs.stop()
@@ -527,6 +526,7 @@ class Service:
         if self._http is not None:
             self._join("http")
         self._join("alarms")
+        self._join("drift")
         self._stop_control()
         self._stop_gate()
         if not any(self._threads[name].is_alive() for name in ("writer", "receiver")):
