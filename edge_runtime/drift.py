@@ -304,8 +304,15 @@ def _array(rows: Any, shape: tuple[int, ...], most: float) -> Floats:
 def suspect(
     measures: Sequence[DriftMeasure], tests: Sequence[DriftTest]
 ) -> Literal["lamp", "lens", "fixture", "product"] | None:
-    """What most likely changed: by the measure of the picture that moved most, else by an alarm without any."""
-    moved = [each for each in measures if each.what in SUSPECTS and abs(each.shift) >= MOVED]
-    if moved:
-        return SUSPECTS[max(moved, key=lambda each: abs(each.shift)).what]
-    return "product" if any(test.alarm for test in tests) else None
+    """What most likely changed: a hint, by the measure of the picture that moved most.
+
+    Where the pictures are an alarm, whatever it moved by; where only scores or rejects are, by far, or it is the
+    product. A picture that is sharper than ever shows another surface: no lens gets better by itself.
+    """
+    alarms = {test.name for test in tests if test.alarm}
+    least = 0.0 if "picture" in alarms else 2 * MOVED if alarms else MOVED
+    moved = [each for each in measures if each.what in SUSPECTS and abs(each.shift) >= least]
+    if not moved:
+        return "product" if alarms else None
+    most = max(moved, key=lambda each: abs(each.shift))
+    return "product" if most.what == "focus" and most.shift > 0 else SUSPECTS[most.what]

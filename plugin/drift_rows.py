@@ -13,6 +13,8 @@ from plugin import tables as t
 
 a, e = t.drift_alarms.c, t.events.c
 HISTORY = 50
+_IS_DRIFT = e.kind == sa.literal_column("'drift'")
+"""As the index has it: a value that is bound would not find it."""
 
 
 def record(connection: sa.Connection, report: Drift) -> None:
@@ -67,14 +69,15 @@ def clear(connection: sa.Connection, alarm: int, who: str) -> bool:
 
 
 def stations(connection: sa.Connection) -> list[str]:
-    """Edges that have reported."""
-    found = sa.select(e.edge_id).where(e.kind == "drift").distinct().order_by(e.edge_id)
-    return [str(name) for name in connection.execute(found).scalars()]
+    """Edges that have reported, as far as they are heard of or had an alarm: reports may be millions."""
+    reported = sa.exists().where(_IS_DRIFT, e.edge_id == t.edges.c.edge_id)
+    found = sa.union(sa.select(t.edges.c.edge_id).where(reported), sa.select(a.edge_id))
+    return sorted(str(name) for name in connection.execute(found).scalars())
 
 
 def reports(connection: sa.Connection, edge_id: str, limit: int) -> list[Drift]:
     """An edge's last reports, oldest first; one that a later version wrote otherwise is passed over."""
-    wanted = sa.select(e.header).where(e.kind == "drift", e.edge_id == edge_id).order_by(e.id.desc()).limit(limit)
+    wanted = sa.select(e.header).where(_IS_DRIFT, e.edge_id == edge_id).order_by(e.id.desc()).limit(limit)
     found = []
     for header in connection.execute(wanted).scalars():
         try:

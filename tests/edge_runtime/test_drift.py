@@ -119,6 +119,7 @@ def test_what_the_sums_grow_by_is_the_time_that_passed_at_most() -> None:
     [
         (0, -3.0, "picture", "lamp"),
         (2, -3.0, "picture", "lens"),
+        (2, 3.0, "picture", "product"),
         (4, -4.0, "picture", "fixture"),
         (6, 2.5, "score", "product"),
     ],
