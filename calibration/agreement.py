@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.conformal import beta_quantile
 from calibration.metrics import ranking
+from contract.stats import beta_quantile
 
 LEAST_RANK = 0.99
 MOST_FLIPS = 0.001

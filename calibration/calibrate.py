@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from calibration import conformal
+from calibration.baseline import baseline_of
 from calibration.costs import Limits
 from calibration.defects import find_defects
 from calibration.folds import open_folds
@@ -33,7 +34,8 @@ from calibration.places import MeanPictures, Where, locate_asked, place_files, w
 from calibration.progress import steps
 from calibration.quality import Seen, bounds_from, see, sizes_of
 from calibration.report import calibration_page, shown_places, zone_text
-from contract.bundle import Bundle, Manifest, Precision, open_bundle, put_files
+from contract.baseline import baseline_file
+from contract.bundle import ROLE_BASELINE, Bundle, Manifest, Precision, open_bundle, put_files
 from contract.dataset import Sample, load_dataset
 from contract.decision import ViewMap
 from contract.errors import ConfigError
@@ -307,6 +309,7 @@ def write(found: Proposal) -> Path:
     paths = put_files(
         bundle,
         {ROLE_REPORT: ("report.html", page.encode())}
+        | {ROLE_BASELINE: baseline_file(baseline_of(measured, found.quality))}
         | place_files(bundle, places, {} if levels is None else levels.views),
         thresholds=thresholds,
         quality=found.quality,

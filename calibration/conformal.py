@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.errors import CalibrationError
+from contract.stats import beta_quantile, log_binomial
 
 ROUNDING = 1e-9
 Floats = NDArray[np.float64]
@@ -126,7 +127,7 @@ def pac_rank(groups: int, alpha: float, delta: float) -> int:
     pac_require(groups, alpha, delta)
     exceeded = 0.0
     for above in range(groups):
-        exceeded += math.exp(_log_binomial(above, groups, alpha))
+        exceeded += math.exp(log_binomial(above, groups, alpha))
         if exceeded > delta * (1 + ROUNDING):
             return min(groups, groups - above + 1)
     return 1
@@ -171,27 +172,3 @@ def rate_at(scores: Sequence[float], groups: Sequence[str], limit: float) -> tup
     low = 0.0 if fewest == 0 else beta_quantile(0.05, fewest, parts - fewest + 1)
     high = 1.0 if most == parts else beta_quantile(0.95, most + 1, parts - most)
     return low, high
-
-
-@lru_cache(maxsize=4096)
-def beta_quantile(q: float, a: int, b: int) -> float:
-    """Quantile of Beta(a, b) for whole a, b >= 1: bisection on a binomial tail, exact to 1e-12."""
-    low, high = 0.0, 1.0
-    while high - low > 1e-12:
-        middle = (low + high) / 2
-        low, high = (middle, high) if _beta_cdf(middle, a, b) < q else (low, middle)
-    return (low + high) / 2
-
-
-def _beta_cdf(x: float, a: int, b: int) -> float:
-    """P(Beta(a, b) <= x) = P(Binomial(a+b-1, x) >= a)."""
-    if not 0 < x < 1:
-        return float(x >= 1)
-    n = a + b - 1
-    return math.fsum(math.exp(_log_binomial(j, n, x)) for j in range(a, n + 1))
-
-
-def _log_binomial(hits: int, n: int, p: float) -> float:
-    """log P(Binomial(n, p) = hits) for 0 < p < 1."""
-    choose = math.lgamma(n + 1) - math.lgamma(hits + 1) - math.lgamma(n - hits + 1)
-    return choose + hits * math.log(p) + (n - hits) * math.log1p(-p)

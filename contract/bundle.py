@@ -28,6 +28,7 @@ ROLE_GRAPH = "graph.fp32"
 ROLE_GRAPH_FP16 = "graph.fp16"
 ROLE_GRAPH_INT8 = "graph.int8"
 ROLE_DATA = "data"
+ROLE_BASELINE = "baseline"  # what good parts measured, for the watch over drift
 ROLE_FIXTURE = "fixture"  # the picture of the mark by which a part is found
 # What a calibration knows of places, one file a view, by the view's index: `level.0`
 ROLE_LEVEL = "level"

@@ -228,6 +228,63 @@ class Gap(BaseHeader):
     duration_ns: Count = Field(description="by a clock that survives a restart of the edge where there is one")
 
 
+class DriftTest(Wire):
+    """One test of a camera's watch. ``evidence``: log10 of the most since the report before, over the alarm line: 0."""
+
+    name: Literal["picture", "score", "rejects"]
+    evidence: float
+    alarm: bool = Field(False, description="it crossed the line since the report before, and began anew")
+    alarms: Count = Field(0, description="how often it has, since this watch began")
+
+
+class DriftMeasure(Wire):
+    """One measure of the last parts beside that of the good ones at calibration.
+
+    ``shift`` is their difference in spreads of the good ones, negative where the last parts measure less.
+    """
+
+    name: Name = Field(description="`score`, or the view and the quality gate's name: `main.mean`")
+    camera_id: Name
+    what: Literal["brightness", "contrast", "focus", "position", "score"]
+    now: float = Field(description="median of the last parts, at an alarm of those since the change")
+    usual: float = Field(description="median of the good ones")
+    spread: float = Field(gt=0)
+    shift: float
+
+
+class Drift(BaseHeader):
+    """How far the parts of one camera still are like those of the calibration; regularly, and at once on an alarm.
+
+    All parts count, whatever their verdict. An alarm is a test that crossed its line; no verdict follows from it.
+    """
+
+    kind: Literal["drift"] = "drift"
+    camera_id: Name = Field(description="whose trigger makes the parts")
+    inspected: Count = Field(description="parts since this watch began")
+    of_parts: Count = Field(description="parts since the report before")
+    flagged: Count = Field(0, description="of those, REJECT or REVIEW")
+    lost: Count = Field(0, description="of those, NOT_INSPECTED")
+    tests: tuple[DriftTest, ...] = Field((), max_length=8)
+    measures: tuple[DriftMeasure, ...] = Field((), max_length=200)
+    suspect: Literal["lamp", "lens", "fixture", "product"] | None = Field(
+        None, description="what most likely changed, by the measures that moved; none: nothing moved much"
+    )
+    since_part_id: Name | None = Field(None, description="on an alarm: a part from before the change, as estimated")
+    last_part_id: Name = Field(description="the last part that counts here")
+    rejects_at_most: float = Field(ge=0, le=1, description="share of flagged parts that is no alarm")
+    defect_share: float = Field(ge=0, le=1)
+    false_alarms_per_month: float = Field(gt=0, description="of the whole edge, at most, while nothing drifts")
+    baseline_parts: Count = Field(description="good parts that the scores are held against")
+    recipe: Name
+    recipe_number: int | None = None
+    bundle_id: Name
+    calibration_id: Name | None = None
+
+    @property
+    def alarm(self) -> bool:
+        return any(test.alarm for test in self.tests)
+
+
 class CameraState(Wire):
     """One camera in a heartbeat; ages in milliseconds, -1 before the first frame."""
 
@@ -278,9 +335,12 @@ class State(BaseHeader):
     clock_synchronised: bool | None = Field(None, description="whether NTP or PTP keeps the wall clock; none: unknown")
     clock_steps: Count = Field(0, description="how often the wall clock was set since this edge started")
     clock_step_ms: float = Field(0.0, description="the last of them: how far ahead, negative for back")
+    drift: Literal["unknown", "off", "no_baseline", "watching"] = Field(
+        "unknown", description="of the recipe that judges now; no_baseline: calibrate its bundle again"
+    )
 
 
-Header = Annotated[Trigger | Result | Missed | Attachment | Chunk | Gap | State, Field(discriminator="kind")]
+Header = Annotated[Trigger | Result | Missed | Attachment | Chunk | Gap | Drift | State, Field(discriminator="kind")]
 # Keys alone: kept for the next header, the ids of parts fill a cache of 16 384 strings with what never comes again.
 HEADER: TypeAdapter[Header] = TypeAdapter(Header, config=ConfigDict(cache_strings="keys"))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 
@@ -52,3 +53,27 @@ def rate_fields(name: str, value: Rate | None) -> dict[str, Any]:
         f"{name}_hits": hits,
         f"{name}_of": total,
     }
+
+
+@lru_cache(maxsize=4096)
+def beta_quantile(q: float, a: int, b: int) -> float:
+    """Quantile of Beta(a, b) for whole a, b >= 1: bisection on a binomial tail, exact to 1e-12."""
+    low, high = 0.0, 1.0
+    while high - low > 1e-12:
+        middle = (low + high) / 2
+        low, high = (middle, high) if _beta_cdf(middle, a, b) < q else (low, middle)
+    return (low + high) / 2
+
+
+def _beta_cdf(x: float, a: int, b: int) -> float:
+    """P(Beta(a, b) <= x) = P(Binomial(a+b-1, x) >= a)."""
+    if not 0 < x < 1:
+        return float(x >= 1)
+    n = a + b - 1
+    return math.fsum(math.exp(log_binomial(j, n, x)) for j in range(a, n + 1))
+
+
+def log_binomial(hits: int, n: int, p: float) -> float:
+    """log P(Binomial(n, p) = hits) for 0 < p < 1."""
+    choose = math.lgamma(n + 1) - math.lgamma(hits + 1) - math.lgamma(n - hits + 1)
+    return choose + hits * math.log(p) + (n - hits) * math.log1p(-p)

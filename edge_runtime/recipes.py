@@ -26,6 +26,7 @@ from contract.fixture import placer_of
 from contract.recipe import Recipe
 from contract.signing import read_trusted
 from edge_runtime.cameras import is_live, is_settable
+from edge_runtime.drift_desk import held_against
 from edge_runtime.engines import Together, open_shared
 from edge_runtime.engines.base import Engine
 from edge_runtime.engines.golden import check_golden
@@ -51,6 +52,8 @@ class Judge:
         self.engine_name = engine.describe()
         self.calibration_id = bundle.manifest.calibration_id()
         self.bundle_state = bundle.state if settings.mode == "production" else None  # else nobody has verified it
+        leads = [camera.id for camera in settings.cameras if camera.trigger != "follow"]
+        self.drift = held_against(bundle, settings, leads)
         live = {camera.id: is_live(camera.url) for camera in settings.cameras}
         self.inspectors = {
             lead: Inspector(bundle, engine, frozen_check=all(live[camera] for camera in cameras))

@@ -212,6 +212,20 @@ class BundleSettings(Strict):
     )
 
 
+class DriftSettings(Strict):
+    """The watch over drift. It changes no verdict."""
+
+    on: bool = True
+    false_alarms_per_month: float = Field(
+        1.0, ge=0.001, le=1000, description="of the whole edge, at most, on average; a month is 30 days of parts"
+    )
+    defect_share: float = Field(0.05, ge=0, lt=0.5, description="of defective parts that is no drift and no alarm")
+    parts_per_month: int | None = Field(
+        None, ge=1, le=10**12, description="of each camera; none: the time between parts counts as it passes"
+    )
+    report_parts: int = Field(500, ge=1, le=1_000_000, description="parts between two reports to the host")
+
+
 class MetricsSettings(Strict):
     """Where Prometheus may read this edge's figures; nowhere, unless asked for."""
 
@@ -275,6 +289,7 @@ class EdgeSettings(Strict):
     )
     host: HostLink = Field(default_factory=HostLink)
     spool: SpoolSettings = Field(default_factory=SpoolSettings)
+    drift: DriftSettings = Field(default_factory=DriftSettings)
     metrics: MetricsSettings = Field(default_factory=MetricsSettings)
     log: LogSettings = Field(default_factory=LogSettings)
     preview: PreviewSettings = Field(default_factory=PreviewSettings)

@@ -25,6 +25,7 @@ from edge_runtime.clock import StepWatch, boot_id, boot_ns, synchronised
 from edge_runtime.codes import CodeReader
 from edge_runtime.control import Order, Orders
 from edge_runtime.cutting import CutPart, said_of, with_cut
+from edge_runtime.drift_desk import DriftDesk
 from edge_runtime.emitter import Emitter
 from edge_runtime.engines.base import Engine
 from edge_runtime.errors import CardLostError, SpoolBlockedError, SpoolError
@@ -123,6 +124,7 @@ class Station:
         self._lane = Lane()
         self._watch = {camera.settings.id: _CameraWatch() for camera in self._cameras}
         self._pictures = Pictures(spool, emitter, settings)
+        self._drift = DriftDesk(settings)
         self.pulse = Pulse("station")
         self._state = "starting"
         self._blocked: str | None = None
@@ -452,6 +454,10 @@ class Station:
         self._pictures.offer(result.model_copy(update={"seq": numbers[-1]}), outcome, taken.part, taken.inspector)
         with suppress(OSError, ValueError):  # nobody reads the terminal any more
             self._on_result(result)
+        self._drift.note(self._judge.drift, result)
+        if reports := list(self._drift.waiting):  # kept where they cannot be recorded now
+            self._record([Draft(report) for report in reports])
+            del self._drift.waiting[: len(reports)]
 
     def _late(self, header: Trigger) -> bool:
         return time.monotonic_ns() - header.timing.t_begin_ns > self._settings.deadline_ms * 1_000_000
@@ -535,6 +541,7 @@ class Station:
                 raise SpoolError("the emitter has ended: verdicts would reach nobody, so the station stops")
         if now >= self._next_state:
             self._declare_all_skipped()
+        self._drift.keep()
         self._beat()
 
     def _beat(self) -> None:
@@ -655,6 +662,7 @@ class Station:
             clock_synchronised=synchronised(),
             clock_steps=self._clock.steps,
             clock_step_ms=self._clock.step_ms,
+            drift=self._judge.drift.state,
             **self._judge.names(),
         )
         self._observer.heartbeat(state)
@@ -690,6 +698,7 @@ class Station:
         self._finish_parts()
         self._declare_unseen()
         self._mark_alive()
+        self._drift.keep(last=True)
         self._state = "stopped"
         self._send_state()
         for camera in self._cameras:

@@ -114,6 +114,19 @@ def _recipes(challenge: dict[str, Any]) -> set[int | None]:
     return read | {detail["recipe"]} if "recipe" in detail else read
 
 
+def since_drift(ledger: LedgerReader, line: str, number: int | None, cause: str) -> Interval:
+    """Up to now, from the part with ``number``, by which the change is taken to have begun; None: not known.
+
+    From the last good check before it, where there was one: until then the line is known to have seen. Where nothing
+    is known of the change, as for a stop.
+    """
+    last = ledger.last_number(line)
+    if number is None:
+        return _interval(ledger, line, cause, None, _good_check(ledger, line, None), last)
+    interval = _interval(ledger, line, cause, None, ledger.challenge_passed(line, "before", number=number), last)
+    return interval if interval.good_check is not None else interval._replace(after=number - 1)
+
+
 def judged_by(ledger: LedgerReader, line: str, model: str) -> Interval:
     """Everything that a bad model judged: a check that was passed with that model proves nothing. Raises LineError."""
     found = ledger.judged_by(line, model)

@@ -32,10 +32,11 @@ from plugin.alarms import Source
 from plugin.backup import UNFINISHED
 from plugin.blob_places import open_blobs
 from plugin.bucket import Bucket
-from plugin.connectors.base import LineCommand, LineOutput, Plant
+from plugin.connectors.base import LineCommand, LineOutput, LineState, Plant
 from plugin.control import ControlServer
 from plugin.database import place_of
 from plugin.dispatch import Dispatcher, Sent, make_connector
+from plugin.drift_watch import DriftWatch
 from plugin.errors import ConfigError, FlawlineError
 from plugin.feed import Feed
 from plugin.finder import Finder
@@ -147,6 +148,7 @@ class Service:
         store.decoy_share = quality.decoy_share
         store.follow = Follow(quality.second_share, quality.known_share)
         self._tallier = Tallier(self._writer.call)
+        self._drift = DriftWatch(self.reader.engine, LedgerReader(self.ledger.path), line_id, self._writer.call)
         self._retention = Retention(settings.retention, state_dir, self.reader, store.blobs, self._writer.call)
         self.feed = Feed(self.reader, line_id, self._troubles)
         self._streams = Streams(self.feed)
@@ -172,8 +174,9 @@ class Service:
                 holds=Holds(settings.review.hold_s),
                 quality=quality,
                 line_desk=LineDesk(
-                    tuple(line.id for line in settings.lines), self._trouble_of, self.ledger.state_of, self.ledger.ask
+                    tuple(line.id for line in settings.lines), self._trouble_of, self._state_of, self.ledger.ask
                 ),
+                drift=self._drift,
             )
         )
         self._http = None if self._door is None else self._make_server(self._door)
@@ -305,6 +308,8 @@ class Service:
         for status in self.dispatcher.status():
             trouble = status.get("trouble")
             found["connector", str(status["url"])] = None if trouble is None else str(trouble)
+        for (edge, camera), text in self._drift.texts().items():
+            found["drift", f"{edge}/{camera}"] = text
         return found
 
     def _record(self, sent: Sent) -> None:
@@ -333,9 +338,14 @@ class Service:
 
     def _alarms_of(self, line: str) -> list[str]:
         """What somebody has to see to on a line that is inspected."""
-        state = self.ledger.state_of(line)
+        state = self._state_of(line)
         stop = None if state.stop is None else f"is to stop: {state.stop_text}"
-        return [f"Line {line} {text}" for text in (stop, state.held and f"is not released: {state.held}") if text]
+        held = state.held and f"is not released: {state.held}"
+        drift = state.drift and f"is to be looked at: {state.drift}"
+        return [f"Line {line} {text}" for text in (stop, held, drift) if text]
+
+    def _state_of(self, line: str) -> LineState:
+        return self.ledger.state_of(line)._replace(drift=self._drift.of_line(line))
 
     def _plant(self, url: str, named: tuple[str, ...]) -> Plant:
         """What the connector of ``url`` that serves these lines (none named: all) may ask and tell."""
@@ -350,7 +360,7 @@ class Service:
             select_recipe=self._select_recipe,
             fail=partial(self._fail, url),
             ask=self._ask_line,
-            state=self.ledger.state_of,
+            state=self._state_of,
             gate=lambda line, number, outcome: self.ledger.gate(line, number, outcome, CONTROLLER),
             command=self._command,
         )
@@ -444,6 +454,7 @@ class Service:
         self._spawn("ledger", self.ledger.run)
         self._spawn("writer", lambda: self._writer.run(self._answer))
         self._spawn("tally", self._tallier.run)
+        self._spawn("drift", self._drift.run)
         self._spawn("mirror", self._mirror.run)
         self._spawn("alarms", self.feed.alarms.run)
         if self._http is not None and self._door is not None:
@@ -493,6 +504,7 @@ class Service:
         if self._http is not None:
             self._http.should_exit = True
         self.feed.alarms.stop()
+        self._drift.stop()
         self._receiver.stop()
         self._join("receiver")
         if not self.ledger.drain(STOP_S / 2):
@@ -514,6 +526,7 @@ class Service:
         if self._http is not None:
             self._join("http")
         self._join("alarms")
+        self._join("drift")
         self._stop_control()
         self._stop_gate()
         if not any(self._threads[name].is_alive() for name in ("writer", "receiver")):

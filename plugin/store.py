@@ -21,7 +21,8 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from contract.event import Attachment, Gap, Message, Missed, PartHeader, PartRef, Result, State, Trigger, Verdict
+from contract.event import Attachment, Drift, Gap, Message, Missed, PartHeader, PartRef, Result, State, Trigger, Verdict
+from plugin import drift_rows
 from plugin import tables as t
 from plugin.blobs import Blobs, BlobStore
 from plugin.database import Hand, Place, is_passing, is_sqlite, name_of, open_engine, short
@@ -179,7 +180,7 @@ class Store:
         unreferenced.
         """
         durable = [item for item in batch if not isinstance(item.message.header, State)]
-        with self._connection.begin():
+        with self._connection.begin() as connection:
             outcomes = self._classify(durable)
             fresh = [item for item in durable if outcomes[id(item)] == "new"]
             for item in fresh:
@@ -189,6 +190,9 @@ class Store:
             self._insert_parts(fresh)
             self._insert_attachments(fresh)
             self._insert_gaps(fresh)
+            for item in fresh:
+                if isinstance(item.message.header, Drift):
+                    drift_rows.record(connection, item.message.header)
             self._count(durable, outcomes)
             settled = self._keep_states(item for item in batch if isinstance(item.message.header, State))
         self._settled |= settled

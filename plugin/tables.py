@@ -46,6 +46,7 @@ events = sa.Table(
     sa.Column("header", sa.Text, nullable=False),
     sa.UniqueConstraint("edge_id", "spool_id", "seq", name="events_identity"),
     sa.Index("events_by_kind", "kind"),
+    sa.Index("events_drift", "edge_id", "id", **_where(sa.text("kind = 'drift'"))),
 )
 
 spools = sa.Table(
@@ -287,4 +288,22 @@ containment_notes = sa.Table(
     sa.Column("who", sa.Text, nullable=False),
     sa.Column("t_wall_ns", sa.BigInteger, nullable=False),
     sa.Index("containment_notes_of", "containment"),
+)
+
+drift_alarms = sa.Table(
+    "drift_alarms",
+    metadata,
+    sa.Column("id", Whole, primary_key=True),
+    sa.Column("edge_id", sa.Text, nullable=False),
+    sa.Column("camera_id", sa.Text, nullable=False),
+    sa.Column("spool_id", sa.Text, nullable=False),
+    sa.Column("seq", sa.BigInteger, nullable=False),
+    sa.Column("t_wall_ns", sa.BigInteger, nullable=False),
+    sa.Column("again", sa.BigInteger, nullable=False),
+    sa.Column("last_ns", sa.BigInteger, nullable=False),
+    sa.Column("detail", sa.Text, nullable=False),
+    sa.Column("containment", Whole, sa.ForeignKey("containments.id")),
+    sa.Column("cleared_by", sa.Text),
+    sa.Column("cleared_ns", sa.BigInteger),
+    sa.Index("drift_alarms_standing", "edge_id", "camera_id", unique=True, **_where(sa.text("cleared_ns IS NULL"))),
 )

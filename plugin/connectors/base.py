@@ -65,6 +65,7 @@ class LineState(NamedTuple):
     """Whether a line is to stop, and how its challenge with master parts stands; ``none``: it has no masters.
 
     ``held``: why no part of the line is OK although it is inspected. ``taken`` of ``steps`` masters have been read.
+    ``drift``: alarms of drift that nobody has cleared; nothing follows from them by itself.
     """
 
     stop: StopKind | None = None
@@ -73,6 +74,7 @@ class LineState(NamedTuple):
     held: str | None = None
     taken: int = 0
     steps: int = 0
+    drift: str | None = None
 
 
 class Plant(NamedTuple):

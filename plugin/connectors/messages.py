@@ -58,7 +58,9 @@ def result(output: LineOutput, session: str) -> dict[str, object]:
     }
 
 
-def status(line: str, session: str, beat: int, trouble: str | None, recipe: RecipeState) -> dict[str, object]:
+def status(
+    line: str, session: str, beat: int, trouble: str | None, recipe: RecipeState, drift: str | None = None
+) -> dict[str, object]:
     """How the line is; ``beat`` goes on only while it is inspected, for masters that are due as well."""
     return {
         "version": VERSION,
@@ -70,6 +72,7 @@ def status(line: str, session: str, beat: int, trouble: str | None, recipe: Reci
         "trouble": trouble,
         "recipe": recipe.number or None,
         "model": f"{recipe.model:08x}" if recipe.model else None,
+        "drift": drift,
         "sent": _utc(time.time()),
     }
 
@@ -85,7 +88,7 @@ class Heart:
     def __init__(self, plant: Plant, line: str, session: str) -> None:
         self._plant, self._line, self._session = plant, line, session
         self._beat = 0
-        self._told: tuple[str | None, bool, RecipeState] | None = None
+        self._told: tuple[str | None, bool, RecipeState, str | None] | None = None
         self._due = 0.0
 
     def look(self, anew: bool = False) -> dict[str, object] | None:
@@ -94,20 +97,21 @@ class Heart:
         if state == self._told and time.monotonic() < self._due and not anew:
             return None
         self._told, self._due = state, time.monotonic() + BEAT_S
-        trouble, held, recipe = state
+        trouble, held, recipe, drift = state
         if trouble is None or held:
             self._beat += 1
-        return status(self._line, self._session, self._beat, trouble, recipe)
+        return status(self._line, self._session, self._beat, trouble, recipe, drift)
 
     def last(self) -> dict[str, object]:
         """What is told when the host stops in order."""
         return status(self._line, self._session, self._beat, STOPPED, RecipeState(0, 0))
 
-    def _ask(self) -> tuple[str | None, bool, RecipeState]:
+    def _ask(self) -> tuple[str | None, bool, RecipeState, str | None]:
         try:
-            return *self._plant.trouble_and_held(self._line), self._plant.recipe(self._line)
+            drift = self._plant.state(self._line).drift
+            return *self._plant.trouble_and_held(self._line), self._plant.recipe(self._line), drift
         except Exception as error:  # noqa: BLE001 - whatever it is, nobody knows that the line is inspected
-            return f"the host cannot say how the line is: {error!r}"[:300], False, RecipeState(0, 0)
+            return f"the host cannot say how the line is: {error!r}"[:300], False, RecipeState(0, 0), None
 
 
 def _utc(t_s: float) -> str:

@@ -235,10 +235,11 @@ class OpcUa(Connector):
         try:
             recipe = self._plant.recipe(line)
             trouble, held = self._plant.trouble_and_held(line)
-            return [trouble, recipe.number, recipe.model, self._plant.last_number(line), held]
+            drift = self._plant.state(line).drift
+            return [trouble, recipe.number, recipe.model, self._plant.last_number(line), held, drift]
         except Exception as error:  # noqa: BLE001 - of what nobody can say how it is, nothing is inspected
             self._log.warning("facts", f"{self.url}: no heartbeat: {error!r}")
-            return [f"nobody can say: {str(error)[:200]}", 0, 0, 0, False]
+            return [f"nobody can say: {str(error)[:200]}", 0, 0, 0, False, None]
 
     def _give_up_late(self) -> None:
         now_ns = time.monotonic_ns()

@@ -88,6 +88,7 @@ VARIABLES: dict[str, tuple[ua.VariantType, Any]] = {
     "Heartbeat": (V.UInt32, 0),
     "Inspected": (V.Boolean, False),
     "Trouble": (V.String, "starting"),
+    "Drift": (V.String, ""),
     "Head": (V.UInt64, 0),
     "Committed": (V.UInt64, 0),
     "Session": (V.String, ""),
@@ -137,6 +138,7 @@ class Facts(NamedTuple):
     model: int
     committed: int
     held: bool
+    drift: str | None = None
 
     @property
     def inspected(self) -> bool:
@@ -319,6 +321,7 @@ class VisionSystem:
             await self._put("Heartbeat", self._values["Heartbeat"] + 1 & 0xFFFFFFFF)
         await self._put("Inspected", facts.trouble is None)
         await self._put("Trouble", facts.trouble or "")
+        await self._put("Drift", facts.drift or "")
         await self._put("RecipeNumber", facts.recipe & 0xFFFF)
         await self._put("Model", facts.model & 0xFFFFFFFF)
         await self._put("Committed", facts.committed)

@@ -29,8 +29,8 @@ from plugin.connectors.base import (
 VERSION = 1
 """Of what stands at each address. Another one would stop every controller, so what is added is told by ADDITIONS."""
 
-ADDITIONS = 1
-"""What came behind the words of the first map: 1 gate, stop and challenge."""
+ADDITIONS = 2
+"""What came behind the words of the first map: 1 gate, stop and challenge; 2 the bit drift."""
 
 SLOTS = 8
 SLOT_WORDS = 10
@@ -123,6 +123,7 @@ STATUS = {
     "recipe_mismatch": 7,
     "stop": 8,
     "challenge": 9,
+    "drift": 10,
 }
 ERRORS = {"none": 0, "not_inspecting": 1, "another_recipe": 2, "challenge_due": 3, "challenge_failed": 4}
 WARNINGS = {
@@ -267,6 +268,7 @@ class Registers:
             self._flag("recipe_mismatch", requested not in (0, recipe.number))
             self._flag("stop", state.stop is not None)
             self._flag("challenge", state.held is not None)
+            self._flag("drift", state.drift is not None)
             self._set("stop", STOPS[state.stop])
             self._set("challenge", CHALLENGES[state.challenge])
             self._set("challenge_taken", state.taken)

@@ -13,6 +13,8 @@ WIDTH, HEIGHT = 960, 260
 LEFT, RIGHT, TOP, BOTTOM = 60, 16, 12, 40
 INNER_W, INNER_H = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
 MAX_LABELS = 8
+LEAST_POWER, MOST_POWER = -8, 2
+SMALL_W, SMALL_H, SMALL_LEFT = 320, 96, 34
 
 
 class Bar(NamedTuple):
@@ -80,8 +82,63 @@ def pareto_chart(causes: Sequence[Cause], title: str) -> Markup:
     )
 
 
-def _svg(title: str, drawn: Sequence[Markup]) -> Markup:
-    head = Markup('<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">').format(WIDTH, HEIGHT, title)
+def evidence(
+    labels: Sequence[str], lines: Sequence[tuple[str, Sequence[float | None]]], title: str, alarm: str
+) -> Markup:
+    """Evidence as powers of ten, of which the alarm line is 1; what lies far below it is drawn at the bottom."""
+    width = INNER_W / max(len(labels), 1)
+    drawn = []
+    for power in range(LEAST_POWER, MOST_POWER + 1, 2):
+        y = _power(power)
+        grid = Markup('<line class="grid" x1="{}" y1="{:.1f}" x2="{}" y2="{:.1f}"/>')
+        drawn.append(grid.format(LEFT, y, WIDTH - RIGHT, y))
+        said = "1" if power == 0 else f"1e{power}"
+        drawn.append(Markup('<text x="{}" y="{:.1f}" text-anchor="end">{}</text>').format(LEFT - 6, y + 4, said))
+    y = _power(0)
+    drawn.append(Markup('<polyline class="limit" points="{},{:.1f} {},{:.1f}"/>').format(LEFT, y, WIDTH - RIGHT, y))
+    drawn.append(Markup('<text x="{}" y="{:.1f}">{}</text>').format(LEFT + 6, y - 5, alarm))
+    for name, values in lines:
+        spots = [(LEFT + (i + 0.5) * width, value) for i, value in enumerate(values) if value is not None]
+        line = " ".join(f"{x:.1f},{_power(value):.1f}" for x, value in spots)
+        drawn.append(Markup('<polyline class="test {}" points="{}"/>').format(name, line))
+        drawn += [_mark(x, _power(value), value >= 0, run=False) for x, value in spots if value >= 0]
+        if len(spots) == 1:
+            drawn.append(_mark(spots[0][0], _power(spots[0][1]), outside=False, run=False))
+    return _svg(title, [*drawn, *_labels(labels, width)])
+
+
+def band(values: Sequence[float | None], title: str) -> Markup:
+    """One measure over time, in spreads from its usual value; the band is one spread either way. A small chart."""
+    most = max([3.0, *(abs(value) for value in values if value is not None)])
+    top = _ceiling(most)
+
+    def at(value: float) -> float:
+        return SMALL_H * (0.5 - 0.46 * value / top)
+
+    width = (SMALL_W - SMALL_LEFT - 4) / max(len(values), 1)
+    spots = [(SMALL_LEFT + (i + 0.5) * width, value) for i, value in enumerate(values) if value is not None]
+    line = " ".join(f"{x:.1f},{at(value):.1f}" for x, value in spots)
+    text = Markup('<text x="{}" y="{:.1f}" text-anchor="end">{:+g}</text>')
+    drawn = [
+        _rect("usual", SMALL_LEFT, at(1), SMALL_W - SMALL_LEFT - 4, at(-1) - at(1)),
+        Markup('<polyline class="centre" points="{},{:.1f} {},{:.1f}"/>').format(SMALL_LEFT, at(0), SMALL_W - 4, at(0)),
+        text.format(SMALL_LEFT - 4, at(top) + 8, top),
+        text.format(SMALL_LEFT - 4, at(-top) + 2, -top),
+        Markup('<polyline class="line" points="{}"/>').format(line),
+    ]
+    if spots:
+        drawn.append(_mark(spots[-1][0], at(spots[-1][1]), outside=False, run=False))
+    return _svg(title, drawn, SMALL_W, SMALL_H)
+
+
+def _power(value: float) -> float:
+    """Where a power of ten lies."""
+    inside = min(max(value, LEAST_POWER), MOST_POWER)
+    return TOP + INNER_H * (MOST_POWER - inside) / (MOST_POWER - LEAST_POWER)
+
+
+def _svg(title: str, drawn: Sequence[Markup], width: int = WIDTH, height: int = HEIGHT) -> Markup:
+    head = Markup('<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">').format(width, height, title)
     return head + Markup("").join(drawn) + Markup("</svg>")
 
 

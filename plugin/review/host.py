@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar
 from plugin.blobs import Blobs
 from plugin.connectors.base import LineState
 from plugin.control import ControlServer
+from plugin.drift_watch import DriftWatch
 from plugin.errors import LineError
 from plugin.feed import Feed
 from plugin.finder import Finder
@@ -98,6 +99,7 @@ class Host:
     exports: Exports = field(default_factory=Exports)
     quality: Quality | None = None
     line_desk: LineDesk | None = None
+    drift: DriftWatch | None = None
 
     def is_blind(self, part: dict[str, Any]) -> bool:
         """Whether a part is shown without what is known of it: until it is judged, or judged by a second one.

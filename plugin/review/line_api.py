@@ -54,7 +54,7 @@ class OrderBody(Strict):
 
 
 class AlarmBody(Strict):
-    """An alarm that another program raises, for example for drift."""
+    """An alarm that another program raises."""
 
     text: AlarmText
     by: By | None = None

@@ -71,6 +71,7 @@ SHOTS = {
     "find": Shot("/find", "/find?lot=L-2026-47"),
     "lines": Shot("/lines", "/lines"),
     "containment": Shot("/containments/{number}", "/containments/1"),
+    "drift": Shot("/drift", "/drift"),
     "counts": Shot("/counts", "/counts"),
     "figures": Shot("/figures", "/figures"),
     "inspectors": Shot("/inspectors", "/inspectors"),
@@ -106,7 +107,7 @@ class Gallery:
 
     def site_of(self, shot: Shot) -> Site:
         """The host that shows a page best."""
-        if shot.route.startswith(("/lines", "/containments")):
+        if shot.route.startswith(("/lines", "/containments", "/drift")):
             return self.held
         return self.open if shot.route == "/name" else self.closed
 
@@ -278,7 +279,22 @@ def _hold(site: Site, pictures: list[dict[str, Any]]) -> None:
     ask("begin_challenge", "ivan")
     read("master", Verdict.PASS, then="running")
     s.until(lambda: ledger.state_of(line).taken == 1)
+    _drift(site, dealer, seq)
     dealer.close()
+
+
+def _drift(site: Site, dealer: Dealer, seq: int) -> None:
+    """A lamp that ages, until it is an alarm."""
+    noise = np.random.default_rng(4)
+    begun_ns = time.time_ns() - 40 * 15 * 60 * 10**9
+    for n in range(40):
+        shift = float(noise.normal(0, 0.15)) - 0.1 * max(0, n - 15)
+        evidence = {"evidence": -6.5 + float(noise.random()) + 0.26 * max(0, n - 18)}
+        alarm = "picture" if n == 39 else ""
+        at = {"edge_id": EDGE, "t_wall_ns": begun_ns + n * 15 * 60 * 10**9, "since_part_id": None}
+        dealer.send(s.frames(s.drift(seq + n, "", alarm, shift=shift, **evidence, **at)))
+    dealer.wait_acked(*range(seq, seq + 40))
+    s.until(lambda: site.service._drift.of_line(LINE))
 
 
 def heartbeat(dealer: Dealer) -> None:

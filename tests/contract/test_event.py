@@ -21,6 +21,9 @@ from contract.event import (
     MAX_PARTS,
     Attachment,
     Chunk,
+    Drift,
+    DriftMeasure,
+    DriftTest,
     Envelope,
     Gap,
     Header,
@@ -66,6 +69,28 @@ HEADERS: list[Header] = [
     Attachment(**BASE, part_id="top-run-000001", result_seq=7),
     Chunk(**BASE, sha256="0" * 64, offset=4, length=2, size=6),
     Gap(**BASE, reason="down", from_wall_ns=1, to_wall_ns=2, duration_ns=1),
+    Drift(
+        **BASE,
+        camera_id="top",
+        inspected=1500,
+        of_parts=12,
+        flagged=1,
+        tests=(DriftTest(name="picture", evidence=0.4, alarm=True, alarms=1), DriftTest(name="rejects", evidence=-3.0)),
+        measures=(
+            DriftMeasure(
+                name="main.mean", camera_id="top", what="brightness", now=90.0, usual=110.0, spread=4.0, shift=-5.0
+            ),
+        ),
+        suspect="lamp",
+        since_part_id="top-run-001472",
+        last_part_id="top-run-001500",
+        rejects_at_most=0.12,
+        defect_share=0.05,
+        false_alarms_per_month=1.0,
+        baseline_parts=40,
+        recipe="part",
+        bundle_id="b" * 12,
+    ),
     State(**BASE, state="running"),
 ]
 

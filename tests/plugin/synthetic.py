@@ -28,6 +28,9 @@ from contract.event import (
     Ack,
     Attachment,
     CameraState,
+    Drift,
+    DriftMeasure,
+    DriftTest,
     Envelope,
     Gap,
     Header,
@@ -126,6 +129,51 @@ def gap(seq: int, reason: str = "the edge was stopped", **more: Any) -> Gap:
     return Gap(
         **{**{name: value for name, value in values.items() if name in Gap.model_fields}, **more, "camera_id": None}
     )
+
+
+def drift(seq: int, _part: str = "", alarm: str = "", evidence: float = -5.0, shift: float = 0.0, **more: Any) -> Drift:
+    """A report; ``alarm``: the test that crossed its line; ``shift``: of the brightness, in spreads."""
+    tests = [
+        DriftTest(name=name, evidence=0.3 if name == alarm else past, alarm=name == alarm, alarms=name == alarm)  # type: ignore[arg-type]
+        for name, past in (("picture", evidence), ("score", evidence / 2 - 4), ("rejects", -6.0))
+    ]
+    usual = {
+        "main.mean": (112.0, 3.1),
+        "main.focus_x": (0.31, 0.01),
+        "main.likeness": (0.98, 0.005),
+        "score": (0.4, 0.1),
+    }
+    whats = ("brightness", "focus", "position", "score")
+    moved = {"main.mean": shift, "score": shift / -5}
+    measures = [
+        DriftMeasure(
+            name=name,
+            camera_id=more.get("camera_id", "cam-1"),
+            what=what,  # type: ignore[arg-type]
+            now=middle + moved.get(name, 0.1) * spread,
+            usual=middle,
+            spread=spread,
+            shift=moved.get(name, 0.1),
+        )
+        for what, (name, (middle, spread)) in zip(whats, usual.items(), strict=True)
+    ]
+    says: dict[str, Any] = {
+        "inspected": 500 * seq,
+        "of_parts": 500,
+        "tests": tuple(tests),
+        "measures": tuple(measures),
+        "suspect": "lamp" if abs(shift) >= 1 else None,
+        "since_part_id": "part-00003" if alarm else None,
+        "last_part_id": f"part-{seq:05d}",
+        "rejects_at_most": 0.12,
+        "defect_share": 0.05,
+        "false_alarms_per_month": 1.0,
+        "baseline_parts": 60,
+        "recipe": "washer",
+        "bundle_id": "washer-2026-11-20",
+    }
+    values = {**fields(seq), **says, **more}
+    return Drift(**{name: value for name, value in values.items() if name in Drift.model_fields})
 
 
 def state(seq: int = 1, **more: Any) -> State:

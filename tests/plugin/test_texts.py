@@ -10,6 +10,7 @@ from typing import get_args
 
 import pytest
 
+from contract.event import Drift, DriftMeasure, DriftTest
 from plugin.connectors.base import Challenge, GateOutcome, StopKind
 from plugin.lines import HOST, THE_LINE
 from plugin.review.line_api import KINDS
@@ -28,7 +29,7 @@ NO_TEXT = {"Flawline", "EN", "width=device-width, initial-scale=1", "csrf", "lig
 INVENTED = {"verdict", "said", "outcome", "state", "role", "stage", "ago", "look", "help", "key", "part", "signin"}
 """Sections that templates ask by a name that comes at run time."""
 
-RECORDED = {"stop", "gate", "challenge", "happening", "who"}
+RECORDED = {"stop", "gate", "challenge", "happening", "who", "drift_test", "drift_what", "drift_suspect"}
 """The same, where a line's record is what names it."""
 
 
@@ -71,6 +72,9 @@ def test_whatever_a_line_records_has_its_text() -> None:
         "challenge": set(get_args(Challenge)),
         "happening": set(KINDS),
         "who": {HOST, THE_LINE, CONTROLLER},
+        "drift_test": set(get_args(DriftTest.model_fields["name"].annotation)),
+        "drift_what": set(get_args(DriftMeasure.model_fields["what"].annotation)),
+        "drift_suspect": {*get_args(get_args(Drift.model_fields["suspect"].annotation)[0]), "unknown"},
     }
     keys = [key.partition(".") for key in catalogue()]
     assert {section: {name for own, _, name in keys if own == section} for section in RECORDED} == recorded

@@ -1,0 +1,60 @@
+"""What good parts measured at calibration: what the edge's watch over drift holds every part against (hops 3 to 6)."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+from pydantic import Field, ValidationError, model_validator
+
+from contract.bundle import ROLE_BASELINE, Bundle
+from contract.config import Strict
+from contract.errors import BundleError
+
+WATCHED = {
+    "mean": "brightness",
+    "contrast": "contrast",
+    "focus_x": "focus",
+    "focus_y": "focus",
+    "likeness": "position",
+    "aspect": "position",
+}
+"""The quality gate's measures that are watched, and what each is to a person."""
+
+MOST_PARTS = 4096
+Values = Annotated[list[Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=1, max_length=MOST_PARTS)]
+
+
+class Baseline(Strict):
+    """One value of each good part, in ascending order: the score of the held-out ones, the measures of all.
+
+    ``measures``: by view and name, of those in WATCHED. ``engine``: what the scores were measured with.
+    """
+
+    engine: str = Field(max_length=200)
+    score: Values
+    measures: dict[str, dict[str, Values]] = Field(max_length=16)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Baseline:
+        for values in (self.score, *(each for view in self.measures.values() for each in view.values())):
+            if values != sorted(values):
+                raise ValueError("values are not in ascending order")
+        if strange := {name for view in self.measures.values() for name in view} - set(WATCHED):
+            raise ValueError(f"unknown measure(s) {sorted(strange)}")
+        return self
+
+
+def read_baseline(bundle: Bundle) -> Baseline | None:
+    """The bundle's baseline; None in one that was calibrated before there was any. Raises BundleError."""
+    if ROLE_BASELINE not in bundle.manifest.files:
+        return None
+    try:
+        return Baseline.model_validate_json(bundle.path(ROLE_BASELINE).read_bytes())
+    except (OSError, ValidationError) as error:
+        raise BundleError(f"{bundle.path(ROLE_BASELINE)}: no baseline ({str(error).splitlines()[0]})") from error
+
+
+def baseline_file(baseline: Baseline) -> tuple[str, bytes]:
+    """Its name in a bundle, and its bytes."""
+    return "baseline.json", (json.dumps(baseline.model_dump(), allow_nan=False) + "\n").encode()

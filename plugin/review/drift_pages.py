@@ -1,0 +1,116 @@
+"""The page of drift: per camera the evidence against its line, and the measures beside their usual band (hop 11)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, NamedTuple
+
+from fastapi import APIRouter, HTTPException, Query, Request, Response
+from fastapi.responses import RedirectResponse
+from markupsafe import Markup
+
+from contract.event import Drift, DriftMeasure
+from plugin import drift_rows
+from plugin.review import charts
+from plugin.review.api import DEFAULT_NAME, Row, host_of
+from plugin.review.pages import name_of, page, when
+from plugin.review.signin import ENGINEER, INSPECTOR, viewer_of
+from plugin.review.slips import Quality
+from plugin.review.texts import Texts, texts_of
+
+REPORTS = 2000
+SHOWN = 300
+Words = Annotated[str, Query(max_length=100)]
+router = APIRouter(include_in_schema=False)
+
+
+class Measure(NamedTuple):
+    """One measure: how it stands in the last report, and its chart."""
+
+    now: DriftMeasure
+    chart: Markup
+
+
+class Camera(NamedTuple):
+    """One camera: its last report, its alarm that stands, its charts; ``moved`` is sorted by how far."""
+
+    last: Drift
+    alarm: dict[str, Any] | None
+    evidence: Markup
+    measures: list[Measure]
+    moved: list[DriftMeasure]
+
+
+@router.get("/drift", dependencies=[INSPECTOR])
+def drift(request: Request, edge: Words = "") -> Response:
+    host, viewer, texts = host_of(request), viewer_of(request), texts_of(request)
+    ask = _quality(request).ask
+    stations, standing = ask(drift_rows.stations), ask(drift_rows.standing)
+    said = {str(each["edge_id"]): each.get("drift", "unknown") for each in host.reader.edges()}
+    chosen = edge or next((str(each["edge_id"]) for each in standing), next(iter(stations), ""))
+    found = ask(lambda connection: drift_rows.reports(connection, chosen, REPORTS))
+    cameras = [
+        camera_of([each for each in found if each.camera_id == name], standing, texts)
+        for name in sorted({each.camera_id for each in found})
+    ]
+    return page(
+        request,
+        "drift.html",
+        tab="drift",
+        stations=stations,
+        chosen=chosen,
+        cameras=cameras,
+        standing=standing,
+        alarms=ask(drift_rows.history),
+        said=said,
+        engineer=viewer is None or viewer.may("engineer"),
+    )
+
+
+@router.post("/drift/{number}/clear", dependencies=[ENGINEER])
+def clear(request: Request, number: Row) -> Response:
+    who = name_of(request) or DEFAULT_NAME
+    host = host_of(request)
+    if not host.write(lambda store: store.run(lambda connection: drift_rows.clear(connection, number, who))):
+        raise HTTPException(409, texts_of(request)("drift.not_standing"))
+    if host.drift is not None:
+        host.drift.look()  # the page that follows shows what stands now
+    return RedirectResponse("/drift", 303)
+
+
+def camera_of(reports: Sequence[Drift], standing: Sequence[dict[str, Any]], texts: Texts) -> Camera:
+    """What a camera's reports show, oldest first."""
+    shown = reports[-SHOWN:]
+    last = shown[-1]
+    labels = [when(each.t_wall_ns)[5:16] for each in shown]
+    names = [test.name for test in last.tests]
+    lines = [
+        (name, [next((test.evidence for test in each.tests if test.name == name), None) for each in shown])
+        for name in names
+    ]
+    alarm = next((a for a in standing if (a["edge_id"], a["camera_id"]) == (last.edge_id, last.camera_id)), None)
+    # Of an alarm that stands the reasons are those of its moment: by now the line may have been mended.
+    told = last.measures
+    if alarm is not None:
+        told = tuple(DriftMeasure.model_validate(each) for each in alarm["detail"]["measures"])
+    return Camera(
+        last,
+        alarm,
+        charts.evidence(labels, lines, texts("drift.evidence"), texts("drift.line")),
+        [Measure(each, _chart(each, shown, texts)) for each in last.measures],
+        sorted((each for each in told if abs(each.shift) >= 1), key=lambda each: -abs(each.shift)),
+    )
+
+
+def _chart(measure: DriftMeasure, reports: Sequence[Drift], texts: Texts) -> Markup:
+    """Its shift over time, in spreads."""
+    found = [next((each.shift for each in one.measures if each.name == measure.name), None) for one in reports]
+    title = f"{texts.among('drift_what', measure.what)}, {measure.name}"
+    return charts.band(found, title)
+
+
+def _quality(request: Request) -> Quality:
+    quality = host_of(request).quality
+    if quality is None:
+        raise HTTPException(404, texts_of(request)("error.no_page"))
+    return quality

@@ -1,0 +1,149 @@
+"""Drift at the host: an alarm stands once, whatever comes again, is told to people and controllers, and contained."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from contract.event import LineCode, Verdict
+from plugin import containment
+from plugin.ledger import LedgerReader
+from tests.plugin import synthetic as s
+from tests.plugin.people import Site
+from tests.plugin.station import Line
+from tests.plugin.synthetic import Dealer
+
+
+def ask(line: Line, sql: str) -> list[Any]:
+    with closing(sqlite3.connect(line.host.folder / "state" / "store.sqlite")) as connection:
+        return connection.execute(sql).fetchall()
+
+
+def alarms(line: Line) -> list[tuple[Any, ...]]:
+    """Times said again, containment, whether it is cleared."""
+    return ask(line, "SELECT again, containment, cleared_by IS NOT NULL FROM drift_alarms ORDER BY id")
+
+
+def contained(line: Line) -> list[tuple[Any, ...]]:
+    return ask(line, 'SELECT "after", last, cause FROM containments ORDER BY id')
+
+
+def standing(line: Line) -> list[dict[str, Any]]:
+    return [each for each in line.host.get("/api/v1/alarms")["items"] if each["source"] == "drift"]
+
+
+def test_an_alarm_stands_once_and_changes_no_code(make_line: Callable[..., Line]) -> None:
+    line = make_line("silence_ms = 60000")
+    line.beat()
+    for n in range(1, 6):
+        line.part(f"part-{n:05d}")
+    assert not line.bit("drift")
+    seq = line.send(s.drift, "", alarm="picture", shift=-6.0)
+    s.until(lambda: line.bit("drift"))
+    s.until(lambda: alarms(line) == [(0, 1, 0)])
+    assert contained(line) == [(2, 5, "drift: edge-1, camera cam-1")], "from the part that the edge names, to now"
+    assert "drift at edge-1, camera cam-1: picture (lamp)" in str(s.until(lambda: standing(line))[0])
+    assert line.row()["drift"] and line.row()["stop"] is None
+    assert "is to be looked at: drift" in " ".join(line.host.get("/healthz")["alarms"])
+    assert line.bit("ready") and line.part("after").code == LineCode.PASS, "no verdict follows from drift"
+    # The same message, as an edge sends it that heard no acknowledgement; a report that says it goes on; a restart.
+    same = s.drift(seq, alarm="picture", shift=-6.0, edge_id=line.edge, spool_id=f"spool-{line.edge}")
+    line.dealer.send(s.frames(same, attempt=2))
+    line.send(s.drift, "", alarm="rejects")
+    s.until(lambda: alarms(line)[0][0] >= 1)
+    line.restart()
+    line.beat()
+    s.until(lambda: line.bit("drift"))
+    assert [row[1:] for row in alarms(line)] == [(1, 0)] and len(contained(line)) == 1
+    assert line.post("/drift/1/clear") == 303
+    s.until(lambda: not line.bit("drift"))
+    assert line.post("/drift/1/clear") == 409
+    s.until(lambda: standing(line) == [])
+    # What has not been mended is another alarm, with a list of its own.
+    line.send(s.drift, "", alarm="score", shift=-6.0)
+    s.until(lambda: line.bit("drift"))
+    s.until(lambda: [row[1:] for row in alarms(line)] == [(1, 1), (2, 0)])
+
+
+def test_an_event_that_is_sent_again_counts_once(tmp_path: Path) -> None:
+    site = Site(tmp_path, sign_in=False)
+    dealer = Dealer(site.service.endpoint)
+    message = s.drift(1, alarm="picture", shift=3.0)
+    for attempt in (1, 2, 3):
+        dealer.send(s.frames(message, attempt=attempt))
+    dealer.send(s.frames(s.drift(2, shift=3.0)))
+    dealer.wait_acked(1, 2)
+    rows = site.service.reader.counts()["kinds"]
+    with site.service.reader.engine.connect() as connection:
+        found = connection.exec_driver_sql("SELECT again, cleared_ns FROM drift_alarms").fetchall()
+    dealer.close()
+    site.stop()
+    assert rows == {"drift": 2} and [tuple(row) for row in found] == [(0, None)]
+
+
+class Ledger(SimpleNamespace):
+    """A journal with or without a challenge that was passed before a number."""
+
+    def challenge_passed(self, _line: str, side: str, number: int) -> dict[str, int] | None:
+        assert side == "before"
+        return self.good if self.good is not None and self.good["number"] < number else None
+
+
+@pytest.mark.parametrize(
+    ("good", "number", "after"),
+    [(None, 40, 39), ({"number": 25, "id": 7}, 40, 25), ({"number": 50, "id": 7}, 40, 39)],
+    ids=["no check", "a check before the change", "a check after it"],
+)
+def test_contained_is_from_the_last_good_check_before_the_change(
+    good: dict[str, int] | None, number: int, after: int
+) -> None:
+    ledger = Ledger(good=good, last_number=lambda _line: 60, ledger_id=lambda: "one")
+    interval = containment.since_drift(cast(LedgerReader, ledger), "line-1", number, "drift: edge-1, camera cam-1")
+    assert (interval.after, interval.last, interval.event) == (after, 60, None)
+    assert interval.good_check == (7 if after == 25 else None)
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    made = Site(tmp_path)
+    yield made
+    made.stop()
+
+
+def test_engineers_clear_and_inspectors_see(site: Site) -> None:
+    dealer = Dealer(site.service.endpoint)
+    ivan, eve = site.signed_in("ivan"), site.signed_in("eve")
+    assert "No edge has reported yet" in ivan.get("/drift").text
+    dealer.send(s.frames(s.state(1, drift="no_baseline", edge_id="edge-9")))
+    dealer.wait_acked(1, spool="state-run-1")
+    assert "edge-9: its bundle has no baseline" in ivan.get("/drift").text
+    dealer.send(s.frames(s.result(1, "part-00003", Verdict.PASS)))
+    dealer.send(s.frames(s.drift(2)))
+    dealer.send(s.frames(s.drift(3, alarm="picture", shift=-4.0)))
+    dealer.wait_acked(1, 2, 3)
+    s.until(lambda: site.service._drift.of_line("line-1"))
+    page = ivan.get("/drift").text
+    assert "the lamp" in page and "-4.0 spreads" in page and "Clear the alarm" not in page
+    assert ivan.submit("/drift/1/clear").status_code == 403
+    assert "Clear the alarm" in eve.get("/drift").text
+    assert eve.submit("/drift/1/clear").status_code == 303
+    assert "eve" in ivan.get("/drift").text
+    assert eve.submit("/drift/1/clear").status_code == 409
+    assert site.service._drift.of_line("line-1") is None
+    dealer.close()
+
+
+def test_what_an_edge_calls_itself_is_text_on_the_page(site: Site) -> None:
+    dealer = Dealer(site.service.endpoint)
+    names = {"edge_id": "<script>x</script>", "camera_id": '"><b>'}
+    dealer.send(s.frames(s.drift(1, alarm="score", **names)))
+    dealer.wait_acked(1)
+    page = site.signed_in("eve").get("/drift").text
+    assert "<script>x" not in page and "&lt;script&gt;x" in page and '"><b>' not in page
+    dealer.close()
