@@ -80,6 +80,8 @@ def on_ray(address: str) -> Run:
 
 def _join(ray: Any, address: str, workers: int) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anybody
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what fails is told by an error of ours
     of_its_own = {"num_cpus": workers, "include_dashboard": False} if address == LOCAL else {}
     try:
         ray.init(address, logging_level=logging.WARNING, log_to_driver=False, **of_its_own)
@@ -101,6 +103,8 @@ def _window(ray: Any, scoring: Scoring, workers: int, chunks: dict[int, Chunk]) 
         max_restarts=RESTARTS,
         max_task_retries=RETRIES,
     )
+    for name in ("ray", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         for answer in scored.iter_rows():
             rows = json.loads(answer["answer"])

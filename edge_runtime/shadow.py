@@ -86,10 +86,13 @@ class Shadow:
         self._died = 0
         self.offered = self.scored = self.dropped = self.unseen = 0
         self.trouble: str | None = None
+        self.ready = threading.Event()
         self._thread = threading.Thread(target=self._run, name="shadow", daemon=True)
 
     def start(self) -> None:
-        self._thread.start()
+        """Begin to open the candidate, unless that has begun."""
+        if self._thread.ident is None:
+            self._thread.start()
 
     def offer(self, result: Result, seq: int, cut: CutPart | None) -> None:
         """Take a part that has its verdict, where there is room; costs some microseconds."""
@@ -124,17 +127,28 @@ class Shadow:
         self._end()
 
     def _turn(self) -> None:
-        """One part, or a look at what is to be sent."""
-        part = self._next()
-        if part is not None:
-            try:
+        """The process where it is missing, one part, and a look at what is to be sent."""
+        try:
+            if self._child is None and self.trouble is None:
+                self._open()
+            if (part := self._next()) is not None and self._child is not None:
                 began = time.monotonic()
-                answer = self._score(part)
+                answer = self._child.score(part.pixels, self._settings.hang_s)
+                self._died = 0
                 self._keep(part, answer)
                 self._rest(answer.cpu_s / self._shadow.share - (time.monotonic() - began))
-            except _ChildError as error:
-                self._failed(str(error))
+        except _ChildError as error:
+            self._failed(str(error))
         self._tell()
+
+    def _open(self) -> None:
+        """Raises _ChildError."""
+        self._child = _Child(self._settings, self._stopping)
+        self._opened = self._child.opened()
+        if self._opened.error is not None:
+            self._died = len(RETRY_S)  # the same bundle is as bad at the next try
+            raise _ChildError(self._opened.error)
+        self.ready.set()
 
     def _next(self) -> _Part | None:
         if not self._waiting:
@@ -145,17 +159,6 @@ class Shadow:
                 return None
             self._under_way = 1
             return self._waiting.popleft()
-
-    def _score(self, part: _Part) -> Answer:
-        if self._child is None:
-            self._child = _Child(self._settings, self._stopping)
-            self._opened = self._child.opened()
-            if self._opened.error is not None:
-                self._died = len(RETRY_S)  # the same bundle is as bad at the next try
-                raise _ChildError(self._opened.error)
-        answer = self._child.score(part.pixels, self._settings.hang_s)
-        self._died = 0
-        return answer
 
     def _keep(self, part: _Part, answer: Answer) -> None:
         self._held_since = self._held_since or time.monotonic()
