@@ -9,6 +9,7 @@ import importlib
 import json
 import logging
 import os
+import socket
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
@@ -26,6 +27,7 @@ WINDOW = 4096
 RESTARTS, RETRIES = 16, 3
 """How often an actor that died is replaced, and what it had is done again; then it is left to processes here."""
 
+ANSWER_S = 10.0
 LOCAL = "local"
 """A cluster of this machine alone, begun and ended with the replay."""
 
@@ -82,12 +84,24 @@ def _join(ray: Any, address: str, workers: int) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anybody
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what fails is told by an error of ours
+    _refuse_silent(address)
     of_its_own = {"num_cpus": workers, "include_dashboard": False} if address == LOCAL else {}
     try:
         ray.init(address, logging_level=logging.WARNING, log_to_driver=False, **of_its_own)
     except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError) as error:
         raise CalibrationError(f"--ray {address!r}: no cluster answers there ({error})") from error
     ray.data.DataContext.get_current().enable_progress_bars = False
+
+
+def _refuse_silent(address: str) -> None:
+    """Raise CalibrationError where nobody takes a connection: Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S).close()
+    except (OSError, OverflowError) as error:
+        raise CalibrationError(f"--ray {address!r}: no cluster answers there ({error})") from error
 
 
 def _window(ray: Any, scoring: Scoring, workers: int, chunks: dict[int, Chunk]) -> Iterator[tuple[int, list[Row]]]:

@@ -20,7 +20,6 @@ from calibration.rescoring_pool import Chunk
 from flawline import main
 from tests.calibration.ray_workers import scoring_pids
 from tests.calibration.test_replay import PARTS, bundles, scoring_of, undisturbed
-from tests.needs import lacking
 from tests.processes import until
 
 __all__ = ["bundles", "undisturbed"]
@@ -50,7 +49,7 @@ def test_a_worker_of_the_cluster_is_killed_and_nothing_is_skipped_or_double(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if not HAS_RAY:
-        lacking("ray is not installed: pip install 'flawline[ray]'")
+        pytest.skip("ray is not installed: pip install 'flawline[ray]'")
     monkeypatch.setattr(module, "CHUNK", 4)
     killed: list[int] = []
     came: list[int] = []
@@ -73,9 +72,8 @@ def test_a_worker_of_the_cluster_is_killed_and_nothing_is_skipped_or_double(
     assert list(rows_of(tmp_path / "work")) == undisturbed, "bit for bit"
 
 
-@pytest.mark.long
 def test_a_cluster_that_is_not_there_is_a_sentence(bundles: tuple[Path, Path], drawn: Path, tmp_path: Path) -> None:
     if not HAS_RAY:
-        lacking("ray is not installed: pip install 'flawline[ray]'")
+        pytest.skip("ray is not installed: pip install 'flawline[ray]'")
     with pytest.raises(CalibrationError, match="no cluster answers there"):
         replay(scoring_of(bundles, drawn), tmp_path, workers=1, run=on_ray("127.0.0.1:1"))
