@@ -120,6 +120,8 @@ def run_edge(config: Path, quiet: bool = False) -> int:
         finally:
             overseer.stopping(STOPPED_S)
             station.stop_event.set()
+            if shadow is not None:
+                shadow.stop()
             desk.stop()
             if control is not None:
                 control.stop()

@@ -138,7 +138,7 @@ def shadow(seq: int, scores: Iterable[ShadowScore] = (), **more: Any) -> Shadow:
 
 
 def shadow_score(part: str, live: Verdict, verdict: Verdict, **more: Any) -> ShadowScore:
-    values = {"camera_id": "cam-1", "result_seq": 1, "score": 1.25, **more}
+    values = {"camera_id": "cam-1", "result_seq": 1, "score": 1.42, **more}
     return ShadowScore(part_id=part, live=live, verdict=verdict, **values)
 
 
