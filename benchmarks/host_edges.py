@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import zmq
@@ -80,24 +80,24 @@ def dealer(context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket
     return made
 
 
-def messages(edge: str, images: bool) -> Iterator[list[bytes]]:
-    """An edge's events, without an end."""
+def messages(edge: str, images: bool, data: Callable[[int], bytes] = os.urandom) -> Iterator[list[bytes]]:
+    """An edge's events, without an end; ``data`` makes the bytes of maps and pictures."""
     part = seq = 0
     while True:
         part += 1
         yield to_frames(header(part, seq + 1, Trigger, edge), (), envelope())
         if images and part % FLAGGED_EVERY == 0:
-            deviation = os.urandom(8192)
+            deviation = data(8192)
             to_part = (4.0, 0.0, 0.0, 0.0, 4.0, 0.0)
             told = part_ref("map", deviation, codec="raw", dtype="float16", shape=(64, 64), to_part=to_part)
             yield to_frames(header(part, seq + 2, Result, edge, parts=(told,)), (deviation,), envelope())
-            data = {role: os.urandom(size) for role, size in PICTURES.items()}
-            said = tuple(part_ref(role, each, codec="png", shape=(256, 256, 3)) for role, each in data.items())
+            pictures = {role: data(size) for role, size in PICTURES.items()}
+            said = tuple(part_ref(role, each, codec="png", shape=(256, 256, 3)) for role, each in pictures.items())
             fields = {
                 name: each for name, each in _fields(part, seq + 3, edge).items() if name in Attachment.model_fields
             }
             attached = encode_header(Attachment(**fields, result_seq=seq + 2, parts=said))
-            yield to_frames(attached, tuple(data.values()), envelope())
+            yield to_frames(attached, tuple(pictures.values()), envelope())
             seq += 3
         else:
             yield to_frames(header(part, seq + 2, Result, edge), (), envelope())

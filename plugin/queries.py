@@ -106,11 +106,22 @@ class Reader:
 
     def attachments(self, edge_id: str, part_id: str) -> list[dict[str, Any]]:
         """Pictures and maps of a part; role ``dropped`` where its edge had to give some up."""
+        return self._attached(edge_id, [part_id])
+
+    def _attached(self, edge_id: str, part_ids: list[str]) -> list[dict[str, Any]]:
         a = t.attachments.c
-        rows = self._all(sa.select(t.attachments).where(a.edge_id == edge_id, a.part_id == part_id).order_by(a.id))
+        rows = self._all(sa.select(t.attachments).where(a.edge_id == edge_id, a.part_id.in_(part_ids)).order_by(a.id))
         return [
             {**row, "shape": json.loads(row["shape"]), "to_part": json.loads(row["to_part"] or "null")} for row in rows
         ]
+
+    def _pictures(self, edge_id: str, part_ids: list[str]) -> dict[str, list[dict[str, Any]]]:
+        """Of several parts at once."""
+        found: dict[str, list[dict[str, Any]]] = {}
+        for each in self._attached(edge_id, part_ids):
+            if _is_picture(each):
+                found.setdefault(each["part_id"], []).append(each)
+        return found
 
     def thumbnails(self, parts: list[dict[str, Any]]) -> dict[int, int]:
         """Per part's row the attachment that shows it in a list; parts without a picture are left out."""
@@ -196,10 +207,12 @@ class Reader:
         passed = passed.join_from(a, t.parts, sa.and_(p.edge_id == a.c.edge_id, p.part_id == a.c.part_id))
         passed = passed.where(a.c.role == "image", p.verdict == "PASS", p.review.is_(None), sa.not_(p.audited), *same)
         for found in (called, passed.order_by(p.id.desc()).limit(GOLDEN_TRIES)):
-            for row in self._all(found):
-                pictures = [each for each in self.attachments(row["edge_id"], row["part_id"]) if _is_picture(each)]
-                if pictures and (row.get("recipe") or self.header_of(row).get("recipe")) == recipe:
-                    return pictures
+            tried = self._all(found)
+            pictures = self._pictures(part["edge_id"], [row["part_id"] for row in tried])
+            for row in tried:
+                own = pictures.get(row["part_id"])
+                if own and (row.get("recipe") or self.header_of(row).get("recipe")) == recipe:
+                    return own
         return []
 
     def latest(self, edge_id: str, limit: int) -> list[dict[str, Any]]:

@@ -58,7 +58,7 @@ class PostgreSQL:
             self._process = subprocess.Popen(
                 [*self._as, str(self._programs / "postgres"), *words], cwd=self.folder, stdout=log, stderr=log
             )
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 150  # a recovery first brings every file to the disk
         while True:
             try:
                 self.connect().close()

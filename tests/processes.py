@@ -31,6 +31,21 @@ def until(condition: Callable[[], Any], what: str, timeout_s: float = READY_S) -
     raise AssertionError(f"not within {timeout_s:.0f} s: {what}")
 
 
+def freeze(pid: int) -> None:
+    """Stop a process; returns once every thread of it stands, which on a busy machine takes its time."""
+    os.kill(pid, signal.SIGSTOP)
+    until(lambda: _states(pid) <= {"T", "Z"}, f"process {pid} stands")
+
+
+def _states(pid: int) -> set[str]:
+    """Of its threads; none where somebody has ended it meanwhile."""
+    try:
+        files = [task / "stat" for task in Path(f"/proc/{pid}/task").iterdir()]
+        return {file.read_text().rpartition(")")[2].split()[0] for file in files}
+    except OSError:
+        return set()
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

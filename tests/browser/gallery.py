@@ -245,7 +245,7 @@ def _hold(site: Site, pictures: list[dict[str, Any]]) -> None:
     seq = 1
 
     def ask(what: Asked, who: str, **values: Any) -> None:
-        ledger.ask(line, what, who, **values).result(10)
+        ledger.ask(line, what, who, **values).result(30)
 
     def read(names: str, *verdicts: Verdict, then: str) -> None:
         nonlocal seq

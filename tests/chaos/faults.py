@@ -23,7 +23,7 @@ from tests.chaos.disks import Disk, command
 from tests.chaos.scene import Count, Gear, Scene
 from tests.chaos.wire import Wire
 from tests.paper_box import PaperBox
-from tests.processes import children
+from tests.processes import children, freeze
 
 SECONDS_A_FAULT = 180
 """Of the line, so that it does not end before the faults do on a machine that is busy."""
@@ -104,7 +104,7 @@ def host_away(stage: Stage) -> None:
 def host_frozen(stage: Stage) -> None:
     """The host stands still and goes on as if nothing had been: what lay in its sockets is old by then."""
     host = stage.scene.running["host"].pid
-    os.kill(host, signal.SIGSTOP)
+    freeze(host)
     stage.scene.pass_time(2.5 * stage.longer)
     os.kill(host, signal.SIGCONT)
 
@@ -214,7 +214,7 @@ def clock_steps(stage: Stage) -> None:
 def camera_hangs(stage: Stage) -> None:
     """The camera's process stands still in the middle of whatever it did."""
     for camera in children(stage.scene.running["edge"].pid):
-        os.kill(camera, signal.SIGSTOP)
+        freeze(camera)
     stage.scene.wait(lambda: "camera" in stage.scene.trouble(), "the host says that a camera is silent")
     stage.scene.wait(lambda: not stage.scene.trouble(), "another process reads the camera")
 

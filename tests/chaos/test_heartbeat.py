@@ -12,7 +12,7 @@ import pytest
 
 from plugin.connectors.registers import WORDS
 from tests.plugin.controller import Master
-from tests.processes import Line, children, free_port, until
+from tests.processes import Line, children, free_port, freeze, until
 
 STATED_S = 2.0
 """``docs/modbus.md``, with the settings as they are by default."""
@@ -58,7 +58,7 @@ def watched(tmp_path: Path, bundle: Path) -> Iterator[Watched]:
 
 
 def test_the_heartbeat_stops_with_inference_and_comes_back(watched: Watched) -> None:
-    os.kill(watched.edge.pid, signal.SIGSTOP)
+    freeze(watched.edge.pid)
     try:
         watched.stops()
     finally:
@@ -70,7 +70,7 @@ def test_the_heartbeat_stops_with_the_frames_and_comes_back(watched: Watched) ->
     cameras = children(watched.edge.pid)
     assert cameras
     for camera in cameras:
-        os.kill(camera, signal.SIGSTOP)
+        freeze(camera)
     try:
         watched.stops()
     finally:

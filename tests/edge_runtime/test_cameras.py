@@ -344,7 +344,7 @@ def test_a_network_camera(tmp_path: Path, rtsp_server: tuple[str, subprocess.Pop
         frame = camera.read()
         if frame is not None:
             assert not isinstance(frame, BadFrame)
-            assert time.monotonic_ns() - frame.t_capture_ns < 2e9
+            assert time.monotonic_ns() - frame.t_capture_ns < 10e9
             frames.append(frame)
     numbers = [frame.frame_no for frame in frames]
     assert numbers == sorted(set(numbers))

@@ -49,7 +49,7 @@ def opened(url: str, state: Path) -> GentlCamera:
 
 def frames_of(camera: GentlCamera, wanted: int) -> list[CameraFrame]:
     found: list[CameraFrame] = []
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while len(found) < wanted:
         assert time.monotonic() < deadline
         frame = camera.read()
@@ -257,7 +257,8 @@ def test_each_pulse_is_one_part_and_each_that_gave_no_picture_is_announced(
         assert camera.status().frames == 0 and camera.status().state == "running"
         waited = time.monotonic() + 1.5  # longer than stall_s: a line that stands still is no fault
         until(lambda: serve() and time.monotonic() > waited, "it waits")
-        assert (camera.status().restarts, seen) == (0, []) and camera.status().frame_age_ms < 900
+        until(lambda: serve().status().frame_age_ms < 900, "its age is renewed without a frame")
+        assert (camera.status().restarts, seen) == (0, [])
         wire.pulse(2)  # before there was any frame
         until(lambda: serve() and len(seen) == 2, "the picture, and what has none")
         wire.pulse()

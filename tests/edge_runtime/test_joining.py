@@ -20,7 +20,7 @@ from contract.recipe import View
 from edge_runtime.recipes import refuse_unfit
 from edge_runtime.settings import CameraSettings, EdgeSettings
 from tests.edge_runtime.asked import LONG_S, Asked, ends
-from tests.processes import until
+from tests.processes import freeze, until
 
 FPS = 25
 LEAD, FOLLOW = {"trigger": "software", "within_ms": 2000}, {"trigger": "follow"}
@@ -130,7 +130,7 @@ def test_a_blind_follower_is_named_and_its_part_has_no_verdict(start: Callable[.
     edge.sees()
     pid = edge.station._cameras[1].pid
     assert pid is not None
-    os.kill(pid, signal.SIGSTOP)
+    freeze(pid)
     reply = edge.ask(Part(serial="SN-1"))
     (result,) = edge.wait_results(1)
     os.kill(pid, signal.SIGKILL)

@@ -18,7 +18,7 @@ from edge_runtime.station import STOPPED
 from edge_runtime.triggers import MAX_WAITING
 from edge_runtime.wanted import GONE, KeptFrame, Wanted, choose
 from tests.edge_runtime.asked import LONG_S, Asked, ends
-from tests.processes import until
+from tests.processes import freeze, until
 
 MS = 1_000_000
 FPS = 20
@@ -136,7 +136,7 @@ def test_a_part_whose_camera_is_blind_has_its_end_with_the_reason(start: Callabl
     edge.sees()
     pid = edge.station._cameras[0].pid
     assert pid is not None
-    os.kill(pid, signal.SIGSTOP)
+    freeze(pid)
     try:
         reply = edge.ask(Part(serial="SN-9"))
         (result,) = edge.wait_results(1)
@@ -152,9 +152,7 @@ def test_a_part_waits_for_the_process_that_replaces_a_killed_camera(start: Calla
     edge.sees()
     pid = edge.station._cameras[0].pid
     assert pid is not None
-    os.kill(
-        pid, signal.SIGSTOP
-    )  # from here on it gives no frame, so the request lies between the trigger and its frame
+    freeze(pid)  # from here on it gives no frame, so the request lies between the trigger and its frame
     reply = edge.ask(Part(serial="SN-9"))
     os.kill(pid, signal.SIGKILL)
     (result,) = edge.wait_results(1)
@@ -193,7 +191,7 @@ def test_more_than_may_wait_and_what_no_camera_takes_are_refused(start: Callable
     edge.sees()
     pid = edge.station._cameras[0].pid
     assert pid is not None
-    os.kill(pid, signal.SIGSTOP)
+    freeze(pid)
     asked = [edge.host.trigger("edge", Part(), LONG_S) for _ in range(MAX_WAITING + 1)]
     replies = [each.result(LONG_S) for each in asked]
     os.kill(pid, signal.SIGKILL)

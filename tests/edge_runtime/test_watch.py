@@ -165,7 +165,7 @@ def test_broken_vanished_and_too_large_are_said_and_not_skipped(folder: Path) ->
     assert "declares 2000 x 1000 pixels, and at most 0.1 MB are taken: raise max_frame_mb" in reasons["wide.png"]
     assert sorted(frame.frame_no for frame in frames) == [0, 1, 2, 3]
     (folder / "gone.jpg").write_bytes(encoded(50, ".jpg")[:-10])
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while "gone.jpg" not in camera._waiting:
         assert camera.read() is None and time.monotonic() < deadline
     (folder / "gone.jpg").unlink()
@@ -190,7 +190,7 @@ def test_names_that_are_no_text_are_no_trouble(folder: Path) -> None:
 def test_what_is_renamed_while_it_is_waited_for_is_not_lost_and_not_said_twice(folder: Path) -> None:
     camera = watcher(folder, "fps=200&settle=0.3")
     (folder / "tmp1.png").write_bytes(encoded(70))
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while "tmp1.png" not in camera._waiting:
         assert camera.read() is None and time.monotonic() < deadline
     (folder / "tmp1.png").rename(folder / "part.png")
@@ -434,7 +434,7 @@ def test_an_empty_folder_is_a_camera_that_is_ready(folder: Path) -> None:
         served(camera, seen, lambda: time.monotonic() > waited, "it waits")
         status = camera.status()
         assert (status.state, status.restarts, seen) == ("running", 0, [])
-        assert status.frame_age_ms < 700
+        served(camera, seen, lambda: camera.status().frame_age_ms < 700, "its age is renewed without a frame")
         put(folder, "a.png", 9)
         served(camera, seen, lambda: bool(seen), "the picture")
         assert seen == [9]

@@ -270,7 +270,7 @@ def test_a_host_with_too_few_files_says_so(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="may open 400 files; expected 480; raise it: LimitNOFILE"):
         host.start()
     assert host.process is not None
-    assert host.process.wait(10) == 2
+    assert host.process.wait(30) == 2
     host.end()
 
 

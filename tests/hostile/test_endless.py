@@ -222,7 +222,7 @@ def test_a_key_that_is_revoked_in_the_middle_of_a_message_is_cut(keyed: tuple[Ho
     s.until(lambda: sender.said("connected") == 1)
     counts = host.get("/healthz")["receiver"]
     revoke(host.folder / "keys", "leaver")
-    s.until(lambda: sender.said("cut") >= 1, 2.0, "the connection to end")
+    s.until(lambda: sender.said("cut") >= 1, what="the connection to end")
     s.until(lambda: host.get("/healthz")["receiver"]["unknown_key"] > counts["unknown_key"])
     assert sender.said("connected") == 1
     assert host.get("/healthz")["receiver"]["cut"] == counts["cut"], "cut for its key, before any limit"

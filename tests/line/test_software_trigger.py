@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from edge_runtime.demo import fetch
-from tests.processes import Line, free_port, until
+from tests.processes import Line, free_port, freeze, until
 
 
 def children_of(pid: int) -> list[int]:
@@ -62,7 +62,7 @@ def test_a_request_becomes_a_part_that_the_host_finds_by_its_serial(tmp_path: Pa
 
         capture = children_of(edge.pid)
         for child in capture:
-            os.kill(child, signal.SIGSTOP)  # no frame comes, so that the part waits
+            freeze(child)  # no frame comes, so that the part waits
         waiting = ask("--part", "SN-2", "--timeout", "20")
         assert waiting.returncode == 0, waiting.stderr
         edge.kill()

@@ -82,7 +82,7 @@ class ModbusError(OSError):
 class Master:
     """A connection of libmodbus; raises ModbusError."""
 
-    def __init__(self, address: Sequence[object], timeout_s: float = 2.0) -> None:
+    def __init__(self, address: Sequence[object], timeout_s: float = 10.0) -> None:
         self._lib = library()
         self._open: int | None = self._lib.modbus_new_tcp(str(address[0]).encode(), int(str(address[1])))
         self._lib.modbus_set_response_timeout(self._context, int(timeout_s), int(timeout_s % 1 * 1e6))

@@ -24,7 +24,7 @@ from contract.event import LineCode
 from plugin.connectors.kit import Took
 from tests.needs import lacking
 from tests.plugin.order import Order
-from tests.processes import free_port, until
+from tests.processes import free_port, freeze, until
 
 NOT_HEARD_S = 3.0
 
@@ -51,12 +51,12 @@ class Mosquitto:
     def kill(self) -> None:
         if self._process is not None:
             os.kill(self._process.pid, signal.SIGKILL)
-            self._process.wait(10)
+            self._process.wait(30)
             self._process = None
 
     def freeze(self) -> None:
         assert self._process is not None
-        os.kill(self._process.pid, signal.SIGSTOP)
+        freeze(self._process.pid)
 
     def thaw(self) -> None:
         assert self._process is not None

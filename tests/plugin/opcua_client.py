@@ -221,7 +221,7 @@ def until_served(port: int, loop: Loop, timeout_s: float = 60.0) -> None:
     deadline = time.monotonic() + timeout_s
     while True:
         try:
-            loop.do(Client(f"opc.tcp://127.0.0.1:{port}/", timeout=5).connect_and_get_server_endpoints(), 10)
+            loop.do(Client(f"opc.tcp://127.0.0.1:{port}/", timeout=20).connect_and_get_server_endpoints(), 30)
             return
         except Exception:
             if time.monotonic() > deadline:

@@ -55,7 +55,7 @@ SPOOL = "spool-1"
 Value = TypeVar("Value")
 
 
-def until(question: Callable[[], Value], timeout_s: float = 10.0, what: str = "") -> Value:
+def until(question: Callable[[], Value], timeout_s: float = 30.0, what: str = "") -> Value:
     """Ask until the answer is true; fail after ``timeout_s`` seconds."""
     deadline = time.monotonic() + timeout_s
     while True:
@@ -203,7 +203,7 @@ class Dealer:
                 self.nacks[reply.spool_id, reply.seq] = reply
             timeout_ms = 0
 
-    def wait_acked(self, *seqs: int, spool: str = SPOOL, timeout_s: float = 10.0) -> None:
+    def wait_acked(self, *seqs: int, spool: str = SPOOL, timeout_s: float = 30.0) -> None:
         def there() -> bool:
             self.collect()
             return {(spool, seq) for seq in seqs} <= self.acked
@@ -279,7 +279,7 @@ class HostProcess:
         # A later run takes the same port again, so that an edge that reconnects finds it.
         self.config.write_text(self.config.read_text().replace("tcp://127.0.0.1:*", self.endpoint))
 
-    def end(self, number: int = signal.SIGTERM, timeout_s: float = 5.0) -> int:
+    def end(self, number: int = signal.SIGTERM, timeout_s: float = 30.0) -> int:
         """Signal the process and wait; returns its exit code."""
         if self.process is None:
             return 0
@@ -294,7 +294,7 @@ class HostProcess:
                 process.stdout.close()
 
     def get(self, path: str) -> Any:
-        with urllib.request.urlopen(self.url.rstrip("/") + path, timeout=5) as answer:
+        with urllib.request.urlopen(self.url.rstrip("/") + path, timeout=30) as answer:
             return json.load(answer)
 
     def published(self) -> list[dict[str, Any]]:

@@ -65,7 +65,7 @@ class S3:
 
     def close(self) -> None:
         self._process.send_signal(signal.SIGKILL)
-        self._process.wait(10)
+        self._process.wait(30)
 
 
 @pytest.fixture(scope="module")

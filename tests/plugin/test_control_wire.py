@@ -71,7 +71,7 @@ def test_an_edge_cannot_say_that_it_is_another(rig: Rig, connect: Callable[[str]
     mallory.send(hello("victim"))
     s.until(lambda: rig.server.counts.wrong_edge == 1)
     asked = rig.server.status("victim", timeout_s=5.0)
-    assert victim.socket.poll(5000), "asked is who has the key"
+    assert victim.socket.poll(30_000), "asked is who has the key"
     request = from_host(victim.socket.recv_multipart())
     mallory.send(encode(Reply(id=request.id, edge_id="victim", outcome="ok", status=STATUS)))
     s.until(lambda: rig.server.counts.wrong_edge == 2)
@@ -79,7 +79,7 @@ def test_an_edge_cannot_say_that_it_is_another(rig: Rig, connect: Callable[[str]
     s.until(lambda: rig.server.counts.received == 4)
     assert not asked.done()
     victim.send(encode(Reply(id=request.id, edge_id="victim", outcome="refused", reason="no", status=STATUS)))
-    assert asked.result(5).reason == "no"
+    assert asked.result(30).reason == "no"
 
 
 def test_a_request_to_a_run_that_has_ended_is_not_sent_to_the_next(rig: Rig, connect: Callable[[str], Dealer]) -> None:
@@ -87,9 +87,9 @@ def test_a_request_to_a_run_that_has_ended_is_not_sent_to_the_next(rig: Rig, con
     edge.send(hello("edge-1"))
     s.until(lambda: rig.server.known("edge-1"))
     asked = rig.server.select_recipe("edge-1", 2)
-    assert edge.socket.poll(5000)
+    assert edge.socket.poll(30_000)
     edge.send(encode(Hello(edge_id="edge-1", run_id="the next", t_sent_ns=1, status=STATUS)))
-    reply = asked.result(5)
+    reply = asked.result(30)
     assert (reply.outcome, "started anew" in (reply.reason or "")) == ("unknown", True)
 
 
@@ -98,8 +98,8 @@ def test_a_revoked_edge_is_cut_and_asked_nothing(rig: Rig, connect: Callable[[st
     edge.send(hello("edge-1"))
     s.until(lambda: rig.server.edges_of("line-1") == ["edge-1"])
     revoke(rig.folder / "keys", "edge-1")
-    s.until(lambda: rig.server.known("edge-1") is None, 2.0)
-    reply = rig.server.select_recipe("edge-1", 2).result(5)
+    s.until(lambda: rig.server.known("edge-1") is None)
+    reply = rig.server.select_recipe("edge-1", 2).result(30)
     assert reply.outcome == "refused"
     assert "flawline keys authorise edge-1.key" in (reply.reason or "")
     assert not edge.socket.poll(100)
@@ -115,14 +115,14 @@ def test_what_waits_for_an_edge_that_is_revoked_is_answered_and_what_others_are_
         edge.send(hello(name))
     s.until(lambda: len(rig.server.edges_of("line-1")) == 2)
     asked = {name: rig.server.select_recipe(name, 2) for name in ("leaving", "loyal", "absent")}
-    assert leaving.socket.poll(5000)
-    assert loyal.socket.poll(5000)
+    assert leaving.socket.poll(30_000)
+    assert loyal.socket.poll(30_000)
     first = from_host(loyal.socket.recv_multipart())
     cut = rig.server.counts.disconnected
     revoke(rig.folder / "keys", "leaving")
     revoke(rig.folder / "keys", "absent")
-    assert asked["leaving"].result(5).outcome == "unknown"
-    assert asked["absent"].result(5).outcome == "refused"
+    assert asked["leaving"].result(30).outcome == "unknown"
+    assert asked["absent"].result(30).outcome == "refused"
     s.until(lambda: rig.server.counts.disconnected >= cut + 2, what="the cut")
     assert rig.server.known("leaving") is None
     assert rig.server.known("loyal") is not None, "a cut connection says nothing against who had it"
@@ -133,7 +133,7 @@ def test_what_waits_for_an_edge_that_is_revoked_is_answered_and_what_others_are_
 
     s.until(again, what="the request on the new connection")
     loyal.send(encode(Reply(id=first.id, edge_id="loyal", outcome="ok", status=STATUS)))
-    assert asked["loyal"].result(5).outcome == "ok"
+    assert asked["loyal"].result(30).outcome == "ok"
 
 
 def test_garbage_is_dropped_and_counted_and_the_next_is_heard(rig: Rig, connect: Callable[[str], Dealer]) -> None:
@@ -163,6 +163,6 @@ def test_what_is_under_way_when_the_host_stops_is_answered(tmp_path: Path, make_
     edge.send(hello("edge-1"))
     s.until(lambda: rig.server.known("edge-1"))
     asked = rig.server.select_recipe("edge-1", 2)
-    assert edge.socket.poll(5000)
+    assert edge.socket.poll(30_000)
     rig.close()
     assert asked.result(1).outcome == "unknown"

@@ -111,7 +111,7 @@ def test_a_callback_that_hangs_harms_nobody(
     try:
         dealer = make_dealer(plugin.endpoint)
         dealer.send(s.frames(s.result(1)))
-        assert entered.wait(10)
+        assert entered.wait(30)
         for seq in range(2, 11):
             dealer.send(s.frames(s.result(seq, verdict=Verdict.REVIEW if seq == 9 else Verdict.PASS)))
         dealer.wait_acked(*range(1, 11))

@@ -192,7 +192,7 @@ def test_revocation_cuts_the_connection_and_others_go_on(keyed: Keyed, make_deal
     other.wait_acked(1, spool="l")
     before = keyed.counts()["unknown_key"]
     revoke(keyed.keys, "traitor")
-    s.until(lambda: keyed.said("edge traitor is no longer authorised"), 2.0)
+    s.until(lambda: keyed.said("edge traitor is no longer authorised"))
 
     def refused() -> bool:
         with suppress(zmq.Again):  # cut: there is nobody to send to
@@ -272,7 +272,7 @@ def test_an_edge_that_connects_while_the_door_is_tried_is_watched_like_any_other
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     gate = Gate(context, tmp_path / "keys")
     receiver = Receiver(context, "tcp://127.0.0.1:*", tell, len, gate)
-    assert receiver._router.socket.poll(5000), "it lies there, and grows old unseen"
+    assert receiver._router.socket.poll(30_000), "it lies there, and grows old unseen"
     receiver.begin()
     threads = [threading.Thread(target=each.run) for each in (gate, receiver)]
     for thread in threads:

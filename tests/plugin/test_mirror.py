@@ -94,7 +94,7 @@ def test_a_store_that_is_away_ends_no_mirror(
         thread = threading.Thread(target=lambda: (mirror.run(), carried.set()))
         thread.start()
         ledger.journaled.set()
-        assert refused.wait(5)
+        assert refused.wait(30)
         s.until(lambda: mirror.trouble, what="whoever looks after the host hears of it")
         s.until(lambda: (ledger.journaled.set(), mirror.trouble is None)[1], what="it went on")
         mirror.stop()

@@ -530,11 +530,11 @@ def test_a_session_is_not_to_be_taken_over(rig: Rig, tmp_path: Path) -> None:
     scada = rig.client().sign_in()
     token = scada.client.uaclient.session.authentication_token
     assert token.NodeIdType is ua.NodeIdType.ByteString  # and none guesses it
-    plain = Client(f"opc.tcp://127.0.0.1:{rig.port}/", timeout=5)
+    plain = Client(f"opc.tcp://127.0.0.1:{rig.port}/", timeout=20)
     assert len(rig.loop.do(_open(plain))) == 2  # the endpoints, which anybody may ask for
     other = make_identity(tmp_path, "other")
     shutil.copy(other[0], rig.connector._folder / TRUSTED)
-    secured = Client(f"opc.tcp://127.0.0.1:{rig.port}/", timeout=5)
+    secured = Client(f"opc.tcp://127.0.0.1:{rig.port}/", timeout=20)
     rig.loop.do(secured.set_security(SecurityPolicyBasic256Sha256, *map(str, other)))
     rig.loop.do(_open(secured))
     for thief in (plain, secured):

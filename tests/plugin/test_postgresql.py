@@ -27,6 +27,7 @@ from tests.plugin import synthetic as s
 from tests.plugin.synthetic import Dealer, HostProcess
 from tests.plugin.test_store import put, received
 from tests.postgres import PASSWORD, PostgreSQL
+from tests.processes import freeze
 
 
 @pytest.fixture
@@ -114,7 +115,7 @@ def test_a_server_that_freezes_is_cut_and_the_batch_committed_once(
     assert backend is not None
     writer = Writer(store, lambda *_: True)
     answered = threading.Event()
-    os.kill(backend, signal.SIGSTOP)
+    freeze(backend)
     thread = threading.Thread(target=writer.run, args=(lambda _answers: answered.set(),))
     thread.start()
     try:

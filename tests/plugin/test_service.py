@@ -76,10 +76,10 @@ def test_a_clean_stop_knows_what_became_of_the_last_outputs(
     dealer.send(s.frames(s.trigger(1, "open")))
     dealer.send(s.frames(s.result(2, "last")))
     dealer.wait_acked(1, 2)
-    assert Slow.busy.wait(5)
+    assert Slow.busy.wait(30)
     start = time.monotonic()
     service.stop()
-    assert time.monotonic() - start < 2.0
+    assert time.monotonic() - start < 20, "it waits for no deadline"
     ledger = LedgerReader(tmp_path / "state" / "ledger.sqlite")
     assert [(row["part_id"], row["outcome"]) for row in ledger.outputs(0, 10)] == [("last", "published")]
     assert ledger.counts()["open"] == 1

@@ -10,6 +10,7 @@ from contract.event import Envelope
 from plugin.transit import BUCKET_NS, MAX_CLOCKS, Transit
 from tests.plugin import synthetic as s
 from tests.plugin.synthetic import Dealer, HostProcess
+from tests.processes import freeze
 
 SECOND = 10**9
 MILLI = 10**6
@@ -112,7 +113,7 @@ def test_a_pass_that_waited_for_a_frozen_host_is_never_published(
         dealer.send(s.frames(s.state(n), **now()))  # type: ignore[arg-type]
     dealer.wait_acked(*range(1, 6), spool="state-run-1")
     assert host.process is not None
-    host.process.send_signal(signal.SIGSTOP)
+    freeze(host.process.pid)
     try:
         dealer.send(s.frames(s.trigger(1, "frozen"), **now()))  # type: ignore[arg-type]
         dealer.send(s.frames(s.result(2, "frozen"), **now()))  # type: ignore[arg-type]

@@ -42,7 +42,7 @@ class Gate:
 
     def commit(self, batch: Sequence[Received]) -> list[Outcome]:
         self.asked.set()
-        assert self.open.wait(10)
+        assert self.open.wait(30)
         if self.error is not None:
             raise self.error
         if any(self.poison and self.poison in item.header for item in batch):
@@ -103,7 +103,7 @@ def test_what_came_before_the_host_reads_is_not_taken_for_young(make_dealer: Mak
     receiver = Receiver(context, "tcp://127.0.0.1:*", tell, len)
     early = make_dealer(receiver.endpoint)
     early.send(s.frames(s.result(1), age_ms=5.0))
-    assert receiver._router.socket.poll(5000), "it lies there, and grows old unseen"
+    assert receiver._router.socket.poll(30_000), "it lies there, and grows old unseen"
     receiver.begin()
     reading = threading.Thread(target=receiver.run)
     reading.start()
@@ -129,7 +129,7 @@ def test_nothing_is_acknowledged_before_the_commit_and_the_ledger_does_not_wait(
 ) -> None:
     dealer = make_dealer(rig.receiver.endpoint)
     dealer.send(s.frames(s.result(1)))
-    assert rig.gate.asked.wait(5)
+    assert rig.gate.asked.wait(30)
     dealer.send(s.frames(s.result(2)))
     s.until(lambda: len(rig.told) == 2)  # told although the store stands still
     dealer.collect(200)
@@ -156,7 +156,7 @@ def test_what_the_ledger_has_not_committed_is_not_acknowledged(rig: Rig, make_de
     rig.ledger_has = False
     dealer = make_dealer(rig.receiver.endpoint)
     dealer.send(s.frames(s.result(1)))
-    assert rig.gate.asked.wait(5)
+    assert rig.gate.asked.wait(30)
     dealer.collect(200)
     assert dealer.acked == set()
     rig.ledger_has = True
@@ -180,7 +180,7 @@ def test_an_event_that_cannot_be_stored_is_refused_and_keeps_no_other_waiting(
 def test_a_verdict_that_could_not_be_written_in_time_is_never_written(rig: Rig, make_dealer: MakeDealer) -> None:
     dealer = make_dealer(rig.receiver.endpoint)
     dealer.send(s.frames(s.result(1)))
-    assert rig.gate.asked.wait(5)  # the writer stands in a commit
+    assert rig.gate.asked.wait(30)  # the writer stands in a commit
     ran: list[int] = []
     with pytest.raises(TimeoutError):
         rig.writer.call(lambda _store: ran.append(1), timeout_s=0.05)
@@ -193,7 +193,7 @@ def test_with_a_full_backlog_events_are_left_unanswered(tmp_path: Path, make_dea
     rig = Rig(tmp_path, backlog_bytes=3000)
     dealer = make_dealer(rig.receiver.endpoint)
     dealer.send(s.frames(s.result(1)))
-    assert rig.gate.asked.wait(5)
+    assert rig.gate.asked.wait(30)
     for seq in range(2, 12):
         dealer.send(s.frames(s.result(seq)))
     s.until(lambda: len(rig.told) == 11)  # the ledger hears of each all the same
@@ -215,7 +215,7 @@ def test_one_edge_cannot_fill_the_backlog_of_all(tmp_path: Path, make_dealer: Ma
     rig = Rig(tmp_path, backlog_bytes=40_000)
     greedy, modest = make_dealer(rig.receiver.endpoint), make_dealer(rig.receiver.endpoint)
     greedy.send(s.frames(s.result(1)))
-    assert rig.gate.asked.wait(5)  # the writer stands in a commit
+    assert rig.gate.asked.wait(30)  # the writer stands in a commit
     for seq in range(2, 102):
         greedy.send(s.frames(s.result(seq)))
     s.until(lambda: len(rig.told) == 101)
