@@ -485,7 +485,7 @@ def replay(
     """
     from json import dumps
 
-    from calibration.archive import Place
+    from calibration.archive import Place, folder_of
     from calibration.exports import Source
     from calibration.progress import counted
     from calibration.replay import Run, document, pictures, whole
@@ -506,6 +506,7 @@ def replay(
             raise _error("a folder has no verdicts on record: give the bundle to compare with, --against CURRENT")
         given = {f"--{name}": value for name, value in asked.items()}
         _refuse_given("without a host", given | {"--token-file": token_file, "--ca": ca})
+        place = place._replace(source=Source(str(folder_of(archive))))  # wherever the command is given again
     scoring = Scoring(bundle.resolve(), against and against.resolve(), place, engine, as_precision(precision))
     way: Run = whole
     if ray is not None:
