@@ -444,6 +444,88 @@ def repeats(
     typer.echo(f"onto the page: flawline calibrate capability {bundle} --data DIR --html FILE --repeats {out}")
 
 
+@app.command()
+def replay(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="the candidate")],
+    archive: Annotated[
+        str, typer.Option(metavar="URL", help="a folder of pictures (any layout, any size), or https://HOST:PORT")
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="for the page, the figures and every part's verdicts")],
+    against: Annotated[
+        Path | None, typer.Option(metavar="CURRENT", help="the current bundle; a host's parts: else what was recorded")
+    ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="from a host: its token (flawline host user token), mode 0600")
+    ] = None,
+    ca: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="from a host: its certificate, or its signer's, PEM")
+    ] = None,
+    recipe: Annotated[str | None, typer.Option(metavar="NAME", help="from a host: parts of this recipe alone")] = None,
+    since: Annotated[str | None, typer.Option(metavar="TIME", help="from a host: captured then or later (UTC)")] = None,
+    until: Annotated[str | None, typer.Option(metavar="TIME", help="from a host: captured before")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="processes  [default: one for each core]")
+    ] = None,
+    ray: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="on a Ray cluster: its address, auto, or local")
+    ] = None,
+    engine: EngineName = "auto",
+    precision: OfGraph = "fp32",
+) -> None:
+    """Score an archive again with a candidate beside the current bundle: what would change, before it is live.
+
+    OUT gets replay.html with pictures of the largest changes, replay.json, and parts.jsonl with every part of the
+    archive once. What is done is kept in OUT/work: the same command goes on where it was interrupted.
+
+    \b
+    Examples:
+      flawline calibrate replay candidate --against bundle --archive parts --out replay
+      flawline calibrate replay candidate --archive https://host.plant.local:8765 --token-file host.token --out replay
+      flawline calibrate replay candidate --against bundle --archive /mnt/archive --ray ray://head:10001 --out replay
+    """
+    from json import dumps
+
+    from calibration.archive import Place, folder_of
+    from calibration.exports import Source
+    from calibration.progress import counted
+    from calibration.replay import Run, document, pictures, whole
+    from calibration.replay import replay as run
+    from calibration.replay_page import draw, rate_rows, replay_page, rows
+    from calibration.rescoring import Scoring
+    from contract.bundle import as_precision, open_bundle
+
+    asked = {"recipe": recipe, "since": since, "until": until}
+    views = open_bundle(bundle).manifest.recipe.views
+    place = Place(
+        Source(archive, token_file, ca),
+        len({view.camera for view in views}) > 1,
+        tuple((name, value) for name, value in asked.items() if value is not None),
+    )
+    if not place.is_host:
+        if against is None:
+            raise _error("a folder has no verdicts on record: give the bundle to compare with, --against CURRENT")
+        given = {f"--{name}": value for name, value in asked.items()}
+        _refuse_given("without a host", given | {"--token-file": token_file, "--ca": ca})
+        place = place._replace(source=Source(str(folder_of(archive))))  # wherever the command is given again
+    scoring = Scoring(bundle.resolve(), against and against.resolve(), place, engine, as_precision(precision))
+    way: Run = whole
+    if ray is not None:
+        from calibration.replay_ray import on_ray
+
+        way = on_ray(ray)
+    try:
+        with counted("scoring the archive") as heard:
+            found = run(scoring, out, workers, way, heard)
+    except KeyboardInterrupt as stop:
+        typer.echo(f"\ninterrupted; what is done is kept in {out}: the same command goes on from there", err=True)
+        raise typer.Exit(130) from stop
+    _write(out / "replay.json", dumps(document(found), indent=1, allow_nan=False) + "\n")
+    _write(out / "replay.html", replay_page(found, pictures(found, draw)))
+    _print(None, rows(found))
+    _print(("flagged", "current", "candidate"), rate_rows(found))
+    typer.echo(f"page: {out / 'replay.html'}")
+
+
 def _edge_of(bundle: Path, config: Path | None, url: str | None) -> EdgeSettings:
     """The edge whose camera takes the pictures. Raises ConfigError."""
     from contract.errors import ConfigError

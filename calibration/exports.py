@@ -26,6 +26,15 @@ MAX_TOKEN_BYTES = 4096
 CHUNK = 1 << 16
 
 
+class AnswerError(CalibrationError):
+    """The host answered with another status than 200, and ``said`` why."""
+
+    def __init__(self, text: str, status: int, said: str) -> None:
+        super().__init__(text)
+        self.status = status
+        self.said = said
+
+
 class Source(NamedTuple):
     """Where an export is: ``https://HOST:PORT``, ``http://`` on this machine alone, or ``file:PATH``.
 
@@ -82,12 +91,12 @@ def _page(data: bytes, where: str) -> VerdictPage:
 
 
 def _host_pages(source: Source) -> Iterator[VerdictPage]:
-    connection, base = _connection(source)
-    headers = {"accept": "application/json"} | _authorization(source.token_file)
+    connection, base = connect(source)
+    headers = {"accept": "application/json"} | authorization(source.token_file)
     with closing(connection):
         after, more = 0, True
         while more:
-            data = _get(connection, f"{base}{PATH}?after={after}&limit={MAX_PAGE}", headers, source.url)
+            data = get(connection, f"{base}{PATH}?after={after}&limit={MAX_PAGE}", headers, source.url, MAX_PAGE_BYTES)
             page = _page(data, source.url)
             if page.next is not None and page.next <= after:
                 raise CalibrationError(f"{source.url}: page behind {after} leads back to {page.next}")
@@ -95,17 +104,15 @@ def _host_pages(source: Source) -> Iterator[VerdictPage]:
             yield page
 
 
-def _connection(source: Source) -> tuple[http.client.HTTPConnection, str]:
+def connect(source: Source) -> tuple[http.client.HTTPConnection, str]:
     """A connection, not open yet, and the path that stands before the API's. Raises CalibrationError."""
     try:
         parts = urlsplit(source.url)
         name, port = parts.hostname or "", parts.port
     except ValueError as error:
-        raise CalibrationError(f"--from-verdicts {source.url!r}: {error}") from error
+        raise CalibrationError(f"{source.url!r}: {error}") from error
     if not name or parts.username is not None or parts.query or parts.fragment:
-        raise CalibrationError(
-            f"--from-verdicts: expected {parts.scheme}://HOST:PORT alone; who asks is said by --token-file"
-        )
+        raise CalibrationError(f"{parts.scheme}://HOST:PORT alone is expected; who asks is said by --token-file")
     base = parts.path.rstrip("/")
     if parts.scheme == "https":
         return http.client.HTTPSConnection(name, port, timeout=TIMEOUT_S, context=_trust(source.ca)), base
@@ -127,7 +134,8 @@ def _trust(ca: Path | None) -> ssl.SSLContext:
     return context
 
 
-def _authorization(file: Path | None) -> dict[str, str]:
+def authorization(file: Path | None) -> dict[str, str]:
+    """The header that carries a token. Raises CalibrationError where others may read the file, or it holds none."""
     if file is None:
         return {}
     try:
@@ -145,13 +153,14 @@ def _authorization(file: Path | None) -> dict[str, str]:
     return {"authorization": f"Bearer {token}"}
 
 
-def _get(connection: http.client.HTTPConnection, path: str, headers: dict[str, str], where: str) -> bytes:
+def get(connection: http.client.HTTPConnection, path: str, headers: dict[str, str], where: str, most: int) -> bytes:
+    """What the host answers, or more than ``most`` bytes of it. Raises CalibrationError, AnswerError."""
     deadline = time.monotonic() + PAGE_S
     try:
         connection.request("GET", path, headers=headers)
         answer = connection.getresponse()
         data = bytearray()
-        while len(data) <= MAX_PAGE_BYTES and (chunk := answer.read1(CHUNK)):
+        while len(data) <= most and (chunk := answer.read1(CHUNK)):
             data += chunk
             if time.monotonic() > deadline:
                 raise TimeoutError
@@ -165,20 +174,24 @@ def _get(connection: http.client.HTTPConnection, path: str, headers: dict[str, s
     except (OSError, http.client.HTTPException) as error:
         raise CalibrationError(f"{where}: {error or type(error).__name__}; does a host run there?") from error
     if answer.status != http.HTTPStatus.OK:
-        raise CalibrationError(_refusal(answer.status, bytes(data), where))
+        said = _said(bytes(data))
+        raise AnswerError(_refusal(answer.status, said, where, path), answer.status, said)
     return bytes(data)
 
 
-def _refusal(status: int, data: bytes, where: str) -> str:
+def _said(data: bytes) -> str:
     try:
-        said = str(json.loads(data)["error"])[:300]
-    except (ValueError, KeyError, TypeError):
-        said = "it gave no reason"
+        return str(json.loads(data)["error"])[:300]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return "it gave no reason"
+
+
+def _refusal(status: int, said: str, where: str, path: str) -> str:
     if status in (401, 403):
         return (
             f"{where}: refused ({status}: {said}). Give --token-file FILE, made on the host for an account with the "
             "role engineer: flawline host user token CONFIG NAME --token-file FILE"
         )
     if status == http.HTTPStatus.NOT_FOUND:
-        return f"{where}: has no {PATH}; is this a Flawline host, of this version?"
+        return f"{where}: has no {path.partition('?')[0]}; is this a Flawline host, of this version?"
     return f"{where}: answered {status}: {said}"

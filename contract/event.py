@@ -203,6 +203,44 @@ class Attachment(BaseHeader):
     dropped: bool = False
 
 
+class ShadowScore(Wire):
+    """What a candidate would have said of a part; ``live`` is what the part was told to be."""
+
+    part_id: Name
+    camera_id: Name
+    result_seq: int = Field(ge=1)
+    live: Verdict
+    verdict: Verdict
+    score: float | None = None
+    reason: Text | None = None
+
+
+class Shadow(BaseHeader):
+    """What a candidate that is never acted on made of some parts, sent after the verdicts.
+
+    The counts are of this run, and of parts that ended until now: ``offered`` is the sum of ``scored``, ``dropped``
+    (it had no time, or failed), ``unseen`` (without a picture) and ``waiting``. A spool that ran full may have given up
+    some of the scores: then fewer came than were scored.
+    """
+
+    kind: Literal["shadow"] = "shadow"
+    recipe: Name
+    recipe_number: int
+    bundle_id: Name | None = Field(None, description="none: it could not be opened")
+    model_sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
+    calibration_id: Name | None = None
+    engine: Name | None = None
+    threshold: float | None = None
+    review_threshold: float | None = None
+    scores: tuple[ShadowScore, ...] = Field((), max_length=256)
+    offered: Count = 0
+    scored: Count = 0
+    dropped: Count = 0
+    unseen: Count = 0
+    waiting: Count = 0
+    trouble: Text | None = Field(None, description="why it scores nothing now")
+
+
 class Chunk(BaseHeader):
     """A piece of a large Attachment, under its identity, from the byte ``offset`` on of its parts laid end to end.
 
@@ -340,7 +378,9 @@ class State(BaseHeader):
     )
 
 
-Header = Annotated[Trigger | Result | Missed | Attachment | Chunk | Gap | Drift | State, Field(discriminator="kind")]
+Header = Annotated[
+    Trigger | Result | Missed | Attachment | Shadow | Chunk | Gap | Drift | State, Field(discriminator="kind")
+]
 # Keys alone: kept for the next header, the ids of parts fill a cache of 16 384 strings with what never comes again.
 HEADER: TypeAdapter[Header] = TypeAdapter(Header, config=ConfigDict(cache_strings="keys"))
 

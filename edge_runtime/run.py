@@ -31,6 +31,7 @@ from edge_runtime.logs import set_up
 from edge_runtime.preview import Preview
 from edge_runtime.recipes import Judge, faults_of_others, load_judge, read_choice, refuse_uneven
 from edge_runtime.settings import EdgeSettings, load_settings
+from edge_runtime.shadow import Shadow
 from edge_runtime.spool import Spool
 from edge_runtime.spool_room import Limits
 from edge_runtime.spool_tables import SPOOL_FILE
@@ -87,7 +88,10 @@ def run_edge(config: Path, quiet: bool = False) -> int:
                 _say(result)
 
         desk = Desk(settings, spool.run_id, control)
-        station = Station(settings, judge.bundle, judge.engine, spool, emitter, hear, desk, choice, observer, glimpses)
+        shadow = None if settings.shadow.bundle is None else Shadow(settings, spool, emitter)
+        station = Station(
+            settings, judge.bundle, judge.engine, spool, emitter, hear, desk, choice, observer, glimpses, shadow
+        )
         _stop_on_signals(station)
         _echo(f"edge {settings.edge_id}: {_named(judge)}, {judge.engine_name}")
         del judge  # the station alone holds its engine, which must go when another recipe takes over
@@ -116,6 +120,8 @@ def run_edge(config: Path, quiet: bool = False) -> int:
         finally:
             overseer.stopping(STOPPED_S)
             station.stop_event.set()
+            if shadow is not None:
+                shadow.stop()
             desk.stop()
             if control is not None:
                 control.stop()

@@ -262,6 +262,20 @@ class LogSettings(Strict):
     keep: int = Field(5, ge=1, le=1000, description="files that were put aside")
 
 
+class ShadowSettings(Strict):
+    """A candidate that scores what the line's own bundle has judged; off where ``bundle`` is not set."""
+
+    bundle: Path | None = None
+    recipe: int = Field(1, ge=1, le=65535, description="beside which recipe")
+    share: float = Field(
+        0.1, ge=0.001, le=1, description="of one core's time, at most; what it has no time for is dropped"
+    )
+    engine: Literal["onnxruntime", "openvino"] = Field(
+        "onnxruntime", description="never the card, which has no priorities"
+    )
+    precision: Precision = "fp32"
+
+
 class EdgeSettings(Strict):
     """``edge.toml``. Paths are relative to the file's folder."""
 
@@ -293,6 +307,7 @@ class EdgeSettings(Strict):
     metrics: MetricsSettings = Field(default_factory=MetricsSettings)
     log: LogSettings = Field(default_factory=LogSettings)
     preview: PreviewSettings = Field(default_factory=PreviewSettings)
+    shadow: ShadowSettings = Field(default_factory=ShadowSettings)
     cameras: list[CameraSettings] = Field(min_length=1, max_length=64)
     groups: list[GroupSettings] = Field(default_factory=list, max_length=64)
     recipes: list[RecipeSettings] = Field(default_factory=list, max_length=256)
@@ -326,6 +341,8 @@ class EdgeSettings(Strict):
                 f"audit_share = {self.audit_share:g} and images = 'none': an inspector cannot judge a part without its "
                 "picture; set images = 'flagged' (audited parts' pictures are then sent as well) or audit_share = 0"
             )
+        if self.shadow.bundle is not None and self.shadow.recipe not in (1, *numbers):
+            raise ValueError(f"[shadow] recipe = {self.shadow.recipe}: no such recipe; there are: {[1, *numbers]}")
         if self.mode == "production" and self.bundles.trusted is None:
             raise ValueError(
                 "mode = 'production' needs to know whose signatures count: set trusted = 'signers' under [bundles] and "
@@ -377,6 +394,8 @@ def load_settings(path: Path) -> EdgeSettings:
         settings.metrics.token = path.parent.resolve() / settings.metrics.token
     if settings.log.file is not None:
         settings.log.file = path.parent.resolve() / settings.log.file
+    if settings.shadow.bundle is not None:
+        settings.shadow.bundle = path.parent.resolve() / settings.shadow.bundle
     if settings.preview.keys is not None:
         settings.preview.keys = path.parent.resolve() / settings.preview.keys
     settings.host = settings.host.model_copy(

@@ -6,7 +6,7 @@ import sqlite3
 from pathlib import Path
 from typing import NamedTuple
 
-from contract.event import Attachment, Header
+from contract.event import Attachment, Header, Shadow
 from edge_runtime.errors import SpoolBlockedError, SpoolError
 
 SPOOL_FILE = "spool.sqlite"
@@ -73,7 +73,9 @@ class Totals(NamedTuple):
 
 
 def priority_of(header: Header) -> int:
-    """Verdict rows go before maps, maps before pictures."""
+    """Verdict rows go before maps and a candidate's scores, those before pictures."""
+    if isinstance(header, Shadow):
+        return MAPS
     if not isinstance(header, Attachment):
         return EVENTS
     return MAPS if all(part.role == "map" for part in header.parts) else IMAGES

@@ -38,6 +38,7 @@ from edge_runtime.observer import Observer
 from edge_runtime.pictures import Pictures
 from edge_runtime.recipes import NEVER_ASKED, Choice, Judge, write_choice
 from edge_runtime.settings import EdgeSettings
+from edge_runtime.shadow import Shadow
 from edge_runtime.slots import overtaken, settle
 from edge_runtime.spool import ANOTHER_BOOT_MS, Draft, Outage, Spool
 from edge_runtime.triggers import Triggers
@@ -93,6 +94,7 @@ class Station:
         choice: Choice | None = None,
         observer: Observer | None = None,
         glimpses: Mapping[str, Glimpse] | None = None,
+        shadow: Shadow | None = None,
     ) -> None:
         self._settings = settings
         self._observer = observer or Observer()
@@ -125,6 +127,7 @@ class Station:
         self._watch = {camera.settings.id: _CameraWatch() for camera in self._cameras}
         self._pictures = Pictures(spool, emitter, settings)
         self._drift = DriftDesk(settings)
+        self._shadow = shadow
         self.pulse = Pulse("station")
         self._state = "starting"
         self._blocked: str | None = None
@@ -144,6 +147,8 @@ class Station:
         for camera in self._cameras:
             camera.start()
         self._pictures.start()
+        if self._shadow is not None:
+            self._shadow.start()
         try:
             while not self.stop_event.is_set():
                 try:
@@ -452,6 +457,8 @@ class Station:
         result = self._result(header, outcome, taken.t_taken_ns, taken.cut, serial)
         numbers = self._record([*drafts, Draft(result, t_ref_ns=header.timing.t_begin_ns)])
         self._pictures.offer(result.model_copy(update={"seq": numbers[-1]}), outcome, taken.part, taken.inspector)
+        if self._shadow is not None:
+            self._shadow.offer(result, numbers[-1], taken.cut)
         with suppress(OSError, ValueError):  # nobody reads the terminal any more
             self._on_result(result)
         self._drift.note(self._judge.drift, result)
@@ -716,6 +723,8 @@ class Station:
         self._end_taken()
         self.pulse.turn(STOP_S)
         self._pictures.stop(self._beat)
+        if self._shadow is not None:
+            self._shadow.stop()
 
     def _end_taken(self) -> None:
         """Verdicts for all parts that wait or are under way, and what was asked for between them."""

@@ -21,8 +21,21 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from contract.event import Attachment, Drift, Gap, Message, Missed, PartHeader, PartRef, Result, State, Trigger, Verdict
-from plugin import drift_rows
+from contract.event import (
+    Attachment,
+    Drift,
+    Gap,
+    Message,
+    Missed,
+    PartHeader,
+    PartRef,
+    Result,
+    Shadow,
+    State,
+    Trigger,
+    Verdict,
+)
+from plugin import drift_rows, shadows
 from plugin import tables as t
 from plugin.blobs import Blobs, BlobStore
 from plugin.database import Hand, Place, is_passing, is_sqlite, name_of, open_engine, short
@@ -193,6 +206,7 @@ class Store:
             for item in fresh:
                 if isinstance(item.message.header, Drift):
                     drift_rows.record(connection, item.message.header)
+            self._add_shadows(fresh)
             self._count(durable, outcomes)
             settled = self._keep_states(item for item in batch if isinstance(item.message.header, State))
         self._settled |= settled
@@ -289,6 +303,11 @@ class Store:
         ]
         if rows:
             self._connection.execute(sa.insert(t.gaps), rows)
+
+    def _add_shadows(self, items: Sequence[Received]) -> None:
+        for item in items:
+            if isinstance(item.message.header, Shadow):
+                shadows.add(self._connection, self._words.dialect, item.message.header, item.received_ns)
 
     def _count(self, items: Sequence[Received], outcomes: dict[int, Outcome]) -> None:
         counts: dict[tuple[str, str], dict[str, int]] = {}

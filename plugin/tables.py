@@ -307,3 +307,47 @@ drift_alarms = sa.Table(
     sa.Column("cleared_ns", sa.BigInteger),
     sa.Index("drift_alarms_standing", "edge_id", "camera_id", unique=True, **_where(sa.text("cleared_ns IS NULL"))),
 )
+
+# A candidate is named by its bundle and its calibration: other limits are another candidate.
+shadow_tally = sa.Table(
+    "shadow_tally",
+    metadata,
+    sa.Column("edge_id", sa.Text, primary_key=True),
+    sa.Column("recipe", sa.Text, primary_key=True),
+    sa.Column("candidate", sa.Text, primary_key=True),
+    sa.Column("live", sa.Text, primary_key=True),
+    sa.Column("verdict", sa.Text, primary_key=True),
+    sa.Column("n", sa.BigInteger, nullable=False),
+)
+
+shadow_runs = sa.Table(
+    "shadow_runs",
+    metadata,
+    sa.Column("edge_id", sa.Text, primary_key=True),
+    sa.Column("run_id", sa.Text, primary_key=True),
+    sa.Column("recipe", sa.Text, primary_key=True),
+    sa.Column("candidate", sa.Text, nullable=False),
+    sa.Column("offered", sa.BigInteger, nullable=False),
+    sa.Column("scored", sa.BigInteger, nullable=False),
+    sa.Column("dropped", sa.BigInteger, nullable=False),
+    sa.Column("unseen", sa.BigInteger, nullable=False),
+    sa.Column("waiting", sa.BigInteger, nullable=False),
+    sa.Column("trouble", sa.Text),
+    sa.Column("received_ns", sa.BigInteger, nullable=False),
+)
+
+shadow_changes = sa.Table(
+    "shadow_changes",
+    metadata,
+    sa.Column("id", Whole, primary_key=True),
+    sa.Column("edge_id", sa.Text, nullable=False),
+    sa.Column("part_id", sa.Text, nullable=False),
+    sa.Column("recipe", sa.Text, nullable=False),
+    sa.Column("candidate", sa.Text, nullable=False),
+    sa.Column("live", sa.Text, nullable=False),
+    sa.Column("verdict", sa.Text, nullable=False),
+    sa.Column("score", sa.Float),
+    sa.Column("threshold", sa.Float),
+    sa.Column("reason", sa.Text),
+    sa.Index("shadow_changes_by_candidate", "edge_id", "recipe", "candidate", "id"),
+)

@@ -14,7 +14,17 @@ from starlette.exceptions import HTTPException
 
 from plugin.database import blames_the_event
 from plugin.errors import AccountError, LineError, ReviewError
-from plugin.review import account_pages, drift_pages, figure_pages, line_pages, look_pages, openapi, pages, stations
+from plugin.review import (
+    account_pages,
+    candidate_pages,
+    drift_pages,
+    figure_pages,
+    line_pages,
+    look_pages,
+    openapi,
+    pages,
+    stations,
+)
 from plugin.review.guard import Guard
 from plugin.review.host import Host
 from plugin.review.signin import FOR_PROGRAMS, undeclared
@@ -34,6 +44,7 @@ def create_app(host: Host) -> FastAPI:
     app.include_router(look_pages.router)
     app.include_router(figure_pages.router)
     app.include_router(drift_pages.router)
+    app.include_router(candidate_pages.router)
     if host.sign_in is not None:
         app.include_router(account_pages.router)
     app.mount("/static", StaticFiles(directory=pages.FOLDER / "static"), name="static")

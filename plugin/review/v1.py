@@ -31,7 +31,7 @@ WORDS = {
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem, "description": text} for status, text in WORDS.items()
 }
-KINDS = Literal["trigger", "result", "missed", "attachment", "gap", "drift"]
+KINDS = Literal["trigger", "result", "missed", "attachment", "shadow", "gap", "drift"]
 Text = Annotated[str | None, Query(min_length=1, max_length=100, pattern=r"^[^\x00]*$")]
 Behind = Annotated[int | None, Query(ge=0, le=LARGEST, description="`next` of the page before")]
 Order = Annotated[Literal["oldest", "newest"], Query(description="which come first")]

@@ -75,6 +75,7 @@ SHOTS = {
     "counts": Shot("/counts", "/counts"),
     "figures": Shot("/figures", "/figures"),
     "inspectors": Shot("/inspectors", "/inspectors"),
+    "candidates": Shot("/candidates", "/candidates"),
     "known": Shot("/known", "/known"),
     "disputed": Shot("/disputed", "/disputed"),
     "accounts": Shot("/accounts", "/accounts"),
@@ -211,7 +212,12 @@ def _fill(site: Site, pictures: list[dict[str, Any]]) -> int:
     dealer.send(s.frames(s.missed(seq, "bracket-0931", "the station was busy", **now)))
     since = {"from_wall_ns": time.time_ns() - 9 * 10**9, "to_wall_ns": time.time_ns() - 4 * 10**9}
     dealer.send(s.frames(s.gap(seq + 1, "the edge was stopped", edge_id=EDGE, **since)))
-    dealer.wait_acked(*range(1, seq + 2), timeout_s=60)
+    flips = [(f"bracket-{n:04d}", Verdict.PASS, Verdict.REJECT, {}) for n in (903, 911)]
+    flips += [("bracket-0004", Verdict.REVIEW, Verdict.PASS, {"score": 0.93})]
+    scores = [s.shadow_score(part, live, said, **more) for part, live, said, more in flips]
+    scores += [s.shadow_score(f"bracket-{912 + n:04d}", Verdict.PASS, Verdict.PASS, score=0.4) for n in range(15)]
+    dealer.send(s.frames(s.shadow(seq + 2, scores, edge_id=EDGE, offered=31, dropped=12, unseen=1)))
+    dealer.wait_acked(*range(1, seq + 3), timeout_s=60)
     heartbeat(dealer)
     dealer.close()
     reader = site.service.reader

@@ -29,6 +29,8 @@ from contract.event import (
     Header,
     Missed,
     Result,
+    Shadow,
+    ShadowScore,
     State,
     Trigger,
     Verdict,
@@ -62,11 +64,15 @@ def result(**changes: object) -> Result:
     return Result(**(fields | changes))  # type: ignore[arg-type]
 
 
+SCORE = ShadowScore(
+    part_id="top-run-000001", camera_id="top", result_seq=7, live=Verdict.PASS, verdict=Verdict.REJECT, score=2.0
+)
 HEADERS: list[Header] = [
     Trigger(**PART),
     result(),
     Missed(**PART, reason="overrun"),
     Attachment(**BASE, part_id="top-run-000001", result_seq=7),
+    Shadow(**BASE, recipe="part", recipe_number=1, scores=(SCORE,), offered=4, scored=1, dropped=2, unseen=1),
     Chunk(**BASE, sha256="0" * 64, offset=4, length=2, size=6),
     Gap(**BASE, reason="down", from_wall_ns=1, to_wall_ns=2, duration_ns=1),
     Drift(

@@ -26,6 +26,7 @@ from edge_runtime.engines.base import Engine
 from edge_runtime.engines.worker import Outputs, WorkerEngine
 from edge_runtime.errors import CardLostError, SpoolError
 from edge_runtime.settings import CameraSettings, EdgeSettings, HostLink, PresenceSettings
+from edge_runtime.shadow import Shadow
 from edge_runtime.spool import Spool
 from edge_runtime.spool_tables import PRIORITIES
 from edge_runtime.station import Station, is_drawn
@@ -61,7 +62,10 @@ class Run:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.spool = Spool(folder / "spool.sqlite", max_rows=max_rows)
         self._emitter = Emitter(self.spool, self.settings.host, self._context)
-        self.station = Station(self.settings, bundle, engine, self.spool, self._emitter, self.results.append)
+        shadow = Shadow(self.settings, self.spool, self._emitter) if self.settings.shadow.bundle else None
+        self.station = Station(
+            self.settings, bundle, engine, self.spool, self._emitter, self.results.append, shadow=shadow
+        )
 
     def run(self, beside: Callable[[], None] | None = None) -> list[Header]:
         """Run to the line's end and return everything that was spooled, in order."""

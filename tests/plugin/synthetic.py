@@ -40,6 +40,8 @@ from contract.event import (
     PartRef,
     Region,
     Result,
+    Shadow,
+    ShadowScore,
     State,
     Timing,
     Trigger,
@@ -122,6 +124,25 @@ def missed(seq: int, part: str | None = None, reason: str = "the station was bus
 def attachment(seq: int, part: str, result_seq: int, parts: tuple[PartRef, ...], **more: Any) -> Attachment:
     values = fields(seq, part, parts=parts, result_seq=result_seq, **more)
     return Attachment(**{name: value for name, value in values.items() if name in Attachment.model_fields})
+
+
+def shadow(seq: int, scores: Iterable[ShadowScore] = (), **more: Any) -> Shadow:
+    """A candidate's scores; counts as if it had scored all that it was offered."""
+    of = tuple(scores)
+    told = {
+        "bundle_id": "washer-next",
+        "model_sha256": "cd" * 32,
+        "calibration_id": "cal-8",
+        "engine": "onnxruntime fp32",
+    }
+    counts = {"recipe": "washer", "recipe_number": 1, "threshold": 1.3, "offered": len(of), "scored": len(of)}
+    values = fields(seq, **{**told, **counts, "scores": of, **more})
+    return Shadow(**{name: value for name, value in values.items() if name in Shadow.model_fields})
+
+
+def shadow_score(part: str, live: Verdict, verdict: Verdict, **more: Any) -> ShadowScore:
+    values = {"camera_id": "cam-1", "result_seq": 1, "score": 1.42, **more}
+    return ShadowScore(part_id=part, live=live, verdict=verdict, **values)
 
 
 def gap(seq: int, reason: str = "the edge was stopped", **more: Any) -> Gap:

@@ -1,0 +1,257 @@
+"""A candidate in shadow with its real process: recorded and accounted for, and whatever it does touches no verdict."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zmq
+
+from contract import event
+from contract.bundle import Bundle, open_bundle
+from contract.dataset import load_dataset
+from contract.errors import ConfigError
+from contract.event import HEADER, Attachment, Result, Trigger, Verdict
+from contract.images import decode_image, read_image
+from edge_runtime import shadow as module
+from edge_runtime.cutting import CutPart
+from edge_runtime.emitter import Emitter
+from edge_runtime.engines import open_engine
+from edge_runtime.inspector import Inspector
+from edge_runtime.settings import CameraSettings, EdgeSettings, HostLink, ShadowSettings, load_settings
+from edge_runtime.shadow import Shadow
+from edge_runtime.spool import Spool
+from edge_runtime.spool_tables import IMAGES, MAPS
+from tests.edge_runtime.test_station import Run
+from tests.graphs import write_bundle
+from tests.processes import until
+
+ROOT = Path(__file__).parents[2]
+WAYS = ["raises", "hangs", "crashes", "garbles", "lies"]
+
+
+@pytest.fixture(scope="module")
+def opened(bundle: Path) -> Bundle:
+    return open_bundle(bundle)
+
+
+@pytest.fixture(scope="module")
+def pictures(synthetic_data: Path) -> list[np.ndarray]:
+    return [read_image(sample.path, 1) for sample in load_dataset(synthetic_data).test[:6]]
+
+
+class Beside:
+    """A candidate in shadow alone, with a spool that nobody empties."""
+
+    def __init__(self, folder: Path, live: Path, candidate: Path, **shadow: object) -> None:
+        self.settings = EdgeSettings(
+            edge_id="edge",
+            bundle=live,
+            state_dir=folder,
+            hang_s=2,
+            host=HostLink(endpoint=f"ipc://{folder}/nobody"),
+            cameras=[CameraSettings(id="top", url="synthetic://line")],
+            shadow=ShadowSettings(bundle=candidate, share=1.0, **shadow),  # type: ignore[arg-type]
+        )
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.spool = Spool(folder / "spool.sqlite")
+        self._emitter = Emitter(self.spool, self.settings.host, self._context)
+        self.shadow = Shadow(self.settings, self.spool, self._emitter)
+        self._emitter.start()
+        self.shadow.start()
+
+    def offer(self, number: int, cut: CutPart | None, recipe_number: int = 1) -> None:
+        self.shadow.offer(result(number, recipe_number), 2 * number + 2, cut)
+
+    def ended(self) -> int:
+        return self.shadow.scored + self.shadow.dropped + self.shadow.unseen
+
+    def stop(self) -> list[event.Shadow]:
+        """Every event that was spooled."""
+        self.shadow.stop()
+        rows = [HEADER.validate_json(row.header) for row in self.spool.pending(MAPS, 0, 1000)]
+        return [row for row in rows if isinstance(row, event.Shadow)]
+
+    def close(self) -> None:
+        self.shadow.stop()
+        self._emitter.stop()
+        self.spool.close()
+        self._context.term()
+
+
+@pytest.fixture
+def beside(bundle: Path, tmp_path: Path) -> Iterator[Callable[..., Beside]]:
+    made: list[Beside] = []
+
+    def make(candidate: Path | None = None, **shadow: object) -> Beside:
+        made.append(Beside(tmp_path, bundle, candidate or bundle, **shadow))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def result(number: int, recipe_number: int = 1) -> Result:
+    return Result(
+        edge_id="edge",
+        spool_id="spool",
+        seq=1,
+        run_id="run",
+        t_wall_ns=1,
+        part_id=f"part-{number}",
+        camera_id="top",
+        trigger_id=number,
+        frame_no=number,
+        verdict=Verdict.PASS,
+        recipe="line",
+        recipe_number=recipe_number,
+        bundle_id="live",
+        model_sha256="0" * 64,
+        engine="live",
+    )
+
+
+def cut(pixels: np.ndarray, fault: str | None = None) -> CutPart:
+    return CutPart(pixels, None, {}, fault)
+
+
+def break_candidate(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from tests.edge_runtime.bad_candidates import main; "
+    monkeypatch.setattr(module, "CODE", f"{code}main(int(sys.argv[1]), {how!r})")
+    monkeypatch.setattr(module, "RETRY_S", (0.01,))
+
+
+def accounted(told: event.Shadow) -> bool:
+    return told.offered == told.scored + told.dropped + told.unseen + told.waiting
+
+
+def test_every_part_is_scored_as_the_line_would_and_accounted_for(
+    beside: Callable[..., Beside], opened: Bundle, pictures: list[np.ndarray]
+) -> None:
+    aside = beside()
+    for number, pixels in enumerate(pictures):
+        aside.offer(number, cut(pixels))
+        until(lambda number=number: aside.ended() > number, "its end")  # type: ignore[misc]
+    aside.offer(6, cut(pictures[0], "no mark was found"))
+    aside.offer(7, None)
+    aside.offer(8, cut(pictures[0]), recipe_number=2)
+    told = aside.stop()
+    assert all(accounted(each) for each in told)
+    last = told[-1]
+    assert (last.offered, last.scored, last.unseen, last.dropped, last.waiting) == (8, 6, 2, 0, 0)
+    assert (last.bundle_id, last.model_sha256) == (opened.manifest.id, opened.model_sha256)
+    scores = [score for each in told for score in each.scores]
+    assert [score.part_id for score in scores] == [f"part-{number}" for number in range(6)]
+    assert [score.result_seq for score in scores] == [2, 4, 6, 8, 10, 12]
+    inspector = Inspector(opened, open_engine("onnxruntime", opened))
+    for score, pixels in zip(scores, pictures, strict=True):
+        expected = inspector.inspect(pixels)
+        assert (score.verdict, score.score, score.reason) == (expected.verdict, expected.score, expected.reason)
+        assert score.live is Verdict.PASS
+
+
+def test_what_it_has_no_time_for_is_dropped_and_never_waited_for(
+    beside: Callable[..., Beside], pictures: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_candidate(monkeypatch, "never starts")
+    aside = beside()
+    for number in range(100):
+        aside.offer(number, cut(pictures[0]))
+    assert aside.shadow.dropped >= 100 - module.MOST - 1
+    (last,) = aside.stop()[-1:]
+    assert (last.offered, last.scored, last.dropped, last.waiting) == (100, 0, 100, 0)
+
+
+@pytest.mark.parametrize("how", WAYS)
+def test_a_candidate_that_fails_costs_its_own_scores_alone(
+    beside: Callable[..., Beside], pictures: list[np.ndarray], monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    break_candidate(monkeypatch, how)
+    aside = beside()
+    for number in range(2):
+        aside.offer(number, cut(pictures[number]))
+        until(lambda number=number: aside.ended() > number, "its end")  # type: ignore[misc]
+    told = aside.stop()
+    last = told[-1]
+    assert accounted(last) and last.offered == 2
+    if how == "raises":  # a part that its engine fails for is told so, as on the line
+        scores = [score for each in told for score in each.scores]
+        assert {(score.verdict, score.reason) for score in scores} == {(Verdict.NOT_INSPECTED, "the engine is broken")}
+    else:
+        assert (last.scored, last.dropped) == (0, 2)
+        assert last.trouble or aside.shadow.trouble is None
+
+
+@pytest.mark.parametrize("damage", ["missing", "hash", "colour", "uncalibrated"])
+def test_a_bundle_that_cannot_be_a_candidate_is_told_and_nothing_else(
+    beside: Callable[..., Beside], bundle: Path, pictures: list[np.ndarray], tmp_path: Path, damage: str
+) -> None:
+    candidate = tmp_path / "candidate"
+    if damage == "colour":
+        from contract.recipe import Recipe
+
+        live = open_bundle(bundle).manifest
+        colour = [np.repeat(pictures[0][..., None], 3, axis=2)] * 4
+        recipe = Recipe(name="line", channels=3)
+        write_bundle(candidate, colour, recipe, thresholds=live.thresholds, quality=live.quality)
+    elif damage == "uncalibrated":
+        write_bundle(candidate, pictures[:4])
+    elif damage == "hash":
+        shutil.copytree(bundle, candidate)
+        with (candidate / "model.fp32.onnx").open("ab") as file:
+            file.write(b"x")
+    aside = beside(candidate)
+    aside.offer(0, cut(pictures[0]))
+    until(lambda: aside.shadow.trouble is not None, "trouble")
+    aside.offer(1, cut(pictures[1]))
+    last = aside.stop()[-1]
+    assert (last.offered, last.scored, last.dropped, last.bundle_id) == (2, 0, 2, None)
+    expected = {
+        "missing": "candidate",
+        "hash": "the manifest says",
+        "colour": "channel",
+        "uncalibrated": "not calibrated",
+    }
+    assert last.trouble is not None and expected[damage] in last.trouble
+
+
+@pytest.mark.parametrize("how", ["", "hangs", "crashes"])
+def test_live_verdicts_are_those_of_a_line_without_a_candidate(
+    opened: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Each is what the inspector says of the picture that was sent with it, and every part has one."""
+    if how:
+        break_candidate(monkeypatch, how)
+    engine = open_engine("onnxruntime", opened)
+    run = Run(tmp_path, opened, engine, shadow={"bundle": opened.root, "share": 1.0}, hang_s=2)
+    headers = run.run()
+    sent = {}
+    for row in run.spool.pending(IMAGES, 0, 1000):
+        header = HEADER.validate_json(row.header)
+        assert isinstance(header, Attachment)
+        pictures = dict(zip((part.role for part in header.parts), row.parts, strict=True))
+        if "image" in pictures:
+            sent[header.part_id] = decode_image(pictures["image"], 1, "image")
+    run.close()
+    inspector = Inspector(opened, open_engine("onnxruntime", opened))
+    results = [header for header in headers if isinstance(header, Result)]
+    assert results and len(results) == len({header.part_id for header in headers if isinstance(header, Trigger)})
+    for result in results:
+        expected = inspector.inspect(sent[result.part_id])
+        assert (result.verdict, result.score, result.reason) == (expected.verdict, expected.score, expected.reason)
+    last = [header for header in headers if isinstance(header, event.Shadow)][-1]
+    assert accounted(last) and (last.offered, last.waiting) == (len(results), 0)
+
+
+def test_settings(tmp_path: Path, bundle: Path) -> None:
+    text = f'edge_id = "e"\nbundle = "{bundle}"\n[[cameras]]\nid = "top"\nurl = "synthetic://line"\n[shadow]\n'
+    config = tmp_path / "edge.toml"
+    config.write_text(text + 'bundle = "next"\n')
+    assert load_settings(config).shadow.bundle == tmp_path / "next"
+    config.write_text(text + 'bundle = "next"\nrecipe = 7\n')
+    with pytest.raises(ConfigError, match="no such recipe"):
+        load_settings(config)
