@@ -24,6 +24,7 @@ from contract.bundle import (
     ROLE_FIXTURE,
     ROLE_GRAPH,
     ROLE_GRAPH_FP16,
+    ROLE_PREPROCESS,
     DataFingerprint,
     Golden,
     Manifest,
@@ -33,14 +34,16 @@ from contract.bundle import (
     write_atomic,
     write_manifest,
 )
+from contract.correction import Correction
 from contract.dataset import Dataset, load_dataset
 from contract.errors import ConfigError
 from contract.fixture import Placer, fixture_of_data
 from contract.images import encode_png
+from contract.part_pictures import AS_CUT, Line
 from contract.recipe import Recipe
 from training.augment import Augmentation, learn_augmentation
 from training.checkpoint import FOLDER, checkpoint_path, load_checkpoint
-from training.data import Split, fingerprint, groups_in, load_tiles, make_recipe, split_by_group
+from training.data import Split, fingerprint, groups_in, line_asked, load_tiles, make_recipe, split_by_group
 from training.data_check import summary
 from training.errors import ExportError, TrainingError
 from training.export import export, export_half
@@ -64,8 +67,8 @@ FILES = {
     ROLE_PAGE: "training.html",
 }
 FILE_FP16 = "model.fp16.onnx"
-FILE_FIXTURE = "fixture.png"
-UNTOLD = {"data", "out", "resume", "overwrite", "tensorboard", "few_shot"}  # settings of the machine and the moment
+FILE_FIXTURE, FILE_PREPROCESS = "fixture.png", "preprocess.json"
+UNTOLD = {"data", "out", "resume", "overwrite", "tensorboard", "few_shot", "preprocess"}  # of machine and moment
 GOLDEN_TILES, GOLDEN_DEFECTS, GOLDEN_SEED = 4, 4, 20_232
 TYPICAL_TILES = 2000
 LIBRARIES = ("flawline", "torch", "lightning", "onnx", "onnxscript", "onnxruntime", "numpy", "opencv-python-headless")
@@ -85,6 +88,7 @@ class Learnt(NamedTuple):
     tolerance_fp16: float | None
     page: str
     fixture: Placer | None
+    correction: Correction | None = None
 
 
 def train(settings: TrainSettings, reporter: Reporter | None = None) -> Path:
@@ -112,12 +116,15 @@ def _train(settings: TrainSettings, dataset: Dataset, split: Split, world: World
         for sentence in summary(dataset):
             reporter.say(sentence)
     world.wait()
-    recipe = make_recipe(settings, split.fit)
-    tiles = load(split, recipe, settings)
+    line = line_asked(settings)
+    recipe = make_recipe(settings, split.fit, line)
+    tiles = load(split, recipe, settings, line)
     document = split.document(settings.data)
     reporter.say(_summary(settings, split, recipe))
     reporter.say(tiles.augmentation.sentence())
     data_sha256 = hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+    if line.correction is not None:
+        data_sha256 = hashlib.sha256((data_sha256 + line.correction.content.sha256).encode()).hexdigest()
     resumed = None
     if settings.resume:
         resumed = load_checkpoint(checkpoint_path(settings.out), settings.learnt(), data_sha256)
@@ -130,7 +137,7 @@ def _train(settings: TrainSettings, dataset: Dataset, split: Split, world: World
     if not world.first:
         return settings.out
     try:
-        return _write(settings, recipe, split, document, tiles, fitted, reporter)
+        return _write(settings, recipe, split, document, tiles, fitted, reporter, line)
     except (OSError, SafetensorError) as error:
         raise TrainingError(
             f"{settings.out}: the bundle cannot be written ({getattr(error, 'strerror', None) or error}); the training "
@@ -138,12 +145,12 @@ def _train(settings: TrainSettings, dataset: Dataset, split: Split, world: World
         ) from error
 
 
-def load(split: Split, recipe: Recipe, settings: TrainSettings) -> Tiles:
+def load(split: Split, recipe: Recipe, settings: TrainSettings, line: Line = AS_CUT) -> Tiles:
     """Tiles of both sides, and how far those that are learnt from may be changed."""
-    learn = load_tiles(split.fit, recipe)
+    learn = load_tiles(split.fit, recipe, line)
     parts = [sample.group for sample in split.fit for _ in range(recipe.tiles)]
     augmentation = learn_augmentation(learn, parts, settings.flips, recipe.tiles)
-    return Tiles(learn, load_tiles(split.validation, recipe), augmentation)
+    return Tiles(learn, load_tiles(split.validation, recipe, line), augmentation)
 
 
 def _write(
@@ -154,6 +161,7 @@ def _write(
     tiles: Tiles,
     fitted: Fitted,
     reporter: Reporter,
+    line: Line,
 ) -> Path:
     inspector = Inspector(fitted.judge, settings.size, settings.score, model_class(settings.model).pooling)
     inspector.learn_typical(evenly(torch.cat([tiles.fit, tiles.validation]), TYPICAL_TILES))
@@ -175,7 +183,8 @@ def _write(
         expected,
         tolerance_fp16,
         page,
-        fixture_of_data(settings.data),
+        fixture_of_data(settings.data) if line.correction is None else line.placer,
+        line.correction,
     )
     write_bundle(settings, learnt, work)
     reporter.say(f"report: {settings.out / FILES[ROLE_PAGE]}")
@@ -275,6 +284,9 @@ def write_bundle(settings: TrainSettings, learnt: Learnt, work: Path) -> None:
     (out / FILE_FIXTURE).unlink(missing_ok=True)
     if learnt.fixture is not None:
         write_atomic(out / FILE_FIXTURE, encode_png(learnt.fixture.mark))
+    (out / FILE_PREPROCESS).unlink(missing_ok=True)
+    if learnt.correction is not None:
+        write_atomic(out / FILE_PREPROCESS, learnt.correction.content.signed())
     for name in _files(learnt).values():
         _sync(out / name)
     write_manifest(out, manifest_of(settings, learnt))
@@ -287,6 +299,7 @@ def write_bundle(settings: TrainSettings, learnt: Learnt, work: Path) -> None:
 def _files(learnt: Learnt) -> dict[str, str]:
     """Role -> file name of what this bundle holds."""
     half = {} if learnt.tolerance_fp16 is None else {ROLE_GRAPH_FP16: FILE_FP16}
+    half |= {} if learnt.correction is None else {ROLE_PREPROCESS: FILE_PREPROCESS}
     return FILES | half | ({} if learnt.fixture is None else {ROLE_FIXTURE: FILE_FIXTURE})
 
 
@@ -299,6 +312,7 @@ def _sync(path: Path) -> None:
 def manifest_of(settings: TrainSettings, learnt: Learnt) -> Manifest:
     """The manifest; it names no folder of this machine."""
     fitted, recipe = learnt.fitted, learnt.recipe
+    files = {role: file_entry(settings.out, name) for role, name in _files(learnt).items()}
     return Manifest(
         id=uuid.uuid4().hex,
         name=recipe.name,
@@ -312,19 +326,18 @@ def manifest_of(settings: TrainSettings, learnt: Learnt) -> Manifest:
         ),
         recipe=recipe,
         fixture=None if learnt.fixture is None else learnt.fixture.fixture,
-        files={role: file_entry(settings.out, name) for role, name in _files(learnt).items()},
+        files=files,
         golden=Golden(
             role=ROLE_GOLDEN,
             scores=[float(value) for value in learnt.expected.score],
             map_means=[float(value) for value in learnt.expected.map.mean(dim=(1, 2))],
             tolerance=1e-4,
             tolerance_fp16=learnt.tolerance_fp16,
+            preprocess=None if learnt.correction is None else files[ROLE_PREPROCESS].sha256,
         ),
         data=DataFingerprint(name=recipe.name, grouping=learnt.split.grouping, **fingerprint(learnt.document)),
         training={
-            "settings": settings.model_dump(
-                mode="json", exclude={"data", "out", "resume", "overwrite", "tensorboard", "few_shot"}
-            ),
+            "settings": settings.model_dump(mode="json", exclude=UNTOLD),
             "libraries": _versions(),
             "device": fitted.device,
             "precision": fitted.precision,

@@ -15,6 +15,7 @@ DEFAULT_MODEL = "ganomaly_d"
 # What may differ between a run and the one that resumes it: where, how long and on which hardware, not what is learnt.
 FREE_ON_RESUME = frozenset(
     {"data", "out", "minutes", "steps", "resume", "overwrite", "threads", "device", "fp16", "tensorboard", "few_shot"}
+    | {"preprocess"}  # its content is held against that of before, wherever it lies
 )
 
 
@@ -50,6 +51,7 @@ class TrainSettings(Strict):
     fp16: bool = Field(True, description="export an FP16 graph beside the FP32 one")
     tensorboard: bool = False
     few_shot: bool = False
+    preprocess: Path | None = Field(None, description="corrects the pictures: flawline calibrate camera")
 
     @model_validator(mode="before")
     @classmethod
