@@ -255,7 +255,8 @@ class Correction:
             self._flat[3] = cv2.merge([dark] * 3), cv2.merge([gain] * 3)  # type: ignore[assignment]
         dark, gain = self._flat[channels]
         # A product of two exact numbers, rounded once to float32 and once to a level: the same on every processor.
-        even = np.asarray(cv2.multiply(cv2.subtract(frame, dark), gain, dtype=cv2.CV_8U), np.uint8)
+        even = np.asarray(cv2.subtract(frame, dark), np.uint8)
+        cv2.multiply(even, gain, dst=even, dtype=cv2.CV_8U)
         if self._dead:
             at, one, other = self._dead
             flat = even.reshape(-1, *even.shape[2:])

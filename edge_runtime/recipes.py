@@ -255,10 +255,12 @@ def _refuse_own_cut(bundle: Bundle, settings: EdgeSettings) -> None:
     if any(len(cameras) > 1 for cameras in cameras_by_lead(settings, bundle.manifest.recipe).values()):
         raise ConfigError(f"{bundle.root}: has a preprocess file, which is of one camera, and views of several")
     for camera in settings.cameras:
-        if camera.region is not None:
+        if camera.fixture != "template" or camera.region is not None:
             raise ConfigError(
                 f"{bundle.root}: its preprocess file corrects whole frames and says what is cut out of them, and "
-                f"camera {camera.id} has region = {list(camera.region)}: remove region and fixture under [[cameras]]"
+                f'camera {camera.id} has fixture = "{camera.fixture}"'
+                + ("" if camera.region is None else f" and region = {list(camera.region)}")
+                + ': set fixture = "template" and no region under [[cameras]]'
             )
         asked = controls_of(bundle.manifest.cameras, camera.id)
         size = (None, None) if asked is None else (asked.width, asked.height)
