@@ -15,6 +15,7 @@ time. ``speed_ms``: a 5 MP grey frame, wall time on this machine's cores; the me
 from __future__ import annotations
 
 import base64
+import json
 import statistics
 import tempfile
 import time
@@ -306,19 +307,38 @@ def worst(rows: list[dict[str, Any]]) -> dict[str, float]:
     }
 
 
+def all_geometry(folder: Path) -> dict[str, Any]:
+    """Every camera in every condition."""
+    found = {}
+    for number, (condition, look) in enumerate(CONDITIONS.items()):
+        rows = [geometry(seed, look, folder / f"{number}-{seed}") for seed in range(1, SEEDS + 1)]
+        found[condition] = {"rows": rows, "worst": worst(rows)}
+    return found
+
+
+def all_light(folder: Path) -> dict[str, Any]:
+    """Every seed, and the means."""
+    rows = [light(seed, folder / f"light{seed}") for seed in range(1, LIGHT_SEEDS + 1)]
+    means = {way: statistics.mean(row[way] for row in rows) for way in ("even", "shaded", "corrected")}
+    return {"rows": rows, "mean": means, "corrected_to_even": means["corrected"] - means["even"]}
+
+
+PARTS_OF_IT: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "speed_ms": lambda _: speed(),
+    "geometry": all_geometry,
+    "light": all_light,
+}
+
+
 def main() -> None:
-    arguments, before = parser(__doc__).parse_args(), machine()
-    figures: dict[str, Any] = {"speed_ms": speed(), "geometry": {}}
-    with tempfile.TemporaryDirectory() as name:
-        for condition, look in CONDITIONS.items():
-            rows = [
-                geometry(seed, look, Path(name) / f"{condition[:16].replace(' ', '_')}{len(look)}{seed}")
-                for seed in range(1, SEEDS + 1)
-            ]
-            figures["geometry"][condition] = {"rows": rows, "worst": worst(rows)}
-        seen = [light(seed, Path(name) / f"light{seed}") for seed in range(1, LIGHT_SEEDS + 1)]
-    means = {way: statistics.mean(row[way] for row in seen) for way in ("even", "shaded", "corrected")}
-    figures["light"] = {"rows": seen, "mean": means, "corrected_to_even": means["corrected"] - means["even"]}
+    asked = parser(__doc__)
+    asked.add_argument("--part", choices=PARTS_OF_IT, help="measure this anew and keep the rest of the file")
+    arguments, before = asked.parse_args(), machine()
+    figures: dict[str, Any] = {} if arguments.part is None else json.loads(arguments.json.read_text())
+    figures = {name: figures[name] for name in PARTS_OF_IT if name in figures}
+    for name in PARTS_OF_IT if arguments.part is None else [arguments.part]:
+        with tempfile.TemporaryDirectory() as folder:
+            figures[name] = PARTS_OF_IT[name](Path(folder))
     write(arguments.json, figures, before)
 
 

@@ -112,7 +112,7 @@ def poses(truth: Truth, board: Board, count: int, seed: int) -> list[Pose]:
     for number in range(count):
         tilt, way = random.uniform(15, 35) * (number > 0), 2 * np.pi * number / max(1, count - 1)
         distance = truth.focal * 2 * middle[0] / width * random.uniform(1.0, 1.4)
-        place = 0.22 * np.array([np.cos(2.4 * number), np.sin(2.4 * number)]) * (number > 0)
+        place = 0.3 * np.array([np.cos(2.4 * number), np.sin(2.4 * number)]) * (number > 0)
         away = distance * np.array([place[0] * width / truth.focal, place[1] * height / truth.focal, 1.0])
         angles = float(tilt * np.cos(way)), float(tilt * np.sin(way)), float(random.uniform(-20, 20))
         found.append(pose_at(middle, angles, away))
