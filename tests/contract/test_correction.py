@@ -18,6 +18,7 @@ from contract.errors import ConfigError, FixtureError, ImageError
 from contract.fixture import make_fixture
 from contract.images import encode_png, encode_png16
 from contract.locate import Box
+from contract.release import digest_of
 from tests.bundles import SIDE, draw_part
 from tests.preprocessed import DARK, content, flat_field, raw, write_file
 
@@ -119,11 +120,7 @@ def changed(path: Path, change: Callable[[dict[str, Any]], None], resign: bool =
     raw_file = json.loads(content().signed())
     change(raw_file)
     if resign:
-        rest = {name: value for name, value in raw_file.items() if name != "sha256"}
-        text = json.dumps(rest, sort_keys=True, separators=(",", ":"))
-        import hashlib
-
-        raw_file["sha256"] = hashlib.sha256(text.encode()).hexdigest()
+        raw_file["sha256"] = digest_of({name: value for name, value in raw_file.items() if name != "sha256"})
     path.write_text(json.dumps(raw_file))
     return path
 
@@ -169,6 +166,8 @@ def test_a_changed_file_is_refused_and_a_whole_one_read(tmp_path: Path) -> None:
         open_correction(path)
     good = open_correction(write_file(path, content()))
     assert good.content.computed_sha256() == good.content.sha256
+    odd = write_file(path, content(measured={"ratio": float("nan"), "of": (1, 2.0), "named": "ü"}))
+    assert open_correction(odd).content.measured["of"] == [1, 2.0]
     frame = raw(draw_part(1))
     assert np.array_equal(good.correct(frame), Correction(content(), "x").correct(frame))
 

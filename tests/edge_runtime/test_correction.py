@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import shutil
@@ -18,6 +19,7 @@ from contract.correction import Correction, open_correction
 from contract.dataset import load_dataset, sha256_of_image
 from contract.errors import BundleError, ConfigError
 from contract.event import Attachment, Header, Result, Verdict
+from contract.fixture import make_fixture
 from contract.images import encode_png, read_image
 from contract.part_pictures import line_of, read_part
 from contract.recipe import Recipe
@@ -187,6 +189,42 @@ def test_a_frame_of_another_size_is_not_inspected(taught: Path, tmp_path: Path, 
     )
     (result,) = results_of(runs[0].run())
     assert result.verdict is Verdict.NOT_INSPECTED and "whole frames of 80 x 80 px" in (result.reason or "")
+
+
+def test_a_shifted_part_is_brought_to_place_and_a_bare_frame_is_not_inspected(
+    data: Path, tmp_path: Path, runs: list[Run]
+) -> None:
+    """The fixture in the preprocess file: what it finds is judged where it is, in the corrected picture."""
+    good = load_dataset(data).train[:FITTED]
+    frames = [read_image(sample.path, 1) for sample in good]
+    placer = make_fixture(Correction(content(), "x").correct(frames[0]), (6, 6, 50, 48), max_angle_deg=5)
+    mark = base64.b64encode(encode_png(placer.mark)).decode()
+    made = content(template={"fixture": placer.fixture, "mark": mark})
+    folder = tmp_path / "bundle"
+    parts = [Correction(made, "x").part(frame).pixels for frame in frames]
+    write_bundle(folder, parts, Recipe(), fit=[sha256_of_image(sample.path) for sample in good])
+    put_into(folder, made)
+    words = ["--data", str(data), "--level", "never", "--engine", "onnxruntime"]
+    assert main(["calibrate", "thresholds", str(folder), *words]) == 0
+    (tmp_path / "in").mkdir()
+    shown = [draw_part(70), np.roll(draw_part(71), (2, -3), (0, 1)), np.full((80, 80), 50, np.uint8)]
+    for number, part in enumerate(shown):
+        assert cv2.imwrite(str(tmp_path / f"in/{number}.png"), raw(part))
+    bundle = open_bundle(folder)
+    assert bundle.manifest.fixture == placer.fixture
+    camera = {"trigger": "every-frame", "fixture": "template", "slots": 6}
+    url = f"file://{tmp_path}/in?fps=20&channels=1"
+    runs.append(Run(tmp_path, bundle, open_engine("onnxruntime", bundle), url, camera=camera))
+    headers = runs[0].run()
+    placed, moved, bare = results_of(headers)
+    assert placed.verdict is Verdict.PASS and moved.verdict is Verdict.PASS, (placed.reason, moved.reason)
+    assert placed.part_to_frame is not None and moved.part_to_frame is not None
+    assert placed.part_to_frame[2] == pytest.approx(6, abs=0.3) and placed.part_to_frame[5] == pytest.approx(6, abs=0.3)
+    assert moved.part_to_frame[2] == pytest.approx(3, abs=0.5) and moved.part_to_frame[5] == pytest.approx(8, abs=0.5)
+    assert bare.verdict is Verdict.NOT_INSPECTED and (bare.reason or "").startswith("fixture: ")
+    sent = [(header.result_seq, part) for header in headers if isinstance(header, Attachment) for part in header.parts]
+    images = {seq: part.shape for seq, part in sent if part.role == "image"}
+    assert [images[result.seq] for result in (placed, moved, bare)] == [(48, 50), (48, 50), (60, 64)]
 
 
 def test_files_are_inspected_and_evaluated_as_the_line_would(
