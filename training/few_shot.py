@@ -44,10 +44,8 @@ def few_shot(settings: TrainSettings, reporter: Reporter | None = None) -> list[
     split = split_by_group(dataset, settings.holdout, settings.validation, settings.seed)
     counts = counts_for(len(split.fit))
     claim_folder(settings)
-    line = line_asked(settings)
-    recipe = make_recipe(
-        settings, split.fit, line
-    )  # the same for all, so that the curve shows the images' number alone
+    # The same for all, so that the curve shows the images' number alone.
+    recipe = make_recipe(settings, split.fit, line_asked(settings))
     rows: list[dict[str, Any]] = []
     for count in counts:
         chosen = spread_over_parts(split.fit, count)

@@ -11,6 +11,7 @@ import torch
 
 from contract.dataset import Sample
 from contract.errors import ImageError
+from contract.images import PixelFormat, to_channels
 from contract.part_pictures import AS_CUT, Line, read_corrected
 from contract.preprocess import prepare
 from contract.recipe import Recipe, Tiling
@@ -35,7 +36,9 @@ def choose_tiling(samples: Sequence[Sample], size: int, line: Line = AS_CUT) -> 
     sides, thumbnails = [], []
     for sample in probed:
         try:
-            pixels = read_corrected(sample.path, whole, line)
+            # In colour, which every flat field takes.
+            colour = read_corrected(sample.path, whole.model_copy(update={"channels": 3}), line)
+            pixels = to_channels(colour, PixelFormat.RGB8, whole.channels)
         except ImageError as error:
             raise ImageError(f"{error}. Remove the file or replace it, then train again") from error
         sides.append(pixels.shape[:2])

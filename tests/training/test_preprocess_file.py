@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,15 @@ import pytest
 import torch
 
 from contract.bundle import ROLE_FIXTURE, ROLE_PREPROCESS, open_bundle
-from contract.correction import Correction
+from contract.correction import Correction, FlatField
 from contract.dataset import load_dataset
-from contract.errors import ConfigError
-from contract.images import read_image
+from contract.errors import ConfigError, ImageError
+from contract.images import decode_png, encode_png, encode_png16, read_image
 from contract.part_pictures import line_of, read_part
 from contract.preprocess import prepare
 from flawline import main
 from tests.bundles import train_small_bundle
-from tests.preprocessed import MM_PER_PX, content, raw_data, write_file
+from tests.preprocessed import MM_PER_PX, content, flat_field, raw_data, write_file
 from training import build
 from training.data import line_asked, load_tiles, make_recipe
 from training.errors import TrainingError
@@ -76,6 +77,34 @@ def test_without_the_option_pictures_stay_as_they_are(data: Path, tmp_path: Path
     assert np.array_equal(
         load_tiles(samples, recipe, line_asked(settings)).numpy(), load_tiles(samples, recipe).numpy()
     )
+
+
+def test_a_flat_field_in_colour_needs_a_recipe_in_colour(data: Path, tmp_path: Path) -> None:
+    grey = flat_field()
+    gain = np.repeat(decode_png(base64.b64decode(grey.gain), (80, 80), 1, np.dtype(np.uint16), "x")[..., None], 3, 2)
+    dark = np.repeat(decode_png(base64.b64decode(grey.dark), (80, 80), 1, np.dtype(np.uint8), "x")[..., None], 3, 2)
+    colour = FlatField(
+        channels=3,
+        dark=base64.b64encode(encode_png(dark)).decode(),
+        gain=base64.b64encode(encode_png16(gain)).decode(),
+    )
+    file = write_file(tmp_path / "colour.json", content(flat=colour))
+    samples = load_dataset(data).train[:2]
+    for channels in ("rgb", "grey"):
+        settings = TrainSettings(
+            data=data, out=tmp_path, preprocess=file, size=64, model="ganomaly_d", tiles="auto", channels=channels
+        )
+        line = line_asked(settings)
+        recipe = make_recipe(settings, samples, line)  # which looks at the parts' layout
+        if channels == "grey":
+            with pytest.raises(
+                ImageError, match=r"train with --channels rgb, or calibrate the camera with --channels grey"
+            ):
+                load_tiles(samples, recipe, line)
+        else:
+            tiles = load_tiles(samples, recipe, line).numpy()
+            own = Correction(content(), "x").correct(read_image(samples[0].path, 3))
+            assert np.array_equal(tiles[0], prepare(own, recipe).tiles[0])
 
 
 def test_pictures_of_another_size_and_cut_ones_are_refused(
