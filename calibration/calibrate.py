@@ -33,6 +33,7 @@ from calibration.methods import (
 from calibration.places import MeanPictures, Where, locate_asked, place_files, without_places
 from calibration.progress import steps
 from calibration.quality import Seen, bounds_from, see, sizes_of
+from calibration.renewal import renewed_golden, stamped
 from calibration.report import calibration_page, shown_places, zone_text
 from contract.baseline import baseline_file
 from contract.bundle import ROLE_BASELINE, Bundle, Manifest, Precision, open_bundle, put_files
@@ -41,7 +42,7 @@ from contract.decision import ViewMap
 from contract.errors import ConfigError
 from contract.fixture import fixture_of_data
 from contract.images import Pixels
-from contract.part_pictures import read_part
+from contract.part_pictures import line_of, read_part
 from contract.places import Floats, Located
 from contract.preprocess import Picture, prepare, size_of
 from contract.recipe import Fixture, QualityBounds, Thresholds
@@ -138,7 +139,7 @@ def propose(
         ],
         more_groups=[sample.group for _, parts in folds for sample in parts.unseen],
     )
-    thresholds = thresholds_from(measured, rates, choice, looked)
+    thresholds = stamped(bundle, thresholds_from(measured, rates, choice, looked))
     cut_by = fixture_of_data(data)
     return Proposal(
         bundle,
@@ -146,7 +147,7 @@ def propose(
         bounds_from(measured.pictures),
         measured,
         bool(defects) and chooses,
-        None if cut_by is None else cut_by.fixture,
+        bundle.manifest.fixture if cut_by is None else cut_by.fixture,
     )
 
 
@@ -240,7 +241,7 @@ def without_limits(bundle: Bundle) -> Bundle:
 
 
 def _read(bundle: Bundle, sample: Sample) -> Picture:
-    return read_part(sample.path, bundle.manifest.recipe)
+    return read_part(sample.path, bundle.manifest.recipe, line_of(bundle, renewing=True))
 
 
 def thresholds_from(
@@ -304,14 +305,17 @@ def write(found: Proposal) -> Path:
     """Put the calibration, its places and its report into the bundle; returns the report's path."""
     bundle, thresholds, measured = found.bundle, found.thresholds, found.measured
     places, levels = measured.places, measured.levels_used()
+    golden = renewed_golden(bundle, measured.held)
     shown = None if places is None else shown_places(places, measured.means)
     page = calibration_page(bundle.manifest, thresholds, found.quality, measured.scores, shown, told(measured))
     paths = put_files(
         bundle,
         {ROLE_REPORT: ("report.html", page.encode())}
         | {ROLE_BASELINE: baseline_file(baseline_of(measured, found.quality))}
-        | place_files(bundle, places, {} if levels is None else levels.views),
+        | place_files(bundle, places, {} if levels is None else levels.views)
+        | golden.files,
         thresholds=thresholds,
+        golden=golden.manifest,
         quality=found.quality,
         fixture=found.fixture,
         places=None if places is None else places.places,

@@ -25,7 +25,7 @@ from calibration.stages import staged
 from contract.bundle import Bundle, Precision, open_bundle
 from contract.dataset import Dataset, Sample, load_dataset
 from contract.event import Verdict
-from contract.images import read_image
+from contract.part_pictures import line_of, read_corrected
 from contract.recipe import Recipe
 from contract.stats import Rate, rate, rate_fields
 from edge_runtime.inspector import Inspector
@@ -232,7 +232,8 @@ def _of_kind(inspector: Inspector, bases: Sequence[Sample], implants: Implants, 
     trials: list[Trial] = []
 
     def detect(size_px: float) -> bool | None:
-        good = read_image(bases[len(trials) % len(bases)].path, inspector.bundle.manifest.recipe.channels)
+        bundle = inspector.bundle
+        good = read_corrected(bases[len(trials) % len(bases)].path, bundle.manifest.recipe, line_of(bundle))
         made = implant(good, kind, size_px, implants.contrast, random, implants.region)
         verdict = inspector.inspect(made.picture).verdict
         trials.append(Trial(size_px * scale, verdict))

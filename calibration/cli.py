@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from calibration.camera_cli import camera, correct
+
 if TYPE_CHECKING:
     from calibration.calibrate import Proposal
     from contract.release import State
@@ -21,6 +23,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Set a bundle's thresholds from held-out good images, and measure it on test images.",
 )
+app.command()(camera)
+app.command()(correct)
 
 BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="folder written by flawline train")]
 Data = Annotated[Path, typer.Option("--data", metavar="DIR", help="images in the MVTec AD layout")]

@@ -32,7 +32,7 @@ from contract.decision import PartScore
 from contract.errors import FlawlineError, ImageError
 from contract.event import Verdict
 from contract.images import Pixels, extent_px, read_image
-from contract.part_pictures import read_part
+from contract.part_pictures import cut_like, line_of, read_part
 from contract.preprocess import Picture
 from contract.recipe import Thresholds
 from contract.stats import Rate, rate_fields
@@ -103,7 +103,7 @@ def evaluated(inspector: Inspector, dataset: Dataset, seen: list[Seen]) -> Evalu
 def look(inspector: Inspector, sample: Sample) -> Seen:
     """Inspect one test image; what cannot be read is NOT_INSPECTED without a score."""
     try:
-        part = read_part(sample.path, inspector.bundle.manifest.recipe)
+        part = read_part(sample.path, inspector.bundle.manifest.recipe, line_of(inspector.bundle))
     except ImageError:
         return Seen(sample, Verdict.NOT_INSPECTED)
     start = time.perf_counter()
@@ -113,15 +113,18 @@ def look(inspector: Inspector, sample: Sample) -> Seen:
         scored = outcome.part or inspector.score(part)[0]
     except FlawlineError:
         return Seen(sample, outcome.verdict, took_ms=took_ms)
-    return with_truth(Seen(sample, outcome.verdict, scored.score, took_ms=took_ms), part, scored)
+    return with_truth(Seen(sample, outcome.verdict, scored.score, took_ms=took_ms), part, scored, inspector.bundle)
 
 
-def with_truth(seen: Seen, part: Picture, scored: PartScore) -> Seen:
-    """The same with map and mask at a common size, where the picture has a mask or is good."""
+def with_truth(seen: Seen, part: Picture, scored: PartScore, bundle: Bundle | None = None) -> Seen:
+    """The same with map and mask at a common size, where the picture has a mask or is good.
+
+    ``bundle``: whose preprocess file, if it has one, cut the picture out, and cuts the mask.
+    """
     if isinstance(part, Mapping):  # a mask would be of one camera's picture
         return seen
     part_hw = (part.shape[0], part.shape[1])
-    truth = _truth(seen.sample, part_hw)
+    truth = _truth(seen.sample, part_hw, bundle)
     if truth is None:
         return seen
     size = scale_down(part_hw)
@@ -132,7 +135,7 @@ def with_truth(seen: Seen, part: Picture, scored: PartScore) -> Seen:
     )
 
 
-def _truth(sample: Sample, part_hw: tuple[int, int]) -> Pixels | None:
+def _truth(sample: Sample, part_hw: tuple[int, int], bundle: Bundle | None) -> Pixels | None:
     """The mask at the picture's own size, empty for a good image; None for a defective one without, or with none."""
     if sample.label == GOOD:
         return np.zeros(part_hw, np.uint8)
@@ -146,6 +149,8 @@ def _truth(sample: Sample, part_hw: tuple[int, int]) -> Pixels | None:
             f"{sample.mask}: its highest value is {whole.max()}, so every pixel would count as good; expected 0 "
             f"and 255 (defective from {DEFECTIVE_FROM}). Save the masks so; flawline data check lists them all"
         )
+    if bundle is not None:
+        whole = cut_like(whole, sample.path, bundle.manifest.recipe, line_of(bundle))
     if whole.shape != part_hw:
         whole = np.asarray(cv2.resize(whole, part_hw[::-1], interpolation=cv2.INTER_NEAREST), np.uint8)
     return whole

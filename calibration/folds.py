@@ -8,6 +8,7 @@ from typing import Any
 
 from calibration.errors import CalibrationError
 from calibration.holdout import HeldOut, hold_out
+from calibration.renewal import preprocess_sha256
 from contract.bundle import Bundle, Manifest, open_bundle
 from contract.dataset import Dataset
 
@@ -43,6 +44,7 @@ def _require_alike(bundle: Bundle, fold: Bundle) -> None:
     pairs = {
         "model": (ours.model.name, theirs.model.name),
         "recipe": (ours.recipe.model_dump(), theirs.recipe.model_dump()),
+        "preprocess": (preprocess_sha256(bundle), preprocess_sha256(fold)),
         "settings": (_settings(ours), _settings(theirs)),
     }
     for name, (here, there) in pairs.items():

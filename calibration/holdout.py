@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from calibration.errors import CalibrationError
-from contract.bundle import ROLE_DATA, Bundle
+from contract.bundle import ROLE_DATA, ROLE_PREPROCESS, Bundle
 from contract.dataset import Dataset, Sample, sha256_of_image
 from contract.errors import BundleError
 from contract.fixture import fixture_of_data, placer_of, same_fixture
@@ -40,6 +40,13 @@ def pattern_of(bundle: Bundle, asked: str | None) -> str | None:
 def refuse_other_fixture(bundle: Bundle, data: Path) -> None:
     """Raise CalibrationError where the pictures of ``data`` were cut otherwise than the line will cut them."""
     own, other = placer_of(bundle), fixture_of_data(data)
+    if ROLE_PREPROCESS in bundle.manifest.files:
+        if other is not None:
+            raise CalibrationError(
+                f"{data}: its pictures were cut out by a fixture, and the bundle's preprocess file corrects raw ones "
+                "and cuts them itself: give pictures as the camera takes them"
+            )
+        return
     if same_fixture(own, other):
         return
     found = "no fixture" if other is None else "a fixture"

@@ -26,7 +26,7 @@ from calibration.qdq import Ranges, layers_of, measure_ranges, quantize
 from contract.bundle import ROLE_GRAPH_INT8, Bundle, GoldenInt8, open_bundle, put_files
 from contract.dataset import Dataset, Sample, load_dataset
 from contract.images import Pixels
-from contract.part_pictures import read_part
+from contract.part_pictures import line_of, read_part
 from contract.places import locate
 from contract.preprocess import prepare
 from contract.recipe import Thresholds
@@ -195,7 +195,8 @@ def read_parts(bundle: Bundle, samples: Sequence[Sample]) -> list[Pixels]:
     """Tiles of each picture, uint8 [N, H, W, C], as the line cuts them."""
     recipe, places = bundle.manifest.recipe, locate(bundle)
     neutralise = None if places is None else places.neutralise
-    return [prepare(read_part(sample.path, recipe), recipe, neutralise).tiles for sample in samples]
+    line = line_of(bundle)
+    return [prepare(read_part(sample.path, recipe, line), recipe, neutralise).tiles for sample in samples]
 
 
 def choose(bundle: Bundle, parts: list[Pixels]) -> Choice:
@@ -242,7 +243,7 @@ def admit(bundle: Bundle, choice: Choice, parts: Parts, rate: float, engine_name
     inspectors = Inspector(bundle, engine), Inspector(bundle, reference)
     scores: list[list[float]] = []
     for sample in steps([*parts.good, *parts.defective], "comparing INT8 with FP32"):
-        part = read_part(sample.path, bundle.manifest.recipe)
+        part = read_part(sample.path, bundle.manifest.recipe, line_of(bundle))
         scores.append([inspector.score(part)[0].score for inspector in inspectors])
     groups = [sample.group for sample in parts.good[: parts.limiting]]
     found, expected = (_scored(column, parts, groups, rate) for column in np.array(scores, np.float64).T)

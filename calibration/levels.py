@@ -21,7 +21,7 @@ from calibration.implant import implant
 from calibration.progress import steps
 from contract.dataset import Sample
 from contract.decision import PartScore
-from contract.images import read_image
+from contract.part_pictures import line_of, read_corrected
 from contract.places import Floats, Level, Located
 from contract.recipe import Places
 from edge_runtime.inspector import Inspector
@@ -143,9 +143,10 @@ def try_levels(inspector: Inspector, samples: Sequence[Sample], peaks: Sequence[
     known = Located(recipe, map_hw, Places() if places is None else places.places, {}, found.views)
     random = np.random.default_rng(1)
     drawn, cut = 0, [0, 0]
+    line = line_of(inspector.bundle, renewing=True)
     chosen = np.unique(np.linspace(0, len(samples) - 1, min(TRIED, len(samples))).astype(int))
     for at in steps(chosen.tolist(), "trying normal levels on drawn defects"):
-        good = read_image(samples[at].path, recipe.channels)
+        good = read_corrected(samples[at].path, recipe, line)
         for kind in ("spot", "scratch"):
             size = min(good.shape[:2]) * float(np.exp(random.uniform(*np.log(SIZES))))
             made = implant(good, kind, size, CONTRAST, random, REGION)

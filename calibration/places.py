@@ -28,7 +28,7 @@ from contract.config import Strict, load_toml
 from contract.dataset import Sample
 from contract.errors import ConfigError
 from contract.images import Pixels, read_image
-from contract.part_pictures import read_part
+from contract.part_pictures import line_of, read_part
 from contract.places import Blank, Bools, Level, Located, fill_outline, view_of, whole_only
 from contract.preprocess import prepare, size_in, size_of, view_box
 from contract.recipe import Mask, Places, Recipe, View, Zone
@@ -187,10 +187,10 @@ def _blanks(bundle: Bundle, places: Places, seen: Sequence[Sample]) -> dict[str,
 def _mean_canvases(bundle: Bundle, seen: Sequence[Sample]) -> tuple[dict[str, Pixels], dict[str, tuple[int, int]]]:
     """Mean picture of each view, and the median width and height of its cut-out."""
     recipe = bundle.manifest.recipe
-    mean = MeanPictures()
+    mean, line = MeanPictures(), line_of(bundle, renewing=True)
     boxes: dict[str, list[tuple[int, int]]] = {view.name: [] for view in recipe.views}
     for sample in steps(seen, "mean of good pictures"):
-        part = read_part(sample.path, recipe)
+        part = read_part(sample.path, recipe, line)
         mean.add(prepare(part, recipe).canvases)
         for view in recipe.views:
             boxes[view.name].append(view_box(view, size_in(size_of(part), view.name))[2:])

@@ -22,12 +22,13 @@ from typing import Any, NamedTuple
 from calibration.errors import CalibrationError
 from calibration.evaluate import open_inspector
 from calibration.progress import steps
-from contract.bundle import Bundle, Precision, write_atomic
+from contract.bundle import ROLE_PREPROCESS, Bundle, Precision, write_atomic
 from contract.camera import controls_of
 from contract.errors import FixtureError
 from contract.event import Verdict
 from contract.fixture import Placer, placer_of
-from contract.images import encode_png, read_image, to_channels
+from contract.images import encode_png, to_channels
+from contract.part_pictures import Line, line_of, read_corrected
 from contract.recipe import Thresholds
 from contract.stats import Rate, rate, rate_fields
 from edge_runtime.cameras import is_live, make_camera
@@ -188,7 +189,8 @@ def _fill(
         trigger = next(each for each in triggers if _counts(process, each, since_ns))
         shot = Shot(part, repeat, trigger.lost or "")
         if not shot.lost:
-            pixels, pixel_format = process.cut(trigger)
+            raw = ROLE_PREPROCESS in bundle.manifest.files  # which corrects whole frames, when they are judged
+            pixels, pixel_format = process.whole(trigger) if raw else process.cut(trigger)
             path = picture_path(out, part, repeat)
             path.parent.mkdir(exist_ok=True)
             write_atomic(path, encode_png(to_channels(pixels, pixel_format, bundle.manifest.recipe.channels)))
@@ -326,19 +328,22 @@ def judge(bundle: Bundle, out: Path, engine: str = "auto", precision: Precision 
         )
     proven = open_inspector(bundle, engine, precision)
     inspector = Inspector(bundle, proven.engine, frozen_check=bool(about.get("live")))
-    placer = placer_of(bundle)
+    line = line_of(bundle)
+    placer = placer_of(bundle) if line.correction is None else None
     verdicts: dict[int, list[tuple[Verdict, float | None]]] = {}
     for shot in steps(shots, "inspecting repeats"):
-        verdicts.setdefault(shot.part, []).append(_inspect(inspector, placer, out, shot))
+        verdicts.setdefault(shot.part, []).append(_inspect(inspector, line, placer, out, shot))
     parts = [_part(part, found) for part, found in verdicts.items()]
     return summed_up(about, proven.engine.describe(), parts, thresholds)
 
 
-def _inspect(inspector: Inspector, placer: Placer | None, out: Path, shot: Shot) -> tuple[Verdict, float | None]:
+def _inspect(
+    inspector: Inspector, line: Line, placer: Placer | None, out: Path, shot: Shot
+) -> tuple[Verdict, float | None]:
     if shot.lost:
         return Verdict.NOT_INSPECTED, None
-    part = read_image(picture_path(out, shot.part, shot.repeat), inspector.bundle.manifest.recipe.channels)
     try:
+        part = read_corrected(picture_path(out, shot.part, shot.repeat), inspector.bundle.manifest.recipe, line)
         part = part if placer is None else placer.place(part).pixels
     except FixtureError:
         return Verdict.NOT_INSPECTED, None

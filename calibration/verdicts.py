@@ -20,6 +20,7 @@ from calibration.calibrate import ROLE_REPORT, had_places
 from calibration.errors import CalibrationError
 from calibration.exports import Source, read_pages
 from calibration.methods import Rates
+from calibration.renewal import refuse_stale
 from calibration.report import EXCHANGEABLE, histogram, page, summary, table
 from contract.bundle import GRAPHS, Bundle, Precision, open_bundle, put_files
 from contract.decision import decide
@@ -129,6 +130,7 @@ def recalibrate(
     Raises CalibrationError, BundleError.
     """
     bundle = open_bundle(folder)
+    refuse_stale(bundle)
     before = bundle.manifest.thresholds
     if before is None or bundle.manifest.quality is None:
         raise CalibrationError(

@@ -30,6 +30,7 @@ ROLE_GRAPH_INT8 = "graph.int8"
 ROLE_DATA = "data"
 ROLE_BASELINE = "baseline"  # what good parts measured, for the watch over drift
 ROLE_FIXTURE = "fixture"  # the picture of the mark by which a part is found
+ROLE_PREPROCESS = "preprocess"  # what corrects the camera's raw frames: contract.correction
 # What a calibration knows of places, one file a view, by the view's index: `level.0`
 ROLE_LEVEL = "level"
 ROLE_MASK = "mask"
@@ -89,6 +90,7 @@ class Golden(Strict):
     tolerance: float = Field(1e-4, gt=0, description="relative, for the FP32 graph")
     tolerance_fp16: float | None = Field(None, gt=0, le=0.1, description="for the FP16 graph, where there is one")
     int8: GoldenInt8 | None = Field(None, description="for the INT8 graph, where there is one")
+    preprocess: Sha256 | None = Field(None, description="of the preprocess file that its pictures went through")
 
     def tolerance_of(self, precision: Precision) -> float | None:
         """Relative, for the graph of ``precision``; None where the bundle has none."""
@@ -149,15 +151,37 @@ class Manifest(Strict):
         return {role: entry for role, entry in self.files.items() if role.partition(".")[0] in PLACE_ROLES}
 
     def calibration_id(self) -> str | None:
-        """Short hash of thresholds, quality bounds, places and fixture: changes whenever a verdict could."""
+        """Short hash of thresholds, bounds, places, preprocess file and fixture: changes whenever a verdict could."""
         if self.thresholds is None or self.quality is None:
             return None
         parts = [self.thresholds.model_dump_json(), self.quality.model_dump_json()]
         parts += [] if self.places is None else [self.places.model_dump_json()]
         parts += [f"{role} {entry.sha256}" for role, entry in sorted(self.place_files().items())]
+        if ROLE_PREPROCESS in self.files:
+            parts.append(f"{ROLE_PREPROCESS} {self.files[ROLE_PREPROCESS].sha256}")
         if self.fixture is not None:
             parts += [self.fixture.model_dump_json(), self.files[ROLE_FIXTURE].sha256]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def preprocess_fault(manifest: Manifest) -> str | None:
+    """Why thresholds or golden images do not belong to the preprocess file that the bundle holds; None: they do."""
+    entry, thresholds = manifest.files.get(ROLE_PREPROCESS), manifest.thresholds
+    now = None if entry is None else entry.sha256
+    made = {"golden images": manifest.golden.preprocess}
+    made |= {} if thresholds is None else {"thresholds": thresholds.preprocess}
+    if not (stale := {what: of for what, of in made.items() if of != now}):
+        return None
+
+    def told(sha256: str | None) -> str:
+        return "none" if sha256 is None else f"{sha256[:12]}..."
+
+    was = ", ".join(f"its {what} were made with {told(of)}" for what, of in stale.items())
+    return (
+        f"the preprocess file was changed: the bundle holds {told(now)}, and {was}, so that no verdict would hold. "
+        "Measure them anew on pictures that the camera takes as it is now: flawline calibrate thresholds BUNDLE "
+        "--data DIR; where pictures look different than before, flawline train --preprocess FILE first"
+    )
 
 
 class Bundle:

@@ -208,7 +208,7 @@ def _view_regions(view_map: ViewMap, cut: _Cut, view: View, places: Located | No
     _, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
     x0, y0, _, _ = view_map.box
     scale_x, scale_y = region_scale(view_map.box, values.shape)
-    area_mm2 = None if view.mm_per_px is None else view.mm_per_px**2
+    mm = view.mm_per_px
     regions = []
     for label, (left, top, box_w, box_h, area) in enumerate(stats[1:].tolist(), start=1):
         place = np.s_[top : top + box_h, left : left + box_w]
@@ -216,14 +216,16 @@ def _view_regions(view_map: ViewMap, cut: _Cut, view: View, places: Located | No
         row, column = divmod(int(inside.argmax()), box_w)
         zone = None if places is None else places.zone(view.name, top + row, left + column)
         area_px = area * scale_x * scale_y
-        if not counts(zone, view.mm_per_px, area_px, max(box_w * scale_x, box_h * scale_y)):
+        if not counts(zone, mm, area_px, max(box_w * scale_x, box_h * scale_y)):
             continue
+        box = (x0 + left * scale_x, y0 + top * scale_y, box_w * scale_x, box_h * scale_y)
         regions.append(
             Region(
                 view=view.name,
-                box_px=(x0 + left * scale_x, y0 + top * scale_y, box_w * scale_x, box_h * scale_y),
+                box_px=box,
                 area_px=area_px,
-                area_mm2=None if area_mm2 is None else area_px * area_mm2,
+                box_mm=None if mm is None else (box[0] * mm, box[1] * mm, box[2] * mm, box[3] * mm),
+                area_mm2=None if mm is None else area_px * mm**2,
                 peak=float(view_map.values[place][labels[place] == label].max()),
                 level=float(inside.max()) if levelled else None,
                 zone=None if zone is None else zone.name,

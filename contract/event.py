@@ -80,6 +80,7 @@ class Region(Wire):
     view: Name
     box_px: tuple[float, float, float, float]
     area_px: float
+    box_mm: tuple[float, float, float, float] | None = Field(None, description="the same box, where calibrated")
     area_mm2: float | None = None
     peak: float
     level: float | None = None

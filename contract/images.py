@@ -163,6 +163,39 @@ def encode_png(pixels: Pixels) -> bytes:
     return data.tobytes()
 
 
+def encode_png16(values: NDArray[np.uint16]) -> bytes:
+    """PNG bytes of uint16 [H, W] or RGB [H, W, 3]; lossless."""
+    ordered = values if values.ndim == 2 else np.ascontiguousarray(values[..., ::-1])
+    ok, data = cv2.imencode(".png", ordered, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+    if not ok:
+        raise ImageError(f"values of shape {values.shape} cannot be encoded as PNG")
+    return data.tobytes()
+
+
+def decode_png(
+    data: bytes, size: tuple[int, int], channels: Channels, dtype: np.dtype[np.generic], name: str
+) -> NDArray[np.generic]:
+    """A PNG of exactly this width and height, these channels and this depth: [H, W] or RGB [H, W, 3].
+
+    What its header says is compared before memory is taken for it. Raises ImageError with ``name``.
+    """
+    kind = (8 * dtype.itemsize, 0 if channels == 1 else 2)
+    found = declared_size(data) if data[:8] == PNG and len(data) > 26 else None
+    if found != size or (data[24], data[25]) != kind or not _png_ends(data):
+        raise ImageError(
+            f"{name}: expected a whole PNG of {size[0]} x {size[1]} px with {channels} channel(s) of {kind[0]} bits, "
+            f"found {'none' if found is None else f'{found[0]} x {found[1]} px or another kind'}"
+        )
+    try:
+        decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error as error:
+        raise ImageError(f"{name}: not a readable PNG ({error.err or 'decoder error'})") from error
+    shape = (size[1], size[0]) if channels == 1 else (size[1], size[0], 3)
+    if decoded is None or decoded.shape != shape or decoded.dtype != dtype:
+        raise ImageError(f"{name}: not a readable PNG ({len(data)} bytes)")
+    return np.asarray(decoded) if channels == 1 else np.ascontiguousarray(decoded[..., ::-1])
+
+
 def extent_px(mask: NDArray[np.bool_]) -> float:
     """Longest extent of the largest connected area of a mask, in pixels: the longer side of the least rectangle."""
     count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)

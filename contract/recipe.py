@@ -211,7 +211,7 @@ class Fixture(Strict):
     samples: int = Field(0, ge=0, description="good pictures that the limits rest on; 0: none, they are the defaults")
 
 
-LATER_FIELDS = ("promise", "confidence", "region_level")
+LATER_FIELDS = ("promise", "confidence", "region_level", "preprocess")
 
 
 class Thresholds(Strict):
@@ -235,6 +235,7 @@ class Thresholds(Strict):
     promise: str | None = Field(None, description="what holds of parts exchangeable with those held out")
     confidence: float | None = Field(None, gt=0, lt=1, description="of the promise; None: it is about the average")
     region_level: float | None = Field(None, description="cuts regions of the map over its normal level at each place")
+    preprocess: str | None = Field(None, description="sha256 of the preprocess file that its pictures went through")
 
     @model_validator(mode="after")
     def _ordered(self) -> Thresholds:

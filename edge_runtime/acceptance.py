@@ -156,6 +156,7 @@ def _not_inspected(bundle: Bundle) -> dict[str, dict[str, Any]]:
 
 def _unfit(bundle: Bundle, asked: Asked) -> list[str]:
     """Why no part should be judged with this bundle and these limits on this engine, whatever it measures."""
+    from contract.bundle import preprocess_fault
     from contract.release import verify_history
     from edge_runtime.recipes import precision_fault
 
@@ -165,8 +166,8 @@ def _unfit(bundle: Bundle, asked: Asked) -> list[str]:
         return [str(error)]
     if bundle.manifest.thresholds is None:
         return ["the bundle is not calibrated: every part would be NOT_INSPECTED"]
-    fault = precision_fault(bundle, asked.precision)
-    return [] if fault is None else [fault]
+    faults = (precision_fault(bundle, asked.precision), preprocess_fault(bundle.manifest))
+    return [fault for fault in faults if fault is not None]
 
 
 def _measure(bundle: Bundle, asked: Asked, result: dict[str, Any], say: Say) -> None:

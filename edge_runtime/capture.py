@@ -223,6 +223,23 @@ class CameraProcess:
 
         ``region``: what of the frame to give instead. Raises RingError where there is no picture (any more).
         """
+        slot = self._slot_of(trigger)
+        return self._ring.read(slot, self._cut_box(trigger, slot, region))
+
+    def whole(self, trigger: CapturedTrigger) -> tuple[Pixels, PixelFormat]:
+        """An own copy of the whole frame. Raises RingError where there is no picture (any more)."""
+        return self._ring.read(self._slot_of(trigger))
+
+    def search(self, trigger: CapturedTrigger) -> Box | None:
+        """Where in the frame the part of a trigger is to be looked for; None: anywhere."""
+        slot = self._slots.get(trigger.trigger_id)
+        if slot is None or trigger.box is None:
+            return None
+        header = self._ring.slot(slot)
+        margin_px = max(self.settings.presence.margin_px, SEARCH_PX)
+        return Box(*trigger.box).padded(margin_px, (header.height, header.width))
+
+    def _slot_of(self, trigger: CapturedTrigger) -> int:
         slot = self._slots.get(trigger.trigger_id)
         if trigger.t_capture_ns < self._controls_ns:
             raise RingError(
@@ -232,7 +249,7 @@ class CameraProcess:
         if slot is None or trigger.lost is not None:
             reason = trigger.lost or "its frame has been released"
             raise RingError(f"camera {self.settings.id}: trigger {trigger.trigger_id} has no picture: {reason}")
-        return self._ring.read(slot, self._cut_box(trigger, slot, region))
+        return slot
 
     def origin(self, trigger: CapturedTrigger) -> tuple[int, int]:
         """Where in the frame the part's pixels begin (x, y), as ``cut`` gives them; (0, 0) where it has no picture."""

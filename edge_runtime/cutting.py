@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from contract.correction import Correction
 from contract.errors import FixtureError
 from contract.event import Verdict
 from contract.fixture import Affine, Placer, moved
@@ -38,18 +39,27 @@ class CutPart(NamedTuple):
 
 
 def cut_part(
-    camera: CameraProcess, trigger: CapturedTrigger, channels: Channels, placer: Placer | None, codes: CodeReader | None
+    camera: CameraProcess,
+    trigger: CapturedTrigger,
+    channels: Channels,
+    placer: Placer | None,
+    codes: CodeReader | None,
+    correction: Correction | None = None,
 ) -> CutPart:
     """Cut the part out of its frame, upright where there is a fixture; its code is read from here on.
 
+    With a ``correction`` the frame is corrected whole, and its part cut out of what that gives: ``to_frame`` leads into
+    the corrected picture.
     Raises RingError where there is no picture, ImageError where it does not fit the recipe.
     """
-    pixels, pixel_format = camera.cut(trigger)
+    pixels, pixel_format = camera.cut(trigger) if correction is None else camera.whole(trigger)
     reading = None
     if codes is not None:
         region = codes.settings.region
         reading = codes.begin(pixels if region is None else camera.cut(trigger, Box(*region))[0])
     picture = to_channels(pixels, pixel_format, channels)
+    if correction is not None:
+        return _corrected(picture, camera.search(trigger), correction, placer)._replace(reading=reading)
     x, y = camera.origin(trigger)
     if placer is None:
         return CutPart(picture, moved(STRAIGHT, x, y), {}, reading=reading)
@@ -58,6 +68,14 @@ def cut_part(
     except FixtureError as error:
         return CutPart(picture, moved(STRAIGHT, x, y), error.measures, str(error), reading)
     return CutPart(placed.pixels, moved(placed.to_picture, x, y), placed.measures, reading=reading)
+
+
+def _corrected(frame: Pixels, search: Box | None, correction: Correction, placer: Placer | None) -> CutPart:
+    try:
+        placed = correction.part(frame, placer, search)
+    except FixtureError as error:
+        return CutPart(correction.correct(frame), STRAIGHT, error.measures, str(error))
+    return CutPart(placed.pixels, placed.to_picture, placed.measures)
 
 
 def joined(views: Mapping[str, CutPart]) -> CutPart:

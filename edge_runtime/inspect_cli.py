@@ -64,9 +64,10 @@ def _inspect_all(inspector: Inspector, files: list[Path], out: Path | None) -> i
 
     from contract.errors import FixtureError, ImageError
     from contract.fixture import placer_of
-    from contract.images import read_image
+    from contract.part_pictures import line_of, read_corrected
 
-    placer = placer_of(inspector.bundle)
+    line = line_of(inspector.bundle)
+    placer = placer_of(inspector.bundle) if line.correction is None else None
     rows = Table(box=None, pad_edge=False)
     for column in ("image", "verdict", "score", "regions", "why"):
         rows.add_column(column, overflow="fold", no_wrap=column in ("verdict", "score", "regions"))
@@ -74,14 +75,13 @@ def _inspect_all(inspector: Inspector, files: list[Path], out: Path | None) -> i
     used: set[str] = set()
     for path in files:
         try:
-            part = read_image(path, inspector.bundle.manifest.recipe.channels)
-        except ImageError as error:
-            faults.append(str(error))
-            continue
-        try:
+            part = read_corrected(path, inspector.bundle.manifest.recipe, line)
             part = part if placer is None else placer.place(part).pixels
         except FixtureError as error:
             rows.add_row(str(path), "NOT_INSPECTED", "-", "0", str(error))
+            continue
+        except ImageError as error:
+            faults.append(str(error))
             continue
         outcome = inspector.inspect(part)
         score = "-" if outcome.score is None else f"{outcome.score:.4g}"

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import NamedTuple
 
+from contract.correction import Correction
 from contract.errors import FlawlineError
 from contract.event import Timing, Trigger
 from contract.fixture import Placer
@@ -37,7 +38,9 @@ class Pending(NamedTuple):
     header: Trigger
     others: tuple[tuple[CameraProcess, CapturedTrigger], ...] = ()
 
-    def cut(self, recipe: Recipe, placer: Placer | None, codes: CodeReader | None) -> CutPart:
+    def cut(
+        self, recipe: Recipe, placer: Placer | None, codes: CodeReader | None, correction: Correction | None = None
+    ) -> CutPart:
         """Own copies of the cut-out part: one picture, or one by the name of each view where cameras are several.
 
         Raises RingError, naming the view, where a picture is missing.
@@ -47,7 +50,7 @@ class Pending(NamedTuple):
             raise RingError(f"camera {lead}: trigger {self.trigger.trigger_id} has no picture: {self.trigger.lost}")
         views = cameras_of(recipe, lead)
         if set(views.values()) <= {lead}:
-            return cut_part(self.camera, self.trigger, recipe.channels, placer, codes)
+            return cut_part(self.camera, self.trigger, recipe.channels, placer, codes, correction)
         taken = {lead: (self.camera, self.trigger)} | {other.settings.id: (other, by) for other, by in self.others}
         cut: dict[str, CutPart] = {}
         for view, camera in views.items():

@@ -12,15 +12,18 @@ from pydantic import Field, ValidationError
 
 from contract.bundle import (
     GRAPHS,
+    ROLE_PREPROCESS,
     Bundle,
     Precision,
     open_bundle,
+    preprocess_fault,
     read_manifest,
     refuse_unfit_for_production,
     write_atomic,
 )
 from contract.camera import ANY, controls_of
 from contract.config import Strict
+from contract.correction import correction_of
 from contract.errors import BundleError, ConfigError, FlawlineError
 from contract.fixture import placer_of
 from contract.recipe import Recipe
@@ -49,6 +52,7 @@ class Judge:
         self.bundle = bundle
         self.engine = engine
         self.placer = placer_of(bundle)
+        self.correction = correction_of(bundle)
         self.engine_name = engine.describe()
         self.calibration_id = bundle.manifest.calibration_id()
         self.bundle_state = bundle.state if settings.mode == "production" else None  # else nobody has verified it
@@ -195,6 +199,8 @@ def refuse_uncalibrated(bundle: Bundle) -> None:
             f"{bundle.root}: the bundle is not calibrated, so no part could pass; "
             f"run: flawline calibrate thresholds {bundle.root} --data DIR"
         )
+    if (fault := preprocess_fault(bundle.manifest)) is not None:
+        raise BundleError(f"{bundle.root}: {fault}")
 
 
 def refuse_unfit(bundle: Bundle, settings: EdgeSettings) -> None:
@@ -211,7 +217,10 @@ def refuse_unfit(bundle: Bundle, settings: EdgeSettings) -> None:
     _refuse_ungrouped(bundle, settings)
     _refuse_fixture_of_several(bundle, settings)
     _refuse_other_cameras(bundle, settings)
-    _refuse_other_fixture(bundle, settings)
+    if ROLE_PREPROCESS in manifest.files:
+        _refuse_own_cut(bundle, settings)
+    else:
+        _refuse_other_fixture(bundle, settings)
     _refuse_other_shape(bundle, settings)
     if settings.mode == "production" and (fault := _size_fault(bundle, settings)) is not None:
         raise BundleError(fault)
@@ -236,6 +245,35 @@ def _refuse_ungrouped(bundle: Bundle, settings: EdgeSettings) -> None:
                 f"{bundle.root}: a part is seen by cameras {', '.join(sorted(needed))}, and those that camera {lead} "
                 f"triggers by {', '.join(sorted(group))} only: add {', '.join(missing)} with trigger = 'follow' and a "
                 f"group under [[groups]] with lead = {lead!r}, or let no other camera make parts"
+            )
+
+
+def _refuse_own_cut(bundle: Bundle, settings: EdgeSettings) -> None:
+    """Raise FlawlineError where the bundle's preprocess file cannot be used, or the line gives it no whole frames.
+
+    What is cut out of the corrected frame, the file says alone.
+    """
+    correction = correction_of(bundle)
+    placer_of(bundle)
+    if any(len(cameras) > 1 for cameras in cameras_by_lead(settings, bundle.manifest.recipe).values()):
+        raise ConfigError(f"{bundle.root}: has a preprocess file, which is of one camera, and views of several")
+    for camera in settings.cameras:
+        if camera.fixture != "template" or camera.region is not None:
+            raise ConfigError(
+                f"{bundle.root}: its preprocess file corrects whole frames and says what is cut out of them, and "
+                f'camera {camera.id} has fixture = "{camera.fixture}"'
+                + ("" if camera.region is None else f" and region = {list(camera.region)}")
+                + ': set fixture = "template" and no region under [[cameras]]'
+            )
+        asked = controls_of(bundle.manifest.cameras, camera.id)
+        size = (None, None) if asked is None else (asked.width, asked.height)
+        if correction is not None and any(
+            value not in (None, px) for value, px in zip(size, correction.content.frame_px, strict=True)
+        ):
+            raise BundleError(
+                f"{bundle.root}: its preprocess file is of frames of {correction.content.frame_px[0]} x "
+                f"{correction.content.frame_px[1]} px, and camera {camera.id} is asked for {size[0]:g} x {size[1]:g}: "
+                "calibrate the camera at the size that it runs at: flawline calibrate camera"
             )
 
 

@@ -434,7 +434,8 @@ class Station:
             if self._late(header):
                 raise FlawlineError(self._deadline_text(header))
             codes = self._codes.get(header.camera_id)
-            cut = item.cut(self._judge.bundle.manifest.recipe, self._judge.placer, codes)
+            judge = self._judge
+            cut = item.cut(judge.bundle.manifest.recipe, judge.placer, codes, judge.correction)
             step = inspector.ready(cut.pixels) if cut.fault is None else not_inspected(cut.fault)
         except Exception as error:  # noqa: BLE001 - whatever it was, the part has no verdict
             step = failed(header.part_id, error)

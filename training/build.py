@@ -24,6 +24,7 @@ from contract.bundle import (
     ROLE_FIXTURE,
     ROLE_GRAPH,
     ROLE_GRAPH_FP16,
+    ROLE_PREPROCESS,
     DataFingerprint,
     Golden,
     Manifest,
@@ -33,14 +34,16 @@ from contract.bundle import (
     write_atomic,
     write_manifest,
 )
+from contract.correction import Correction
 from contract.dataset import Dataset, Sample, load_dataset
 from contract.errors import ConfigError, DatasetError
 from contract.fixture import Placer, fixture_of_data
 from contract.images import encode_png
+from contract.part_pictures import AS_CUT, Line
 from contract.recipe import Recipe
 from training.augment import Augmentation, learn_augmentation
 from training.checkpoint import FOLDER, checkpoint_path, load_checkpoint
-from training.data import Split, fingerprint, groups_in, load_tiles, make_recipe, split_by_group
+from training.data import Split, fingerprint, groups_in, line_asked, load_tiles, make_recipe, split_by_group
 from training.data_check import summary
 from training.defect_files import defects_of_types, described, find_defects, refuse_known, rows_of
 from training.errors import ExportError, TrainingError
@@ -67,21 +70,23 @@ FILES = {
     ROLE_PAGE: "training.html",
 }
 FILE_FP16 = "model.fp16.onnx"
-FILE_FIXTURE = "fixture.png"
+FILE_FIXTURE, FILE_PREPROCESS = "fixture.png", "preprocess.json"
 # Settings of the machine and the moment.
-UNTOLD = {"data", "out", "resume", "overwrite", "tensorboard", "few_shot", "defects"}
+UNTOLD = {"data", "out", "resume", "overwrite", "tensorboard", "few_shot", "defects", "preprocess"}
 GOLDEN_TILES, GOLDEN_DEFECTS, GOLDEN_SEED = 4, 4, 20_232
 TYPICAL_TILES = 2000
 LIBRARIES = ("flawline", "torch", "lightning", "onnx", "onnxscript", "onnxruntime", "numpy", "opencv-python-headless")
 
 
 class Product(NamedTuple):
-    """One product type: ``settings`` as asked for, but with its own folders; ``defects`` are labelled ones, if any."""
+    """One product type: ``settings`` as asked for, but with its own folders; ``defects`` are labelled ones, if any, and
+    ``line`` is what ``--preprocess`` does to pictures."""
 
     settings: TrainSettings
     dataset: Dataset
     split: Split
     defects: list[Sample]
+    line: Line
 
     def document(self) -> dict[str, list[dict[str, str]]]:
         """Every image that is learnt from or kept for calibration, as the bundle lists it."""
@@ -103,6 +108,7 @@ class Learnt(NamedTuple):
     page: str
     fixture: Placer | None
     provenance: dict[str, Any]
+    correction: Correction | None = None
 
 
 def train(settings: TrainSettings, reporter: Reporter | None = None) -> Path:
@@ -148,7 +154,8 @@ def _product(settings: TrainSettings) -> Product:
             f"--defects: the parts of {settings.data} were seen by several cameras, and a mask is of one picture; "
             "train a bundle for each camera's pictures, or without --defects"
         )
-    return Product(settings, dataset, split, [] if settings.defects is None else find_defects(settings.defects))
+    defects = [] if settings.defects is None else find_defects(settings.defects)
+    return Product(settings, dataset, split, defects, line_asked(settings))
 
 
 def _train(settings: TrainSettings, products: list[Product], world: World, reporter: Reporter) -> Path:
@@ -165,7 +172,7 @@ def _train(settings: TrainSettings, products: list[Product], world: World, repor
     for product, recipe, own in zip(products, recipes, tiles, strict=True):
         reporter.say(_summary(settings, product.split, recipe))
         reporter.say(_of(product, own.augmentation.sentence()))
-    hashes = [_sha256(document) for document in documents]
+    hashes = [_sha256(document, product.line) for product, document in zip(products, documents, strict=True)]
     resumed = None
     if settings.resume:
         resumed = load_checkpoint(checkpoint_path(settings.out), settings.learnt(), _sha256(hashes))
@@ -215,29 +222,33 @@ def _compare(product: Product, reporter: Reporter) -> str:
 
 
 def _load(product: Product, recipe: Recipe) -> Tiles:
-    tiles = load(product.split, recipe, product.settings)
+    tiles = load(product.split, recipe, product.settings, product.line)
     if not product.defects:
         return tiles
-    return tiles._replace(labelled=load_labelled(product.defects, recipe, tiles.augmentation))
+    return tiles._replace(labelled=load_labelled(product.defects, recipe, tiles.augmentation, product.line))
 
 
-def _sha256(document: Any) -> str:
-    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+def _sha256(document: Any, line: Line = AS_CUT) -> str:
+    """Of what is learnt from: corrected otherwise, the same files are other pictures."""
+    found = json.dumps(document, sort_keys=True)
+    if line.correction is not None:
+        found += line.correction.content.sha256
+    return hashlib.sha256(found.encode()).hexdigest()
 
 
 def make_recipes(products: list[Product]) -> list[Recipe]:
     """A recipe for each product type; all in colour where one of them is, since they share a network."""
-    recipes = [make_recipe(product.settings, product.split.fit) for product in products]
+    recipes = [make_recipe(product.settings, product.split.fit, product.line) for product in products]
     most = max(recipe.channels for recipe in recipes)
     return [recipe.model_copy(update={"channels": most}) for recipe in recipes]
 
 
-def load(split: Split, recipe: Recipe, settings: TrainSettings) -> Tiles:
+def load(split: Split, recipe: Recipe, settings: TrainSettings, line: Line = AS_CUT) -> Tiles:
     """Tiles of both sides, and how far those that are learnt from may be changed."""
-    learn = load_tiles(split.fit, recipe)
+    learn = load_tiles(split.fit, recipe, line)
     parts = [sample.group for sample in split.fit for _ in range(recipe.tiles)]
     augmentation = learn_augmentation(learn, parts, settings.flips, recipe.tiles)
-    return Tiles(learn, load_tiles(split.validation, recipe), augmentation)
+    return Tiles(learn, load_tiles(split.validation, recipe, line), augmentation)
 
 
 def _learn(
@@ -275,8 +286,9 @@ def _learn(
         expected,
         tolerance_fp16,
         page,
-        fixture_of_data(settings.data),
+        fixture_of_data(settings.data) if product.line.correction is None else product.line.placer,
         provenance,
+        product.line.correction,
     )
 
 
@@ -401,6 +413,9 @@ def write_bundle(settings: TrainSettings, learnt: Learnt, work: Path) -> None:
     (out / FILE_FIXTURE).unlink(missing_ok=True)
     if learnt.fixture is not None:
         write_atomic(out / FILE_FIXTURE, encode_png(learnt.fixture.mark))
+    (out / FILE_PREPROCESS).unlink(missing_ok=True)
+    if learnt.correction is not None:
+        write_atomic(out / FILE_PREPROCESS, learnt.correction.content.signed())
     for name in _files(learnt).values():
         _sync(out / name)
     write_manifest(out, manifest_of(settings, learnt))
@@ -420,6 +435,7 @@ def forget(out: Path) -> None:
 def _files(learnt: Learnt) -> dict[str, str]:
     """Role -> file name of what this bundle holds."""
     half = {} if learnt.tolerance_fp16 is None else {ROLE_GRAPH_FP16: FILE_FP16}
+    half |= {} if learnt.correction is None else {ROLE_PREPROCESS: FILE_PREPROCESS}
     return FILES | half | ({} if learnt.fixture is None else {ROLE_FIXTURE: FILE_FIXTURE})
 
 
@@ -432,6 +448,7 @@ def _sync(path: Path) -> None:
 def manifest_of(settings: TrainSettings, learnt: Learnt) -> Manifest:
     """The manifest; it names no folder of this machine."""
     fitted, recipe = learnt.fitted, learnt.recipe
+    files = {role: file_entry(settings.out, name) for role, name in _files(learnt).items()}
     return Manifest(
         id=uuid.uuid4().hex,
         name=recipe.name,
@@ -445,13 +462,14 @@ def manifest_of(settings: TrainSettings, learnt: Learnt) -> Manifest:
         ),
         recipe=recipe,
         fixture=None if learnt.fixture is None else learnt.fixture.fixture,
-        files={role: file_entry(settings.out, name) for role, name in _files(learnt).items()},
+        files=files,
         golden=Golden(
             role=ROLE_GOLDEN,
             scores=[float(value) for value in learnt.expected.score],
             map_means=[float(value) for value in learnt.expected.map.mean(dim=(1, 2))],
             tolerance=1e-4,
             tolerance_fp16=learnt.tolerance_fp16,
+            preprocess=None if learnt.correction is None else files[ROLE_PREPROCESS].sha256,
         ),
         data=DataFingerprint(name=recipe.name, grouping=learnt.split.grouping, **fingerprint(learnt.document)),
         training={

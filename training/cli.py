@@ -93,6 +93,10 @@ def train(
         bool, typer.Option("--tensorboard", help="losses and pictures under BUNDLE/.training/tensorboard")
     ] = False,
     fp16: Annotated[bool, typer.Option(help="export an FP16 graph for TensorRT beside the FP32 one")] = True,
+    preprocess: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="correct the pictures by it: what flawline calibrate camera wrote"),
+    ] = None,
     few_shot: Annotated[
         bool, typer.Option("--few-shot", help="no bundle: a page on what 10, 30 and 100 good images give")
     ] = False,

@@ -16,10 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from contract.correction import open_correction
 from contract.dataset import Dataset, Sample, pictures_of, sha256_of_image
-from contract.errors import DatasetError, ImageError
+from contract.errors import ConfigError, DatasetError, ImageError
+from contract.fixture import fixture_of_data
 from contract.images import Pixels, read_image
-from contract.part_pictures import read_part
+from contract.part_pictures import AS_CUT, Line, read_part
 from contract.preprocess import prepare
 from contract.recipe import Recipe, Tiling, View
 from training.augment import SHIFT_SHARE, Augmentation
@@ -92,7 +94,20 @@ def channels_of(samples: Sequence[Sample]) -> Literal[1, 3]:
     return 1
 
 
-def make_recipe(settings: TrainSettings, samples: Sequence[Sample]) -> Recipe:
+def line_asked(settings: TrainSettings) -> Line:
+    """What ``--preprocess`` does to pictures. Raises ConfigError where the data set was cut out by a fixture before."""
+    if settings.preprocess is None:
+        return AS_CUT
+    if fixture_of_data(settings.data) is not None:
+        raise ConfigError(
+            f"--preprocess {settings.preprocess}: corrects raw pictures, and those of {settings.data} were cut out by "
+            "a fixture; give raw ones, and the fixture with flawline calibrate camera --template"
+        )
+    correction = open_correction(settings.preprocess)
+    return Line(correction, correction.placer)
+
+
+def make_recipe(settings: TrainSettings, samples: Sequence[Sample], line: Line = AS_CUT) -> Recipe:
     """The recipe that the bundle will carry: one view, or one of each camera, cut into tiles.
 
     Raises ImageError naming the file.
@@ -100,18 +115,20 @@ def make_recipe(settings: TrainSettings, samples: Sequence[Sample]) -> Recipe:
     fixed: dict[str, Literal[1, 3]] = {"grey": 1, "rgb": 3}
     cameras = list(pictures_of(samples[0].path)) if samples[0].path.is_dir() else []
     if settings.tiles == "auto":
-        tiling = Tiling() if cameras else choose_tiling(samples, settings.size)
+        tiling = Tiling() if cameras else choose_tiling(samples, settings.size, line)
     else:
         tiling = Tiling(rows=settings.tiles[0], columns=settings.tiles[1], overlap_px=settings.overlap)
+    mm_per_px = None if line.correction is None else line.correction.content.mm_per_px
     return Recipe(
         name=(settings.name or settings.data.resolve().name or "part")[:MAX_NAME],
         channels=fixed.get(settings.channels) or channels_of(samples),
         tile_hw=(settings.size, settings.size),
-        views=[View(name=name, camera=name, tiling=tiling) for name in cameras] or [View(tiling=tiling)],
+        views=[View(name=name, camera=name, tiling=tiling) for name in cameras]
+        or [View(tiling=tiling, mm_per_px=mm_per_px)],
     )
 
 
-def load_tiles(samples: Sequence[Sample], recipe: Recipe) -> Tensor:
+def load_tiles(samples: Sequence[Sample], recipe: Recipe, line: Line = AS_CUT) -> Tensor:
     """Tiles of all samples as uint8 [M, H, W, C], M = samples x tiles, in order. Raises ImageError naming the file."""
     wanted = len(samples) * recipe.tiles * recipe.tile_hw[0] * recipe.tile_hw[1] * recipe.channels
     if wanted > MAX_CACHE_BYTES:
@@ -122,7 +139,7 @@ def load_tiles(samples: Sequence[Sample], recipe: Recipe) -> Tensor:
 
     def tiles_of(sample: Sample) -> Pixels:
         try:
-            return prepare(read_part(sample.path, recipe), recipe).tiles
+            return prepare(read_part(sample.path, recipe, line), recipe).tiles
         except ImageError as error:
             raise _named(error, sample.path) from error
 

@@ -19,7 +19,7 @@ from contract.recipe import Recipe
 from training.augment import learn_augmentation
 from training.build import choose_device, claim_folder
 from training.checkpoint import FOLDER
-from training.data import Split, groups_in, load_tiles, make_recipe, split_by_group
+from training.data import Split, groups_in, line_asked, load_tiles, make_recipe, split_by_group
 from training.errors import StoppedError
 from training.fit import Fitted, Tiles, fit, new_model
 from training.page import few_shot_page
@@ -44,7 +44,8 @@ def few_shot(settings: TrainSettings, reporter: Reporter | None = None) -> list[
     split = split_by_group(dataset, settings.holdout, settings.validation, settings.seed)
     counts = counts_for(len(split.fit))
     claim_folder(settings)
-    recipe = make_recipe(settings, split.fit)  # the same for all, so that the curve shows the images' number alone
+    # The same for all, so that the curve shows the images' number alone.
+    recipe = make_recipe(settings, split.fit, line_asked(settings))
     rows: list[dict[str, Any]] = []
     for count in counts:
         chosen = spread_over_parts(split.fit, count)
@@ -105,10 +106,11 @@ def _train(settings: TrainSettings, recipe: Recipe, split: Split, shares: int, o
         "steps": max(1, settings.steps // shares) if settings.steps else None,
     }
     own = settings.model_copy(update={"out": out, "tensorboard": False, **budget})
-    learn = load_tiles(split.fit, recipe)
+    line = line_asked(settings)
+    learn = load_tiles(split.fit, recipe, line)
     parts = [sample.group for sample in split.fit for _ in range(recipe.tiles)]
     augmentation = learn_augmentation(learn, parts, own.flips, recipe.tiles)
-    tiles = Tiles(learn, load_tiles(split.validation, recipe), augmentation)
+    tiles = Tiles(learn, load_tiles(split.validation, recipe, line), augmentation)
     return fit(new_model(own, recipe.channels), tiles, own, f"few shot {len(split.fit)}")
 
 

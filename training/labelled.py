@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from contract.dataset import Sample
 from contract.errors import DatasetError
 from contract.images import read_image
+from contract.part_pictures import AS_CUT, Line, cut_like
 from contract.preprocess import prepare
 from contract.recipe import Recipe
 from training.augment import Augmentation
@@ -48,16 +49,16 @@ class Labelled(NamedTuple):
         return Drawn(image, defect, near * (1.0 - defect))
 
 
-def load_labelled(samples: Sequence[Sample], recipe: Recipe, limits: Augmentation) -> Labelled:
+def load_labelled(samples: Sequence[Sample], recipe: Recipe, limits: Augmentation, line: Line = AS_CUT) -> Labelled:
     """The tiles that show a defect. Raises DatasetError where a defect vanishes at the tiles' size."""
-    tiles = load_tiles(samples, recipe)
+    tiles = load_tiles(samples, recipe, line)
     grey = recipe.model_copy(update={"channels": 1})
     masks = []
     for sample in samples:
         if sample.mask is None:
             raise DatasetError(f"{sample.path}: no mask")
         mask = np.where(read_image(sample.mask, 1) >= MARKED, 255, 0).astype(np.uint8)
-        own = prepare(mask, grey).tiles[..., 0]
+        own = prepare(cut_like(mask, sample.path, recipe, line), grey).tiles[..., 0]
         if own.max() < LEAST_SHARE * 255:
             raise DatasetError(
                 f"{sample.path}: its defect is too small to be seen in tiles of {recipe.tile_hw[0]} px; train with "

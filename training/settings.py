@@ -27,6 +27,7 @@ FREE_ON_RESUME = frozenset(
         "tensorboard",
         "few_shot",
         "defects",
+        "preprocess",  # its content is held against that of before, wherever it lies
     }
 )
 
@@ -65,6 +66,7 @@ class TrainSettings(Strict):
     few_shot: bool = False
     defects: Path | None = Field(None, description="folder of labelled defective images to learn from")
     conditional: bool = Field(False, description="one model of several product types, a folder of data each")
+    preprocess: Path | None = Field(None, description="corrects the pictures: flawline calibrate camera")
 
     @model_validator(mode="before")
     @classmethod

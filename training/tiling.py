@@ -11,7 +11,8 @@ import torch
 
 from contract.dataset import Sample
 from contract.errors import ImageError
-from contract.images import read_image
+from contract.images import PixelFormat, to_channels
+from contract.part_pictures import AS_CUT, Line, read_corrected
 from contract.preprocess import prepare
 from contract.recipe import Recipe, Tiling
 from training.augment import layout_variety
@@ -24,7 +25,7 @@ MOST_TILES = 4  # a side
 OWN_LAYOUT = 0.5  # variety from which parts share too little of a layout for anything to be missed at its place
 
 
-def choose_tiling(samples: Sequence[Sample], size: int) -> Tiling:
+def choose_tiling(samples: Sequence[Sample], size: int, line: Line = AS_CUT) -> Tiling:
     """As few tiles of ``size`` pixels as stand for ``LARGEST_WHOLE`` pixels of a part each; raises ImageError.
 
     Parts that share a layout stay whole however large they are: a tile does not know where on the part it lies, so a
@@ -35,7 +36,9 @@ def choose_tiling(samples: Sequence[Sample], size: int) -> Tiling:
     sides, thumbnails = [], []
     for sample in probed:
         try:
-            pixels = read_image(sample.path, whole.channels)
+            # In colour, which every flat field takes.
+            colour = read_corrected(sample.path, whole.model_copy(update={"channels": 3}), line)
+            pixels = to_channels(colour, PixelFormat.RGB8, whole.channels)
         except ImageError as error:
             raise ImageError(f"{error}. Remove the file or replace it, then train again") from error
         sides.append(pixels.shape[:2])

@@ -16,6 +16,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGES = {"contract", "training", "calibration", "edge_runtime", "plugin"}
 PIXELS = {
+    "contract.correction",
     "contract.dataset",
     "contract.fixture",
     "contract.images",
