@@ -21,7 +21,7 @@ from calibration.exports import Source
 from contract.errors import ImageError
 from contract.event import MAX_PART_BYTES, Verdict, Wire
 from contract.images import SUFFIXES, Pixels, decode_image
-from contract.part_pictures import read_part
+from contract.part_pictures import AS_CUT, Line, read_part
 from contract.preprocess import Picture
 from contract.recipe import Recipe
 from contract.verdicts import MAX_PAGE, MAX_PAGE_BYTES
@@ -53,8 +53,11 @@ class Archive(Protocol):
     def items(self) -> Iterator[Item]:
         """Every part once. Raises CalibrationError where the archive cannot be listed whole."""
 
-    def read(self, key: str, recipe: Recipe) -> Picture:
-        """A part's picture. Raises ImageError where it has none that can be read, CalibrationError to stop."""
+    def read(self, key: str, recipe: Recipe, line: Line = AS_CUT) -> Picture:
+        """A part's picture, where it is a raw frame as ``line`` cuts it out.
+
+        Raises ImageError where it has none that can be read, CalibrationError to stop.
+        """
 
 
 class Place(NamedTuple):
@@ -108,11 +111,11 @@ class FolderArchive:
         label, between, _ = rest.partition("/")
         return label if self._labelled and first in LABELLED and between else None
 
-    def read(self, key: str, recipe: Recipe) -> Picture:
+    def read(self, key: str, recipe: Recipe, line: Line = AS_CUT) -> Picture:
         path = self._root / key
         if not (path.is_dir() or path.is_file()):  # whoever reads a pipe waits for ever
             raise ImageError(f"{path}: no file that can be read")
-        return read_part(path, recipe)
+        return read_part(path, recipe, line)
 
 
 def _walk(root: Path, ignore: str | None) -> Iterator[tuple[Path, list[Path]]]:
@@ -188,7 +191,8 @@ class HostArchive:
                 if page.next != after:
                     raise CalibrationError(f"{self._source.url}: a page that ends with {after} leads to {page.next}")
 
-    def read(self, key: str, recipe: Recipe) -> Picture:
+    def read(self, key: str, recipe: Recipe, line: Line = AS_CUT) -> Picture:
+        """As its edge sent it, which is as ``line`` cut it out."""
         if self._held[0] != key:
             self._held = (key, self._pictures(int(key)))
         pictures = self._held[1]

@@ -100,7 +100,7 @@ def replay(
     """Score what is not scored yet, and sum up. Raises FlawlineError; what is done is kept then as well."""
     candidate = open_bundle(scoring.candidate)
     if scoring.current is not None:
-        refuse_other_cut(candidate, open_bundle(scoring.current))
+        refuse_other_cut(candidate, open_bundle(scoring.current), scoring.place.is_host)
     Scorer(scoring)  # refused here, before anything is written
     work = out / WORK
     try:

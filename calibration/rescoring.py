@@ -17,6 +17,7 @@ from contract.bundle import Bundle, Precision, open_bundle
 from contract.errors import BundleError, FlawlineError
 from contract.event import Verdict
 from contract.fixture import placer_of, same_fixture
+from contract.part_pictures import line_of
 from contract.preprocess import Picture
 from edge_runtime.engines import open_engine
 from edge_runtime.engines.golden import check_golden
@@ -104,7 +105,7 @@ class Scorer:
 
     def read(self, item: Item, inspector: Inspector) -> Picture:
         """The part's picture as this bundle takes it. Raises ImageError."""
-        return self._archive.read(item.key, inspector.bundle.manifest.recipe)
+        return self._archive.read(item.key, inspector.bundle.manifest.recipe, line_of(inspector.bundle))
 
 
 def open_one(folder: Path, scoring: Scoring) -> Inspector:
@@ -118,8 +119,17 @@ def open_one(folder: Path, scoring: Scoring) -> Inspector:
     return Inspector(bundle, engine)
 
 
-def refuse_other_cut(candidate: Bundle, current: Bundle) -> None:
-    """Raise CalibrationError where the two would have been shown pictures cut in different ways."""
+def refuse_other_cut(candidate: Bundle, current: Bundle, of_host: bool) -> None:
+    """Raise CalibrationError where the two would have been shown pictures cut in different ways.
+
+    Raw frames of a folder are corrected for each bundle as it asks; a host's pictures were corrected before, once.
+    """
+    ours, theirs = candidate.manifest.golden.preprocess, current.manifest.golden.preprocess
+    if ours != theirs and (of_host or None in (ours, theirs)):
+        raise CalibrationError(
+            f"{candidate.root}: its pictures are corrected by another preprocess file than those of {current.root}: "
+            "pictures of the archive can be of one of them alone, so that the two cannot be compared"
+        )
     if not same_fixture(placer_of(candidate), placer_of(current)):
         raise CalibrationError(
             f"{candidate.root}: its pictures are cut by another fixture than those of {current.root}: pictures of the "

@@ -134,6 +134,10 @@ def refuse_other_pictures(candidate: Bundle, live: Bundle) -> None:
         )
     if {(view.name, view.camera) for view in ours.views} != {(view.name, view.camera) for view in theirs.views}:
         raise BundleError(f"{candidate.root}: has other views, or of other cameras, than {live.root}")
+    if candidate.manifest.golden.preprocess != live.manifest.golden.preprocess:
+        raise BundleError(
+            f"{candidate.root}: its pictures are corrected by another preprocess file than those of {live.root}"
+        )
     if not same_fixture(placer_of(candidate), placer_of(live)):
         raise BundleError(f"{candidate.root}: its pictures are cut by another fixture than those of {live.root}")
 

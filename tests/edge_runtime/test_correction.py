@@ -13,7 +13,12 @@ import cv2
 import numpy as np
 import pytest
 
+from calibration.archive import Place
 from calibration.camera_file import put_into
+from calibration.errors import CalibrationError
+from calibration.exports import Source
+from calibration.replay import replay, rows_of
+from calibration.rescoring import Scoring
 from contract.bundle import ROLE_PREPROCESS, open_bundle, put_files
 from contract.correction import Correction, open_correction
 from contract.dataset import load_dataset, sha256_of_image
@@ -24,8 +29,10 @@ from contract.images import encode_png, read_image
 from contract.part_pictures import line_of, read_part
 from contract.recipe import Recipe
 from edge_runtime.engines import open_engine
+from edge_runtime.inspector import Inspector
 from edge_runtime.recipes import refuse_unfit
 from edge_runtime.settings import CameraSettings, EdgeSettings
+from edge_runtime.shadow_child import refuse_other_pictures
 from flawline import main
 from tests.bundles import draw_part
 from tests.edge_runtime.test_station import Run
@@ -269,3 +276,27 @@ def test_the_file_in_a_bundle_is_read_once_for_all_who_read_pictures(taught: Pat
     assert open_correction(bundle.path(ROLE_PREPROCESS)).content == content().model_copy(
         update={"sha256": content().computed_sha256()}
     )
+
+
+def test_an_archive_of_raw_frames_is_corrected_as_on_the_line(taught: Path, data: Path, tmp_path: Path) -> None:
+    archive = Place(Source(str(data / "test")), of_cameras=False)
+    found = replay(Scoring(taught, taught, archive, "onnxruntime"), tmp_path / "out", workers=1)
+    rows = list(rows_of(tmp_path / "out" / "work"))
+    bundle = open_bundle(taught)
+    inspector = Inspector(bundle, open_engine("onnxruntime", bundle, 1))
+    assert len(rows) == found.listed > 0
+    for row in rows:
+        outcome = inspector.inspect(read_part(data / "test" / row.item.key, bundle.manifest.recipe, line_of(bundle)))
+        assert (row.candidate.verdict, row.candidate.score) == (outcome.verdict.value, outcome.score)
+        assert row.current == row.candidate
+    assert any(row.candidate.score is not None for row in rows)
+
+
+def test_bundles_that_correct_otherwise_are_not_compared(taught: Path, data: Path, tmp_path: Path) -> None:
+    plain = tmp_path / "plain"
+    write_bundle(plain, [draw_part(seed) for seed in range(FITTED)], Recipe())
+    archive = Place(Source(str(data / "test")), of_cameras=False)
+    with pytest.raises(CalibrationError, match="another preprocess file"):
+        replay(Scoring(plain, taught, archive), tmp_path / "out", workers=1)
+    with pytest.raises(BundleError, match="another preprocess file"):
+        refuse_other_pictures(open_bundle(plain), open_bundle(taught))
