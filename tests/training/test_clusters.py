@@ -281,7 +281,7 @@ def test_weights_without_centres_are_not_selected(name: str, tmp_path: Path) -> 
     training.validate()
     run(training, 20)
     training.validate()
-    fitted = training.finish()
+    (fitted,) = training.finish()
     assert fitted.best_step == 20
     score = Inspector(fitted.judge, 64, "cluster").inspect(((noise(3) + 1) * 127).to(torch.uint8).permute(0, 2, 3, 1))
     assert bool(torch.isfinite(score.score).all())

@@ -275,7 +275,7 @@ def test_the_loop_averages_and_selects_late_weights(parts_tiles: Tensor, tmp_pat
             loop.validate()
     # What the encoder has learnt to steer is what is deployed.
     assert apart(loop._averaged.generator, drawer) < 0.05 * before
-    assert loop.finish().best_step >= SELECT_FROM * settings.steps
+    assert loop.finish()[0].best_step >= SELECT_FROM * settings.steps
 
 
 def apart(first: nn.Module, second: nn.Module) -> float:
