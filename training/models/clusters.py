@@ -106,7 +106,9 @@ class Clusters(nn.Module):
     @torch.no_grad()
     def place(self) -> None:
         """Place the centres among the codes that are remembered."""
-        self.given.copy_(self.centres.place(self.memory[: int(self.seen)]))
+        known = self.memory[: int(self.seen)]
+        known = known[known[:, 0].argsort()]  # several processes bring them in another order than one
+        self.given.copy_(self.centres.place(known))
 
 
 class ClusterJudge(Judge):
