@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from calibration.errors import CalibrationError
 from contract.correction import DEAD_SHARE, GAIN_ONE, FlatField
 from contract.images import Channels, Pixels, encode_png, encode_png16
+from contract.preprocess import SATURATED
 
 MOST_GAIN = 65535 / GAIN_ONE
 LEAST_WHITE, MOST_WHITE = 60.0, 245.0  # grey levels of the white frames' mean
-SATURATED, MOST_SATURATED = 251, 0.001
+MOST_SATURATED = 0.001
 MOST_DARK = 40.0
 LEAST_LIGHT = 0.125  # share of the brightest place: less cannot be made even without drowning in noise
 OFF = 0.5  # of its surroundings' light: a pixel that gives less, or half as much again, is dead

@@ -26,6 +26,7 @@ from contract.errors import BundleError, ConfigError, ImageError
 from contract.fixture import Placed, Placer, cut_mask, moved
 from contract.images import MAX_PIXELS, Channels, Pixels, decode_png
 from contract.locate import Box
+from contract.preprocess import SATURATED
 from contract.recipe import Fixture
 from contract.release import digest_of
 
@@ -256,6 +257,8 @@ class Correction:
         # A product of two exact numbers, rounded once to float32 and once to a level: the same on every processor.
         even = np.asarray(cv2.subtract(frame, dark), np.uint8)
         cv2.multiply(even, gain, dst=even, dtype=cv2.CV_8U)
+        # Where light is plentiful the gain is below 1: what the sensor could not measure must not look as if it had.
+        cv2.max(even, cv2.threshold(frame, SATURATED - 1, 255, cv2.THRESH_BINARY)[1], dst=even)
         if self._dead:
             at, one, other = self._dead
             flat = even.reshape(-1, *even.shape[2:])

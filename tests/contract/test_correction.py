@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 from contract import correction as module
-from contract.correction import Correction, PreprocessFile, open_correction
+from contract.correction import GAIN_ONE, Correction, PreprocessFile, open_correction
 from contract.errors import ConfigError, FixtureError, ImageError
 from contract.fixture import make_fixture
 from contract.images import encode_png, encode_png16
 from contract.locate import Box
+from contract.preprocess import SATURATED
 from contract.release import digest_of
 from tests.bundles import SIDE, draw_part
 from tests.preprocessed import DARK, content, flat_field, raw, write_file
@@ -52,6 +53,16 @@ def test_light_above_white_stays_white_and_below_the_sensor_s_own_level_black() 
     frame[:4] = DARK - 3
     even = Correction(only_flat(), "x").correct(frame)
     assert (even[60:, 60:] == 255).all() and (even[:4] == 0).all()
+
+
+def test_what_the_sensor_could_not_measure_stays_white_where_light_is_plentiful() -> None:
+    """Else the bound on saturated pixels would not see the brightest place, where saturation begins."""
+    gain = np.full((SIDE, SIDE), GAIN_ONE * 3 // 4, np.uint16)
+    bright = flat_field().model_copy(update={"gain": base64.b64encode(encode_png16(gain)).decode()})
+    frame = np.full((SIDE, SIDE), 200, np.uint8)
+    frame[:8], frame[8:16] = 255, SATURATED
+    even = Correction(only_flat(flat=bright), "x").correct(frame)
+    assert (even[:16] == 255).all() and even[16:].max() < 200
 
 
 def test_the_picture_is_that_of_the_exact_projection() -> None:
