@@ -151,6 +151,8 @@ def _truth(sample: Sample, part_hw: tuple[int, int], bundle: Bundle | None) -> P
         )
     if bundle is not None:
         whole = cut_like(whole, sample.path, bundle.manifest.recipe, line_of(bundle))
+        if not whole.any():  # what is defective lies outside of what the line looks at
+            return None
     if whole.shape != part_hw:
         whole = np.asarray(cv2.resize(whole, part_hw[::-1], interpolation=cv2.INTER_NEAREST), np.uint8)
     return whole

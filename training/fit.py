@@ -143,7 +143,7 @@ def fit_types(
         loop.start_clock()
         while loop.share() < 1.0:
             losses = loop.train_once()
-            if loop.step % CHECK_EVERY == 0:
+            if loop.to_check():
                 loop.check(losses)
                 reporter.step(loop.progress())
             if loop.milestone_reached():
@@ -206,6 +206,7 @@ class Loop:
         self._best_losses = [math.inf] * len(every)
         self._validation_loss = math.inf
         self._losses: dict[str, float] = {}
+        self._losses_of: dict[int, dict[str, float]] = {}  # the latest of each product type
         self._mends = 0
         self._milestone = 1  # the next one, in twentieths of the budget
         self._seconds_before = 0.0
@@ -309,10 +310,16 @@ class Loop:
         self._tick()
         return losses
 
+    def to_check(self) -> bool:
+        """Whether the losses of this step are read: one in CHECK_EVERY, of each product type in its turn."""
+        types = len(self._products)
+        return (self.step - 1) % (CHECK_EVERY * types) >= (CHECK_EVERY - 1) * types
+
     def check(self, losses: dict[str, Tensor]) -> None:
         """Read the losses; raise TrainingError where they are no numbers or a network cannot be mended."""
         means = self._world.mean(torch.stack([value.float() for value in losses.values()])).tolist()
         self._losses = dict(zip(losses, means, strict=True))
+        self._losses_of[(self.step - 1) % len(self._products)] = self._losses
         broken = [f"{name} = {value}" for name, value in self._losses.items() if not math.isfinite(value)]
         if broken:
             raise TrainingError(
@@ -444,14 +451,14 @@ class Loop:
                 seconds=self.seconds(),
                 images_per_s=images_per_s,
                 validation_loss=loss,
-                losses=self._losses,
+                losses=self._losses_of.get(number, self._losses),
                 mends=self._mends,
                 device=self.device.type,
                 precision=self.precision.name,
                 processes=self._world.size,
                 history=self._history,
             )
-            for own, loss in zip(judges, self._best_losses, strict=True)
+            for number, (own, loss) in enumerate(zip(judges, self._best_losses, strict=True))
         ]
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections import Counter
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -322,3 +324,15 @@ def test_the_command_meets_a_mistaken_folder_before_it_loads_anything(products: 
 
 def test_the_data_folders_of_types_are_data_folders_of_their_own(products: Path) -> None:
     assert len(load_dataset(products / "plate").train) == 16
+
+
+@pytest.mark.parametrize("types", [1, 2, 3, 10])
+def test_the_losses_of_every_type_are_read(types: int) -> None:
+    """One step in ten: every tenth alone would always be of the same type where they are two, five or ten."""
+    read = [
+        step
+        for step in range(1, 200 * types + 1)
+        if Loop.to_check(cast("Loop", SimpleNamespace(step=step, _products=[None] * types)))
+    ]
+    assert len(read) == 20 * types
+    assert Counter((step - 1) % types for step in read) == dict.fromkeys(range(types), 20)
