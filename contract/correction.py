@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
+import hashlib
 import threading
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
+from pydantic_core import from_json
 
 from contract.bundle import ROLE_PREPROCESS, Bundle, preprocess_fault
 from contract.config import Strict, validate
@@ -37,6 +38,7 @@ GAIN_ONE = 8192  # a gain of 1 in the file; 0: the pixel is dead, and its neighb
 DEAD_SHARE = 0.002
 DEAD_REACH = 8  # pixels within which a dead one needs a good one
 EDGE_PX = 1.0  # by which the corrected picture may reach over the frame's border: what is there repeats the border
+_PIECE = 1 << 20  # characters of Base64, a multiple of four
 _ROWS = 64  # of a map that are made at a time
 ITERATIONS = 60  # of the lens's inverse
 _SUB = 32  # OpenCV's own steps within a pixel
@@ -153,7 +155,7 @@ class PreprocessFile(Strict):
         return None if self.plane is None else self.plane.mm_per_px
 
     def computed_sha256(self) -> str:
-        return digest_of(json.loads(self.model_dump_json(exclude={"sha256"})))
+        return _digest(self.model_dump(mode="json"))
 
     def signed(self) -> bytes:
         """The file's bytes, its hash renewed."""
@@ -304,9 +306,23 @@ def _flat_pictures(flat: FlatField, size: tuple[int, int], source: str) -> tuple
     return dark.astype(np.uint8, copy=False), gain.astype(np.uint16, copy=False)
 
 
+def _digest(raw: dict[str, Any]) -> str:
+    """Of all that stands in a file but its hash; the light's large pictures are in it by their own."""
+    rest = {name: value for name, value in raw.items() if name != "sha256"}
+    if isinstance(flat := raw.get("flat"), dict):
+        rest["flat"] = {name: _short(value) for name, value in flat.items()}
+    return digest_of(rest)
+
+
+def _short(value: Any) -> Any:
+    return hashlib.sha256(value.encode()).hexdigest() if isinstance(value, str) else value
+
+
 def _bytes(text: str, source: str) -> bytes:
+    """Piece by piece: a running station's other threads wait for each."""
     try:
-        return base64.b64decode(text, validate=True)
+        pieces = (text[at : at + _PIECE] for at in range(0, len(text), _PIECE))
+        return b"".join(base64.b64decode(piece, validate=True) for piece in pieces)
     except (ValueError, binascii.Error) as error:
         raise ConfigError(f"{source}: a picture in it is not Base64 ({error}): calibrate the camera again") from error
 
@@ -369,15 +385,15 @@ def open_correction(path: Path) -> Correction:
 def read_content(data: bytes, source: str) -> PreprocessFile:
     """The verified content of a preprocess file. Raises ConfigError."""
     try:
-        raw = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        raw = from_json(data)
+    except ValueError as error:
         raise ConfigError(f"{source}: not valid JSON ({str(error)[:100]}): not a preprocess file") from error
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
         found = raw.get("format") if isinstance(raw, dict) else type(raw).__name__
         raise ConfigError(f"{source}: format {found!r:.60}; this version reads {FORMAT!r}")
     content = validate(PreprocessFile, raw, source)
     # Of what stands in the file: a field that a later version adds is not in an older file's hash.
-    if content.sha256 != digest_of({name: value for name, value in raw.items() if name != "sha256"}):
+    if content.sha256 != _digest(raw):
         raise ConfigError(f"{source}: content and sha256 differ: it was changed after it was written; calibrate again")
     return content
 

@@ -19,7 +19,6 @@ from contract.fixture import make_fixture
 from contract.images import encode_png, encode_png16
 from contract.locate import Box
 from contract.preprocess import SATURATED
-from contract.release import digest_of
 from tests.bundles import SIDE, draw_part
 from tests.preprocessed import DARK, content, flat_field, raw, write_file
 
@@ -131,7 +130,7 @@ def changed(path: Path, change: Callable[[dict[str, Any]], None], resign: bool =
     raw_file = json.loads(content().signed())
     change(raw_file)
     if resign:
-        raw_file["sha256"] = digest_of({name: value for name, value in raw_file.items() if name != "sha256"})
+        raw_file["sha256"] = module._digest({name: value for name, value in raw_file.items() if name != "sha256"})
     path.write_text(json.dumps(raw_file))
     return path
 
