@@ -155,7 +155,7 @@ class ModbusPeer(Peer):
 class ModbusIoPeer(Peer):
     """A remote I/O module whose coil is the gate: a part is taken where the gate opens in the part's time."""
 
-    spacing_s = 0.16
+    spacing_s = 0.3  # a gate that a busy machine opens late is still nearest to its own part
     slow_s = 0.01
     delay_ns = DEADLINE_MS * 1_000_000
     hold_ns = 80_000_000
