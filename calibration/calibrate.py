@@ -15,7 +15,7 @@ from calibration.baseline import baseline_of
 from calibration.costs import Limits
 from calibration.defects import find_defects
 from calibration.folds import open_folds
-from calibration.holdout import Copies, HeldOut, hold_out, pattern_of, refuse_other_fixture
+from calibration.holdout import Copies, HeldOut, hold_out, pattern_of, refuse_learnt, refuse_other_fixture
 from calibration.levels import LEAST_PARTS, Levels, find_levels, grids_of, try_levels
 from calibration.looks import record
 from calibration.methods import (
@@ -125,6 +125,9 @@ def propose(
     folds = open_folds(bundle, choice.folds, dataset)
     require(len({s.group for each in (held, *(fold[1] for fold in folds)) for s in each.unseen}), rates, choice)
     defects, looked = find_defects(choice.defects, dataset, choice.looks)
+    refuse_learnt(
+        bundle, defects, "a limit chosen by it would pass new ones. Give defective parts that it has not learnt"
+    )
     if looked and choice.looks is not None:
         record(choice.looks, bundle, dataset, "chosen by these images", len(defects))
     measured = measure_good(bundle, held, engine, precision, where)

@@ -129,7 +129,7 @@ def measure(
             f"{data}: no test images; expected {data}/test/good and {data}/test/<defect>. Without any, defects can be "
             "implanted in good pictures: --implant spot"
         )
-    refuse_learnt(bundle, dataset)
+    refuse_learnt(bundle, dataset.test)
     inspector = open_inspector(bundle, engine, precision)
     seen = [look(inspector, sample) for sample in steps(dataset.test, "inspecting test images")]
     scale, unit = unit_of(bundle.manifest.recipe)

@@ -81,7 +81,7 @@ def evaluate(
     dataset = load_dataset(data, pattern_of(bundle, pattern))
     if not dataset.test:
         raise CalibrationError(f"{data}: no test images; expected {data}/test/good and {data}/test/<defect>")
-    refuse_learnt(bundle, dataset)
+    refuse_learnt(bundle, dataset.test)
     inspector = open_inspector(bundle, engine_name, precision)
     seen = [look(inspector, sample) for sample in steps(dataset.test, "inspecting test images")]
     return evaluated(inspector, dataset, seen)

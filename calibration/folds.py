@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,8 @@ def _require_alike(bundle: Bundle, fold: Bundle) -> None:
         "recipe": (ours.recipe.model_dump(), theirs.recipe.model_dump()),
         "preprocess": (preprocess_sha256(bundle), preprocess_sha256(fold)),
         "settings": (_settings(ours), _settings(theirs)),
+        "labelled defects": (_learnt(ours), _learnt(theirs)),
+        "product types": (_types(ours), _types(theirs)),
     }
     for name, (here, there) in pairs.items():
         if here != there:
@@ -57,3 +60,14 @@ def _require_alike(bundle: Bundle, fold: Bundle) -> None:
 
 def _settings(manifest: Manifest) -> dict[str, Any]:
     return {name: value for name, value in manifest.training.get("settings", {}).items() if name not in MAY_DIFFER}
+
+
+def _learnt(manifest: Manifest) -> str:
+    """Which labelled defects it has learnt from: how many, and a hash over all of theirs."""
+    hashes = sorted(manifest.training.get("defects", {}).get("sha256", []))
+    return f"{len(hashes)} images, {hashlib.sha256(''.join(hashes).encode()).hexdigest()[:12]}" if hashes else "none"
+
+
+def _types(manifest: Manifest) -> list[str]:
+    """The product types that one network was trained on together."""
+    return sorted(row["name"] for row in manifest.training.get("types", []))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -69,14 +69,21 @@ def training_hashes(bundle: Bundle) -> frozenset[str]:
         ) from error
 
 
-def refuse_learnt(bundle: Bundle, dataset: Dataset) -> None:
-    """Raise CalibrationError where a test image of ``dataset`` is a labelled defect that the bundle has learnt from."""
+LEARNT_IN_TEST = "take what was learnt out of test/"
+
+
+def refuse_learnt(bundle: Bundle, samples: Sequence[Sample], way_out: str = LEARNT_IN_TEST) -> None:
+    """Raise CalibrationError where one of ``samples`` is a labelled defect that the bundle has learnt from.
+
+    Such a defect scores far higher than a new one: figures on it are too good, and a limit chosen by it passes others.
+    """
     learnt = {row["sha256"] for row in bundle.json(ROLE_DATA).get("defects", [])}
-    same = [sample.path for sample in dataset.test if learnt and sha256_of_image(sample.path) in learnt]
+    learnt |= set(bundle.manifest.training.get("defects", {}).get("sha256", []))
+    same = [sample.path for sample in samples if learnt and sha256_of_image(sample.path) in learnt]
     if same:
         raise CalibrationError(
             f"{same[0]}: the bundle has learnt from this very image as a labelled defect ({len(same)} of "
-            f"{len(dataset.test)} test images in all); take what was learnt out of test/"
+            f"{len(samples)} images in all); {way_out}"
         )
 
 

@@ -19,7 +19,7 @@ from calibration.agreement import MOST_FLIPS, Agreement, Scored, Scores, agreeme
 from calibration.calibrate import threads, without_limits
 from calibration.conformal import require, threshold
 from calibration.errors import CalibrationError
-from calibration.holdout import hold_out, pattern_of, refuse_other_fixture
+from calibration.holdout import hold_out, pattern_of, refuse_learnt, refuse_other_fixture
 from calibration.looks import record
 from calibration.progress import steps
 from calibration.qdq import Ranges, layers_of, measure_ranges, quantize
@@ -152,6 +152,7 @@ def make_int8(
     rate = rate or (None if limits is None else limits.false_reject_rate) or 0.05
     refuse_other_fixture(bundle, data)
     dataset = load_dataset(data, pattern_of(bundle, pattern))
+    refuse_learnt(bundle, dataset.test)
     parts = share_out(bundle, dataset, rate)
     choice = choose(bundle, read_parts(bundle, spread(parts.choosing, MOST_CHOOSING)))
     tried = admit(bundle, choice, parts, rate, engine)

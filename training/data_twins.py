@@ -52,6 +52,8 @@ DRAWING_PROVEN = 0.90  # where edges are all there is: another part of the same 
 MARGIN = 0.35  # of the way from what different parts reach to a perfect copy
 SIMILAR_TEXTURE = 0.75  # different parts that agree this far cannot be told from one part
 NULL_PAIRS = 40
+SMALL_SIDE = 64  # of pictures compared as they lie: a coder's errors are evened out, places of a fine texture are not
+NEARLY_EQUAL = 0.125  # of the squared difference between the likest parts; saved as JPEG 60, fine textures reach 0.08
 MAX_PROOFS = 400
 STATIC_SAMPLES = 48
 READERS = 2
@@ -298,6 +300,37 @@ def find_copies(first: Sequence[Path], second: Sequence[Path], proof: Proof, squ
                 pairs.append(Pair(at, place, float(own[likest]), texture, names[turn]))
                 break
     return pairs
+
+
+def find_equal(first: Sequence[Path], second: Sequence[Path], typical: Sequence[Path], square: bool) -> list[Pair]:
+    """Images of ``first`` that nearly equal ones of ``second`` as they lie: lit, saved or turned anew, but not moved.
+
+    For products whose texture proves nothing. Nearly equal is what differs far less than half of the ``typical`` good
+    images, of which there are a few, do from the likest other one.
+    """
+    names = list(TURNS)[: len(TURNS) if square else HALF_TURNS]
+    good = np.concatenate([_small(path, [""]) for path in typical])
+    alike = np.stack([(_small(path, names) @ good.T).max(axis=0) for path in typical])
+    np.fill_diagonal(alike, -1.0)
+    limit = 1.0 - NEARLY_EQUAL * float(np.median(1.0 - alike.max(axis=1)))
+    rows = np.concatenate([_small(path, names) for path in first])
+    with ThreadPoolExecutor(READERS) as readers:
+        columns = list(readers.map(lambda path: rows @ _small(path, [""])[0], second))
+    cosines = np.stack(columns, axis=1).reshape(len(first), len(names), len(second))
+    pairs = []
+    for at, own in enumerate(cosines):
+        turn, place = np.unravel_index(int(own.argmax()), own.shape)
+        cosine = float(own[turn, place])
+        if cosine > limit:
+            pairs.append(Pair(at, int(place), cosine, cosine, names[int(turn)]))
+    return sorted(pairs, key=lambda pair: -pair.likeness)
+
+
+def _small(path: Path, names: Sequence[str]) -> Floats:
+    """A picture turned in each of these ways, less its mean and of unit length: one row each."""
+    small = cv2.resize(_picture(path), (SMALL_SIDE, SMALL_SIDE), interpolation=cv2.INTER_AREA)
+    level = np.asarray(small - small.mean(), np.float32)
+    return _unit(np.stack([TURNS[name](level).ravel() for name in names]))
 
 
 def _flat(path: Path) -> Floats:

@@ -19,7 +19,7 @@ from contract.errors import DatasetError, ImageError
 from contract.images import Pixels, read_image
 from training.data_files import GOOD, READERS, Floats, examine, glance
 from training.data_masks import mask_fault
-from training.data_twins import Likeness, Proof, Side, find_copies, find_twins
+from training.data_twins import Likeness, Proof, Side, find_copies, find_equal, find_twins
 
 TRUTH = "ground_truth"
 LAYOUT = "expected {root}/<class>/<name>.png with its mask {root}/ground_truth/<class>/<name>_mask.png"
@@ -127,7 +127,8 @@ def refuse_known(root: Path, samples: Sequence[Sample], dataset: Dataset) -> str
     """Raise DatasetError where an image of ``samples`` is one of ``dataset``: of its test, or a good one.
 
     Files and pixels are compared, and the fine texture, which copies that were saved, cut, turned or lit anew have in
-    common, and other exposures of one part. Returns how that went, as the bundle keeps it.
+    common, and other exposures of one part; where parts are too alike for that, small pictures as they lie. Returns
+    how that went, as the bundle keeps it.
     """
     apart = per_picture(dataset)
     labelled = _read([sample.path for sample in samples])
@@ -146,17 +147,24 @@ def refuse_known(root: Path, samples: Sequence[Sample], dataset: Dataset) -> str
     likeness = Likeness(np.concatenate(thumbs))
     square = all(seen.square for seen in (*labelled, *test))
     twins = find_twins(first, second, proof, square, likeness=likeness)
-    pairs = find_copies(first.paths, second.paths, proof, square) or twins.pairs
     if twins.limit is None:
-        return f"{len(test)} test images: no copy; whether one shows the same part cannot be told, parts are too alike"
+        pairs = find_equal(first.paths, second.paths, [seen.path for seen in typical], square)
+    else:
+        pairs = find_copies(first.paths, second.paths, proof, square) or twins.pairs
     if pairs:
         pair = pairs[0]
         turned = f", {pair.turned}" if pair.turned else ""
+        what = "pixels agree" if twins.limit is None else "texture agrees"
         raise DatasetError(
             f"--defects {root}: {len(pairs)} of its images show what an image in test/ shows, such as "
             f"{first.paths[pair.first].relative_to(root)} and {second.paths[pair.second].relative_to(dataset.root)} "
-            f"(their texture agrees to {pair.texture:.0%}{turned}): the evaluation would judge what was learnt. "
+            f"(their {what} to {pair.texture:.0%}{turned}): the evaluation would judge what was learnt. "
             f"{WAY_OUT}"
+        )
+    if twins.limit is None:
+        return (
+            f"{len(test)} test images: none is nearly equal as it lies; whether one was cut out otherwise or shows the "
+            "same part cannot be told, parts are too alike"
         )
     return f"{len(test)} test images: none is a copy or shows the same part"
 

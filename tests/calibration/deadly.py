@@ -37,6 +37,10 @@ class DeadlyPlace(NamedTuple):
         return self.place.source
 
     @property
+    def is_host(self) -> bool:
+        return self.place.is_host
+
+    @property
     def query(self) -> tuple[tuple[str, str], ...]:
         return ()
 

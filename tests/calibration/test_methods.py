@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from calibration.looks import LOOKS
 from calibration.methods import METHODS, Choice, Rates, Scores, check, find_limits, promise, require
 from calibration.preview import changes
 from calibration.report import promise_of, summary
-from contract.bundle import open_bundle
+from contract.bundle import open_bundle, write_manifest
 from contract.dataset import load_dataset, sha256_of_image
 from contract.images import read_image
 from contract.recipe import Recipe, Thresholds
@@ -251,6 +252,26 @@ def test_cross_with_networks_that_do_not_fit_is_refused(fresh: Path, drawn: Path
     for folder, reason in ((copy, "same network"), (same_parts, "adds nothing"), (other, "trained otherwise")):
         with pytest.raises(CalibrationError, match=reason):
             propose(fresh, drawn, Rates(0.05), choice=Choice("cross", folds=(folder,)))
+
+
+@pytest.mark.parametrize(
+    ("training", "what"),
+    [
+        ({"defects": {"sha256": ["b" * 64, "a" * 64]}}, r"labelled defects '2 images, \w{12}', here 'none'"),
+        ({"types": [{"name": "plate"}, {"name": "ring"}]}, r"product types \['plate', 'ring'\], here \[\]"),
+    ],
+)
+def test_cross_with_networks_that_learnt_from_other_images_is_refused(
+    training: dict[str, Any], what: str, fresh: Path, drawn: Path, tmp_path: Path
+) -> None:
+    fold = open_bundle(fold_of(drawn, tmp_path / "fold", slice(0, 30)))
+    write_manifest(fold.root, fold.manifest.model_copy(update={"training": training}))
+    choice = Choice("cross", folds=(fold.root,))
+    with pytest.raises(CalibrationError, match=what):
+        propose(fresh, drawn, Rates(0.05), choice=choice)
+    own = open_bundle(fresh)
+    write_manifest(own.root, own.manifest.model_copy(update={"training": training}))
+    assert propose(fresh, drawn, Rates(0.05), "onnxruntime", choice=choice).thresholds.groups == 60
 
 
 def test_limits_of_before_promises_were_written_down() -> None:

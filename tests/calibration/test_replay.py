@@ -24,7 +24,7 @@ from calibration.methods import Rates
 from calibration.replay import Replay, document, replay, rows_of, whole
 from calibration.rescoring import Row, Scoring
 from calibration.rescoring_pool import Chunk, Pool
-from contract.bundle import BundleError
+from contract.bundle import ROLE_GRAPH_INT8, BundleError, open_bundle, put_files
 from contract.dataset import load_dataset, sha256_of_image
 from contract.event import Verdict
 from contract.images import read_image
@@ -195,6 +195,19 @@ def test_another_replay_in_the_folder_is_refused(bundles: tuple[Path, Path], dra
     replay(scoring, tmp_path, workers=1)
     with pytest.raises(CalibrationError, match=r"holds another replay \(bundles differs\)"):
         replay(scoring._replace(candidate=bundles[0]), tmp_path, workers=1)
+
+
+def test_a_replay_does_not_go_on_with_another_int8_graph(
+    bundles: tuple[Path, Path], drawn: Path, tmp_path: Path
+) -> None:
+    candidate = Path(shutil.copytree(bundles[1], tmp_path / "candidate"))
+    scoring, out = scoring_of((bundles[0], candidate), drawn), tmp_path / "out"
+    replay(scoring, out, workers=1)
+    before = open_bundle(candidate)
+    put_files(before, {ROLE_GRAPH_INT8: ("model.int8.onnx", b"another graph")})
+    assert open_bundle(candidate).manifest.calibration_id() == before.manifest.calibration_id()
+    with pytest.raises(CalibrationError, match=r"holds another replay \(bundles differs\)"):
+        replay(scoring, out, workers=1)
 
 
 def test_hostile_files_are_counted_with_their_reason(bundles: tuple[Path, Path], drawn: Path, tmp_path: Path) -> None:

@@ -12,8 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from calibration.calibrate import propose
 from calibration.errors import CalibrationError
 from calibration.evaluate import evaluate
+from calibration.int8 import make_int8
+from calibration.methods import Choice, Rates
 from calibration.report import evaluation_rows
 from contract.bundle import ROLE_DATA, open_bundle
 from contract.dataset import load_dataset, sha256_of_image
@@ -196,6 +199,55 @@ def test_an_image_of_the_test_is_refused_however_it_was_saved(how: str, data: Pa
         refuse_known(tmp_path, find_defects(tmp_path), load_dataset(data))
 
 
+def _of_one_texture(folder: Path) -> tuple[Path, Callable[[int], Picture]]:
+    """Data whose parts all have one fine texture, each moved by some pixels, and what draws more of them."""
+    random = np.random.default_rng(7)
+    cloth = cv2.GaussianBlur(random.normal(0, 1, (120, 120)).astype(np.float32), (0, 0), 1.5)
+    cloth = 115 + 25 * cloth / cloth.std()
+    places = random.permutation(13 * 13)
+
+    def part(number: int) -> Picture:
+        own = np.random.default_rng(number)
+        y, x = divmod(int(places[number]), 13)
+        picture = cloth[y : y + 96, x : x + 96] + own.normal(0, 2, (96, 96))
+        if number >= 100:
+            across, down = own.integers(20, 76, 2)
+            cv2.circle(picture, (int(across), int(down)), 7, (60.0,), -1)
+        return np.asarray(np.clip(picture, 0, 255), np.uint8)
+
+    for name, first, count in (("train/good", 0, 24), ("test/good", 30, 4), ("test/spot", 100, 6)):
+        (folder / name).mkdir(parents=True)
+        for number in range(first, first + count):
+            assert cv2.imwrite(str(folder / name / f"{number}.png"), part(number))
+    return folder, part
+
+
+@pytest.mark.parametrize("how", ["jpeg 95", "jpeg 60", "brighter", "darker and jpeg", "turned"])
+def test_copies_are_refused_where_all_parts_have_one_texture(how: str, tmp_path: Path) -> None:
+    data, part = _of_one_texture(tmp_path / "data")
+    known = tmp_path / "known"
+    mask = np.zeros((96, 96), np.uint8)
+    mask[20:60, 20:60] = 255
+    for number in range(140, 144):
+        _save(known, f"{number}.png", part(number), mask)
+    assert refuse_known(known, find_defects(known), load_dataset(data)) == (
+        "10 test images: none is nearly equal as it lies; whether one was cut out otherwise or shows the same part "
+        "cannot be told, parts are too alike"
+    )
+    gain = {"brighter": 1.1, "darker and jpeg": 0.9}.get(how, 1.0)
+    for number in (101, 104):
+        picture = np.asarray(np.clip(gain * part(number).astype(np.float32), 0, 255), np.uint8)
+        picture = np.ascontiguousarray(np.rot90(picture)) if how == "turned" else picture
+        _save(known, f"z{number}.png", picture, mask)
+        if "jpeg" in how:
+            (known / "waves" / f"z{number}.png").unlink()
+            quality = [cv2.IMWRITE_JPEG_QUALITY, 95 if how == "jpeg 95" else 60]
+            assert cv2.imwrite(str(known / "waves" / f"z{number}.jpg"), picture, quality)
+    message = r"2 of its images show .* such as waves/z10[14]\..* and test/spot/10[14].png .*pixels agree"
+    with pytest.raises(DatasetError, match=message):
+        refuse_known(known, find_defects(known), load_dataset(data))
+
+
 def test_a_good_image_is_no_defect(data: Path, tmp_path: Path) -> None:
     _save(tmp_path, "a.png", *_waves(1))
     (tmp_path / "waves" / "a.png").write_bytes((data / "train" / "good" / "part_003.png").read_bytes())
@@ -342,6 +394,18 @@ def test_a_bundle_is_not_evaluated_on_what_it_has_learnt(bundle: Path, known: Pa
     (later / "test" / "spot" / "again.png").write_bytes((known / "waves" / "1.png").read_bytes())
     with pytest.raises(CalibrationError, match=r"again.png: the bundle has learnt from this very image .*1 of 5"):
         evaluate(bundle, later, "onnxruntime")
+
+
+def test_no_limit_nor_int8_rests_on_what_was_learnt(bundle: Path, data: Path, known: Path, tmp_path: Path) -> None:
+    later = draw_data(tmp_path / "later", good=30, test_good=2, defective=2)
+    choice = Choice("f1", defects=(known / "waves",))
+    with pytest.raises(
+        CalibrationError, match=r"0.png: the bundle has learnt from this very image .*3 of 3 .* Give def"
+    ):
+        propose(bundle, later, Rates(None), "onnxruntime", choice=choice)
+    (later / "test" / "spot" / "again.png").write_bytes((known / "waves" / "1.png").read_bytes())
+    with pytest.raises(CalibrationError, match=r"again.png: the bundle has learnt from this very image .*1 of 5"):
+        make_int8(bundle, later, engine="onnxruntime")
 
 
 def test_other_defects_than_before_are_no_resumption(
