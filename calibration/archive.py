@@ -20,6 +20,7 @@ from calibration.errors import CalibrationError
 from calibration.exports import Source
 from contract.errors import ImageError
 from contract.event import MAX_PART_BYTES, Verdict, Wire
+from contract.fixture import FILE, FOLDER, PICTURE
 from contract.images import SUFFIXES, Pixels, decode_image
 from contract.part_pictures import AS_CUT, Line, read_part
 from contract.preprocess import Picture
@@ -90,17 +91,20 @@ class FolderArchive:
     """Pictures below a folder, as MVTec AD lays them out or in any other way.
 
     ``of_cameras``: a part is a folder with a picture of each camera; else each picture is one. In the layout of MVTec
-    AD the folders ``train`` and ``test`` hold classes, and masks are no parts.
+    AD the folders ``train`` and ``test`` hold classes, and masks are no parts. The mark's picture of the fixture that a
+    data set was cut by is none either.
     """
 
     def __init__(self, root: Path, of_cameras: bool) -> None:
         self._root = root
         self._of_cameras = of_cameras
         self._labelled = any((root / name).is_dir() for name in LABELLED)
+        self._mark = root / FOLDER / PICTURE if (root / FOLDER / FILE).is_file() else None
 
     def items(self) -> Iterator[Item]:
         """Sorted by name in each folder; holds one folder's names at a time. Links to folders are not followed."""
         for folder, pictures in _walk(self._root, ignore=MASKS if self._labelled else None):
+            pictures = [path for path in pictures if path != self._mark]
             whole = self._of_cameras and folder != self._root
             for path in [folder] if whole and pictures else pictures:
                 key = path.relative_to(self._root).as_posix()

@@ -40,7 +40,9 @@ def camera(
     draw_board: Annotated[
         Path | None, typer.Option(metavar="FILE", help="write the board as a PNG to be printed at 100 %")
     ] = None,
-    height_mm: Annotated[float, typer.Option(help="parts' surface: so much nearer to the camera than the board")] = 0.0,
+    height_mm: Annotated[
+        float | None, typer.Option(help="parts' surface: so much nearer to the camera than the board; default: 0")
+    ] = None,
     mm_per_px: Annotated[
         float | None, typer.Option(help="of the corrected picture; default: as in the frame's middle")
     ] = None,
@@ -96,6 +98,8 @@ def camera(
     made = make_file(asked)
     for name, value in told(made.content):
         typer.echo(f"{name:20}{value}")
+    for note in made.notes:
+        typer.echo(f"Note: {note}")
     if out is not None:
         picture = write_file(out, made)
         typer.echo(f"{out}: written" + ("" if picture is None else f"; which of the field is covered: {picture}"))

@@ -24,6 +24,11 @@ from contract.errors import BundleError
 from contract.fixture import open_fixture
 from contract.images import SUFFIXES, Channels, Pixels, encode_png, read_image
 
+TEMPLATE_LEFT_OUT = (
+    "the older file's template is left out: its mark is in pixels of the older plane. Make one from pictures corrected "
+    "with this file (flawline calibrate correct, flawline fixture make), then --from this file --template FIXTURE"
+)
+
 
 class Asked(NamedTuple):
     """What to measure; what is empty is taken from ``base``, or left out."""
@@ -35,7 +40,7 @@ class Asked(NamedTuple):
     template: Path | None = None
     base: Path | None = None
     geometry: Board = Board()
-    height_mm: float = 0.0
+    height_mm: float | None = None
     mm_per_px: float | None = None
     region: tuple[int, int, int, int] | None = None
     channels: str = "auto"
@@ -43,10 +48,11 @@ class Asked(NamedTuple):
 
 
 class Made(NamedTuple):
-    """The file's content, and the picture of the coverage where a board was measured."""
+    """The file's content, the picture of the coverage where a board was measured, and what has to be said of it."""
 
     content: PreprocessFile
     coverage: Pixels | None
+    notes: tuple[str, ...] = ()
 
 
 def make_file(asked: Asked) -> Made:
@@ -55,25 +61,27 @@ def make_file(asked: Asked) -> Made:
     fields: dict[str, Any] = {} if content is None else content.model_dump(exclude={"sha256", "created", "format"})
     measured: dict[str, Any] = dict(fields.pop("measured", {}))
     sizes = _Sizes(None if content is None else content.frame_px)
-    coverage = None
+    coverage, notes = None, []
+    _refuse_plane_of_before(asked)
     if asked.board:
+        measured.pop("plane", None)
+        if fields.pop("template", None) is not None and asked.template is None:
+            notes.append(TEMPLATE_LEFT_OUT)
         solved, behind = _lens(asked, sizes)
         coverage = coverage_picture(solved, sizes.px, behind)
         pose = None
         measured["lens"] = solved.figures | {"board": asked.geometry.text(), "files": _hashes(asked.board)}
         if asked.plane is not None:
             found = find_board(asked.geometry, sizes.read(asked.plane, 1), asked.plane.name)
-            pose = solve_plane(asked.geometry, solved.lens, found, asked.height_mm, asked.limits)
+            pose = solve_plane(asked.geometry, solved.lens, found, asked.height_mm or 0.0, asked.limits)
             measured["plane"] = {
                 "file": _hashes([asked.plane]),
                 "rms_px": pose.rms_px,
-                "height_mm": asked.height_mm,
+                "height_mm": asked.height_mm or 0.0,
                 "tilt_deg": float(np.degrees(np.arccos(np.clip(abs(pose.normal[2]), 0, 1)))),
             }
         plane = make_plane(solved.lens, pose, sizes.px, asked.mm_per_px)
         fields |= {"lens": solved.lens.model_dump(), "plane": plane.model_dump()}
-    elif asked.plane is not None:
-        raise CalibrationError("--plane needs --board IMAGES: the plane is seen through the lens")
     if asked.white or asked.dark:
         flat = measure_flat(*_frames(asked, sizes))
         measured["flat"] = flat.figures | {"files": _hashes([*asked.white, *asked.dark])}
@@ -96,7 +104,21 @@ def make_file(asked: Asked) -> Made:
     )  # fmt: skip
     content = made.model_copy(update={"sha256": made.computed_sha256()})
     Correction(content, "the preprocess file")  # it can be used, or it is not written
-    return Made(content, coverage)
+    return Made(content, coverage, tuple(notes))
+
+
+def _refuse_plane_of_before(asked: Asked) -> None:
+    """Raise CalibrationError where something is said of a plane that is not measured now: it would be ignored."""
+    if asked.plane is not None and not asked.board:
+        raise CalibrationError("--plane needs --board IMAGES: the plane is seen through the lens")
+    if asked.plane is not None:
+        return
+    for option, value in (("--height-mm", asked.height_mm), ("--mm-per-px", asked.mm_per_px)):
+        if value is not None:
+            raise CalibrationError(
+                f"{option} needs --board IMAGES and --plane IMAGE: it is of a plane that is measured now, and the one "
+                "of an older file stays as it is; give the pictures that it was measured with once more"
+            )
 
 
 class _Sizes:
@@ -199,12 +221,14 @@ def put_into(folder: Path, content: PreprocessFile) -> None:
     if correction.placer is not None:
         fixture = correction.placer.fixture
         files[ROLE_FIXTURE] = ("fixture.png", encode_png(correction.placer.mark))
-    elif fixture is not None and ROLE_PREPROCESS not in manifest.files:
-        raise BundleError(
-            f"{folder}: was trained on pictures cut out by a fixture, and this file has none: give --template {folder}"
+    elif fixture is not None:
+        way_out = (
+            "make one from pictures corrected with it (flawline calibrate correct, flawline fixture make) and give "
+            "--template FIXTURE"
+            if ROLE_PREPROCESS in manifest.files
+            else f"give --template {folder}"
         )
-    else:
-        fixture = None
+        raise BundleError(f"{folder}: was trained on pictures cut out by a fixture, and this file has none: {way_out}")
     put_files(bundle, files, fixture=fixture, recipe=manifest.recipe.model_copy(update={"views": views}))
 
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from calibration.archive import Item, Place
 from calibration.errors import CalibrationError
-from calibration.rescoring import Row, Scorer, Scoring, refuse_other_cut
+from calibration.rescoring import Row, Scorer, Scoring, refuse_other_cut, refuse_uncut_folder
 from calibration.rescoring_pool import Chunk, Pool
 from contract.bundle import open_bundle, write_atomic
 from contract.errors import FlawlineError
@@ -99,8 +99,11 @@ def replay(
 ) -> Replay:
     """Score what is not scored yet, and sum up. Raises FlawlineError; what is done is kept then as well."""
     candidate = open_bundle(scoring.candidate)
+    bundles = [candidate]
     if scoring.current is not None:
-        refuse_other_cut(candidate, open_bundle(scoring.current), scoring.place.is_host)
+        bundles.append(open_bundle(scoring.current))
+        refuse_other_cut(candidate, bundles[1], scoring.place.is_host)
+    refuse_uncut_folder(bundles, scoring.place)
     Scorer(scoring)  # refused here, before anything is written
     work = out / WORK
     try:

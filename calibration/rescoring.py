@@ -5,20 +5,22 @@ The same in the process that was asked, in processes of this machine and on a cl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
 
-from calibration.archive import Archive, Item, Place
+from calibration.archive import Archive, Item, Place, folder_of
 from calibration.errors import CalibrationError
+from calibration.holdout import refuse_other_fixture
 from contract.bundle import Bundle, Precision, open_bundle
-from contract.errors import BundleError, FlawlineError
+from contract.errors import BundleError, FlawlineError, ImageError
 from contract.event import Verdict
 from contract.fixture import placer_of, same_fixture
 from contract.part_pictures import line_of
 from contract.preprocess import Picture
+from contract.recipe import Fixture
 from edge_runtime.engines import open_engine
 from edge_runtime.engines.golden import check_golden
 from edge_runtime.inspector import Inspector, Outcome, not_inspected
@@ -84,6 +86,7 @@ class Scorer:
         self.candidate = open_one(scoring.candidate, scoring)
         self.current = None if scoring.current is None else open_one(scoring.current, scoring)
         self._archive: Archive = scoring.place.open()
+        self._of_host = scoring.place.is_host
 
     def rows(self, items: Sequence[Item]) -> list[Row]:
         """One for each part. Raises CalibrationError where the archive itself fails."""
@@ -105,7 +108,12 @@ class Scorer:
 
     def read(self, item: Item, inspector: Inspector) -> Picture:
         """The part's picture as this bundle takes it. Raises ImageError."""
-        return self._archive.read(item.key, inspector.bundle.manifest.recipe, line_of(inspector.bundle))
+        line, manifest = line_of(inspector.bundle), inspector.bundle.manifest
+        picture = self._archive.read(item.key, manifest.recipe, line)
+        cut_here = line.correction is not None and not self._of_host
+        if manifest.fixture is not None and not cut_here:
+            _refuse_uncut(picture, manifest.fixture)
+        return picture
 
 
 def open_one(folder: Path, scoring: Scoring) -> Inspector:
@@ -117,6 +125,27 @@ def open_one(folder: Path, scoring: Scoring) -> Inspector:
     engine = open_engine(scoring.engine, bundle, 1, scoring.precision)
     check_golden(engine, bundle)
     return Inspector(bundle, engine)
+
+
+def _refuse_uncut(picture: Picture, fixture: Fixture) -> None:
+    """Raise ImageError where the fixture did not make this picture.
+
+    Where it finds no part, an edge sends what was searched, which must not be judged as a part.
+    """
+    width, height = fixture.cut_px
+    for pixels in picture.values() if isinstance(picture, Mapping) else (picture,):
+        if pixels.shape[:2] != (height, width):
+            raise ImageError(
+                f"{pixels.shape[1]} x {pixels.shape[0]} px, and the bundle's fixture cuts parts of {width} x {height} "
+                "px: a whole frame in which no part was found, or cut by something else"
+            )
+
+
+def refuse_uncut_folder(bundles: Sequence[Bundle], place: Place) -> None:
+    """Raise CalibrationError where a folder's pictures were cut otherwise than the line of one of them cuts."""
+    if not place.is_host:
+        for bundle in bundles:
+            refuse_other_fixture(bundle, folder_of(place.source.url))
 
 
 def refuse_other_cut(candidate: Bundle, current: Bundle, of_host: bool) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from calibration.archive import Archive, Item, Place
+from contract.part_pictures import AS_CUT, Line
 from contract.preprocess import Picture
 from contract.recipe import Recipe
 
@@ -21,10 +22,10 @@ class DeadlyArchive:
     def items(self) -> Iterator[Item]:
         return self._archive.items()
 
-    def read(self, key: str, recipe: Recipe) -> Picture:
+    def read(self, key: str, recipe: Recipe, line: Line = AS_CUT) -> Picture:
         if key == DEADLY:
             os.kill(os.getpid(), signal.SIGKILL)
-        return self._archive.read(key, recipe)
+        return self._archive.read(key, recipe, line)
 
 
 class DeadlyPlace(NamedTuple):

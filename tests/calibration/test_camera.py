@@ -288,6 +288,43 @@ def test_an_older_file_is_measured_anew_in_part_cropped_and_given_a_template(
     assert "bare.png: fixture: " in capfd.readouterr().err
 
 
+def test_a_new_plane_takes_nothing_of_the_older_one(
+    made: Path, pictures: tuple[Path, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    fixture, placed, out = tmp_path / "fixture", tmp_path / "placed.json", tmp_path / "out.json"
+    straight = tmp_path / "straight"
+    assert main(["calibrate", "correct", str(made), str(pictures[1]), "--out", str(straight)]) == 0
+    words = ["--region", "60,40,80,60", "--out", str(fixture)]
+    assert main(["fixture", "make", str(straight / "plane.png"), *words]) == 0
+    template = ["--template", str(fixture)]
+    assert main(["calibrate", "camera", "--from", str(made), *template, "--out", str(placed)]) == 0
+    assert "Note:" not in capfd.readouterr().out
+    before = open_correction(placed).content
+    assert before.template is not None and "plane" in before.measured
+    board = ["calibrate", "camera", "--from", str(placed), "--board", str(pictures[0]), "--out", str(out)]
+    assert main(board) == 0
+    assert "template is left out: its mark is in pixels of the older plane" in capfd.readouterr().out
+    bare = open_correction(out).content
+    assert bare.template is None and bare.mm_per_px is None and "plane" not in bare.measured
+    plane = ["--plane", str(pictures[1]), "--height-mm", "5", "--mm-per-px", "0.8"]
+    assert main([*board, *plane, *template]) == 0
+    assert "Note:" not in capfd.readouterr().out
+    anew = open_correction(out).content
+    assert anew.template == before.template and anew.mm_per_px == 0.8 and anew.measured["plane"]["height_mm"] == 5
+
+
+def test_words_of_a_plane_that_is_not_measured_are_refused(
+    made: Path, pictures: tuple[Path, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "x.json"
+    for option, value in (("--height-mm", "5"), ("--height-mm", "0"), ("--mm-per-px", "0.05")):
+        for board in ([], ["--board", str(pictures[0])]):
+            words = ["--from", str(made), *board, option, value, "--out", str(out)]
+            assert main(["calibrate", "camera", *words]) == 2, words
+            assert f"{option} needs --board IMAGES and --plane IMAGE" in capfd.readouterr().err
+    assert not out.exists()
+
+
 def test_mistaken_options_are_refused(tmp_path: Path, made: Path, capfd: pytest.CaptureFixture[str]) -> None:
     out = str(tmp_path / "x.json")
     for words, reason in (

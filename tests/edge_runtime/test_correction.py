@@ -211,6 +211,9 @@ def test_a_shifted_part_is_brought_to_place_and_a_bare_frame_is_not_inspected(
     parts = [Correction(made, "x").part(frame).pixels for frame in frames]
     write_bundle(folder, parts, Recipe(), fit=[sha256_of_image(sample.path) for sample in good])
     put_into(folder, made)
+    with pytest.raises(BundleError, match="cut out by a fixture, and this file has none: make one from pictures"):
+        put_into(folder, content())
+    assert open_bundle(folder).manifest.fixture == placer.fixture
     words = ["--data", str(data), "--level", "never", "--engine", "onnxruntime"]
     assert main(["calibrate", "thresholds", str(folder), *words]) == 0
     (tmp_path / "in").mkdir()
