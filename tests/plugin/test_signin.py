@@ -39,7 +39,15 @@ from tests.plugin.synthetic import ROOT, until
 BY_ROLE = {"inspector": "ivan", "engineer": "eve", "administrator": "ada"}
 OPEN = {("GET", "/healthz"), ("GET", "/sign-in"), ("POST", "/sign-in"), ("POST", "/look")}
 LISTS = {"/api/parts", "/api/line", "/api/gaps", "/api/summary", "/api/openapi.json", "/api/control"}
-LISTS |= {"/api/export/verdicts", "/metrics", "/known", "/inspectors", "/inspectors/couples.csv", "/drift/1/clear"}
+LISTS |= {
+    "/api/export/verdicts",
+    "/metrics",
+    "/known",
+    "/inspectors",
+    "/inspectors/couples.csv",
+    "/drift/1/clear",
+    "/candidates",
+}
 LISTS |= {f"/api/v1/{name}" for name in ("parts", "verdicts", "events", "events/1", "stream")}
 LISTS |= {f"/api/v1/export/{name}" for name in ("verdicts", "dataset")}
 LISTS |= {"/api/gate", *(f"/api/lines/line-1/{name}" for name in ("journal", "alarm", "containments"))}
