@@ -120,7 +120,8 @@ class DriftDesk:
         camera = self._cameras.get(result.camera_id)
         if camera is None or camera.watch.reference is not reference:
             camera = self._cameras[result.camera_id] = self._begin(reference, result.camera_id)
-        judged = None if result.score is None else result.verdict in FLAGGED
+        scored = result.score is not None and result.verdict is not Verdict.NOT_INSPECTED
+        judged = result.verdict in FLAGGED if scored else None
         measures = {**result.quality, **({} if result.score is None else {"score": result.score})}
         values = [measures.get(column.name, float("nan")) for column in reference.columns]
         crossed = camera.watch.see(result.part_id, values, judged, self._months(camera, result))

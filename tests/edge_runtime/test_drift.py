@@ -337,6 +337,21 @@ def test_what_goes_wrong_in_the_watch_ends_it_and_nothing_else(
     assert desk.waiting == [] and "inspection goes on" in caplog.text
 
 
+def test_a_late_part_counts_for_what_it_measures_and_as_neither_flagged_nor_good(tmp_path: Path) -> None:
+    """It was scored, and nobody knows its verdict."""
+    part = [column.usual for column in REFERENCE.columns]
+
+    def bets(verdict: Verdict) -> tuple[bool, bool]:
+        """Whether it was bet on: its score, its being flagged."""
+        desk = DriftDesk(settings(tmp_path))
+        desk.note(HELD, result(0, part).model_copy(update={"verdict": verdict}))
+        sums = desk._cameras["top"].watch._sums
+        return bool(sums[REFERENCE.of["score"]].any()), bool(sums[REFERENCE.of["rejects"]].any())
+
+    assert bets(Verdict.NOT_INSPECTED) == (True, False)
+    assert bets(Verdict.PASS) == bets(Verdict.REJECT) == (True, True)
+
+
 def test_off_is_off(tmp_path: Path) -> None:
     (tmp_path / STATE_FILE).write_text("{")
     desk = DriftDesk(settings(tmp_path, on=False))
