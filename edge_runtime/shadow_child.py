@@ -31,6 +31,7 @@ from edge_runtime.settings import EdgeSettings
 
 PR_SET_PDEATHSIG = 1
 NICE = 19
+FIRST_TO_END = 1000
 WHOLE = ""
 """In place of a view's name where a part is one picture."""
 
@@ -93,8 +94,13 @@ def main(memory_fd: int) -> None:
 
 
 def give_way() -> None:
-    """Leave the processor to cameras and verdicts. The kernel may share it out by sessions first, and this is one."""
+    """Leave the processor to cameras and verdicts. The kernel may share it out by sessions first, and this is one.
+
+    Memory is the edge's own: where there is too little, this process is the one to end.
+    """
     os.nice(NICE)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(str(FIRST_TO_END))
     with contextlib.suppress(OSError):
         Path("/proc/self/autogroup").write_text(str(NICE))
     with contextlib.suppress(OSError):

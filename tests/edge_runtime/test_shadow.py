@@ -23,6 +23,7 @@ from edge_runtime.engines import open_engine
 from edge_runtime.inspector import Inspector
 from edge_runtime.settings import CameraSettings, EdgeSettings, HostLink, ShadowSettings, load_settings
 from edge_runtime.shadow import Shadow
+from edge_runtime.shadow_child import FIRST_TO_END
 from edge_runtime.spool import Spool
 from edge_runtime.spool_tables import IMAGES, MAPS
 from tests.edge_runtime.test_station import Run
@@ -164,6 +165,14 @@ def test_what_it_has_no_time_for_is_dropped_and_never_waited_for(
     assert aside.shadow.dropped >= 100 - module.MOST - 1
     (last,) = aside.stop()[-1:]
     assert (last.offered, last.scored, last.dropped, last.waiting) == (100, 0, 100, 0)
+
+
+def test_where_memory_is_short_it_is_the_first_to_end(beside: Callable[..., Beside]) -> None:
+    aside = beside()
+    until(aside.shadow.ready.is_set, "the candidate")
+    child = aside.shadow._child
+    assert child is not None
+    assert Path(f"/proc/{child._process.pid}/oom_score_adj").read_text() == f"{FIRST_TO_END}\n"
 
 
 @pytest.mark.parametrize("how", WAYS)
