@@ -58,13 +58,20 @@ def held_against(bundle: Bundle, settings: EdgeSettings, leads: list[str]) -> He
             raise FlawlineError(problem or "it has no thresholds")
         limit = limits.reject if limits.review is None else limits.review
         share = settings.drift.defect_share
+        places = manifest.places
+        by_zones = (
+            limits.review is not None and places is not None and any(zone.verdict == "REVIEW" for zone in places.zones)
+        )
         said = [manifest.files[ROLE_BASELINE].sha256, limit, share, manifest.id, [*leads], settings.precision]
+        said += ["by zones"] if by_zones else []  # what was watched before this was known begins anew
         key = hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
         views = manifest.recipe.views
         return Held(
             "watching",
             {
-                lead: Reference(baseline, {v.name: v.camera or lead for v in views}, limit, share, f"{key}-{lead}")
+                lead: Reference(
+                    baseline, {v.name: v.camera or lead for v in views}, limit, share, f"{key}-{lead}", by_zones
+                )
                 for lead in leads
             },
         )

@@ -166,6 +166,38 @@ def test_a_part_that_was_not_judged_counts_for_what_was_measured_of_it() -> None
     assert [each.name for each in watch.measures()] == ["main.mean"]
 
 
+def test_zones_that_send_to_review_count_for_rejects_as_the_calibration_saw_them() -> None:
+    """A third is flagged by a zone alone: no alarm where the baseline knows it, and no test where it does not."""
+    values = np.sort(draw(np.random.default_rng(1), N), axis=0)
+    measures = {"main": {name: values[:, at].tolist() for at, name in enumerate(WATCHED)}}
+    score = values[:, -1].tolist()
+    lifted = sorted(LIMIT + 1 if n % 3 == 0 else value for n, value in enumerate(score))
+    engine = "onnxruntime fp32"
+    of = [
+        Reference(
+            Baseline(engine=engine, score=score, review=review, measures=measures),
+            {"main": "top"},
+            LIMIT,
+            SHARE,
+            "k",
+            zones,
+        )
+        for review, zones in ((None, False), (lifted, True), (None, True))
+    ]
+    flagged = np.random.default_rng(2).random(1500) < 1 / 3
+    alarms = []
+    for reference in of:
+        watch = Watch(reference, LINE)
+        for number, part in enumerate(draw(np.random.default_rng(3), len(flagged)).tolist()):
+            watch.see(f"part-{number}", part, bool(flagged[number]), 1 / MONTH)
+        alarms.append(watch.alarms["rejects"])
+    assert alarms[0] > 0 and alarms[1:] == [0, 0]
+    assert 1 / 3 < of[1].rejects_at_most < 0.6 and of[2].rejects_at_most == 1.0
+    for _ in range(200):
+        watch.see("part", values[N // 2].tolist(), True, 1.0)
+    assert next(test for test in watch.tests() if test.name == "rejects").evidence == -12.0
+
+
 def test_few_parts_promise_less_and_nothing_false() -> None:
     few, limit = reference(parts=3)
     watch = Watch(few, LINE)
