@@ -35,7 +35,7 @@ class Baseline(Strict):
     engine: str = Field(max_length=200)
     score: Values
     review: Values | None = None
-    measures: dict[str, dict[str, Values]] = Field(max_length=16)
+    measures: dict[str, Annotated[dict[str, Values], Field(min_length=1)]] = Field(min_length=1, max_length=16)
 
     @model_validator(mode="after")
     def _in_order(self) -> Baseline:

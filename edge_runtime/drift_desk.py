@@ -112,6 +112,10 @@ class DriftDesk:
         self._next_keep, self._changed, self._broken = 0.0, False, False
         self.waiting: list[Drift] = []
 
+    def state(self, held: Held) -> Literal["off", "no_baseline", "watching", "failed"]:
+        """For the heartbeat: how the recipe that judges now is watched."""
+        return "failed" if self._broken and held.state == "watching" else held.state
+
     def note(self, held: Held, result: Result) -> None:
         """A part has its verdict. Raises nothing."""
         reference = held.references.get(result.camera_id)

@@ -364,9 +364,11 @@ def test_what_goes_wrong_in_the_watch_ends_it_and_nothing_else(
 ) -> None:
     desk = DriftDesk(settings(tmp_path))
     broken = Reference.__new__(Reference)
+    assert desk.state(HELD) == "watching"
     desk.note(Held("watching", {"top": broken}), result(0, [1.0] * 7))
     desk.note(HELD, result(1, [1.0] * 7))
     assert desk.waiting == [] and "inspection goes on" in caplog.text
+    assert desk.state(HELD) == "failed" and desk.state(Held("no_baseline", {})) == "no_baseline"
 
 
 def test_a_late_part_counts_for_what_it_measures_and_as_neither_flagged_nor_good(tmp_path: Path) -> None:
