@@ -23,9 +23,12 @@ def baseline_of(measured: Measured, quality: QualityBounds) -> Baseline:
     groups = [*unseen, *(sample.group for sample in held.seen)]
     firsts = list(_firsts(groups, len(measured.pictures)))
     pictures = [measured.pictures[index] for index in firsts]
+    by_zones = measured.places is not None and any(zone.verdict == "REVIEW" for zone in measured.places.rules)
+    reviews = measured.reviews or measured.scores
     return Baseline(
         engine=measured.engine,
         score=_ordered(measured.scores[index] for index in _firsts(unseen, len(measured.scores))),
+        review=_ordered(reviews[index] for index in _firsts(unseen, len(reviews))) if by_zones else None,
         measures={view: _measures(pictures, view, quality) for view in quality.views},
     )
 

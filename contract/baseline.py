@@ -28,16 +28,24 @@ Values = Annotated[list[Annotated[float, Field(allow_inf_nan=False)]], Field(min
 class Baseline(Strict):
     """One value of each good part, in ascending order: the score of the held-out ones, the measures of all.
 
-    ``measures``: by view and name, of those in WATCHED. ``engine``: what the scores were measured with.
+    ``measures``: by view and name, of those in WATCHED. ``engine``: what the scores were measured with. ``review``:
+    what of the held-out ones is held against the review limit, where zones send parts to review.
     """
 
     engine: str = Field(max_length=200)
     score: Values
-    measures: dict[str, dict[str, Values]] = Field(max_length=16)
+    review: Values | None = None
+    measures: dict[str, Annotated[dict[str, Values], Field(min_length=1)]] = Field(min_length=1, max_length=16)
 
     @model_validator(mode="after")
     def _in_order(self) -> Baseline:
-        for values in (self.score, *(each for view in self.measures.values() for each in view.values())):
+        if self.review is not None and len(self.review) != len(self.score):
+            raise ValueError("not as many values for the review limit as scores")
+        for values in (
+            self.score,
+            self.review or [],
+            *(each for view in self.measures.values() for each in view.values()),
+        ):
             if values != sorted(values):
                 raise ValueError("values are not in ascending order")
         if strange := {name for view in self.measures.values() for name in view} - set(WATCHED):
@@ -57,4 +65,4 @@ def read_baseline(bundle: Bundle) -> Baseline | None:
 
 def baseline_file(baseline: Baseline) -> tuple[str, bytes]:
     """Its name in a bundle, and its bytes."""
-    return "baseline.json", (json.dumps(baseline.model_dump(), allow_nan=False) + "\n").encode()
+    return "baseline.json", (json.dumps(baseline.model_dump(exclude_none=True), allow_nan=False) + "\n").encode()

@@ -374,8 +374,10 @@ class State(BaseHeader):
     clock_synchronised: bool | None = Field(None, description="whether NTP or PTP keeps the wall clock; none: unknown")
     clock_steps: Count = Field(0, description="how often the wall clock was set since this edge started")
     clock_step_ms: float = Field(0.0, description="the last of them: how far ahead, negative for back")
-    drift: Literal["unknown", "off", "no_baseline", "watching"] = Field(
-        "unknown", description="of the recipe that judges now; no_baseline: calibrate its bundle again"
+    drift: Literal["unknown", "off", "no_baseline", "watching", "failed"] = Field(
+        "unknown",
+        description="of the recipe that judges now; no_baseline: calibrate its bundle again; failed: the watch broke, "
+        "and begins again when the edge starts",
     )
 
 

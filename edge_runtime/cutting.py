@@ -56,7 +56,8 @@ def cut_part(
     reading = None
     if codes is not None:
         region = codes.settings.region
-        reading = codes.begin(pixels if region is None else camera.cut(trigger, Box(*region))[0])
+        own = region is None and correction is None  # a whole frame may show another part's code as well
+        reading = codes.begin(pixels if own else camera.cut(trigger, None if region is None else Box(*region))[0])
     picture = to_channels(pixels, pixel_format, channels)
     if correction is not None:
         return _corrected(picture, camera.search(trigger), correction, placer)._replace(reading=reading)

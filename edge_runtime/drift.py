@@ -77,9 +77,18 @@ class Reference:
     """What parts of one camera are held against; made once for a recipe, then only read."""
 
     def __init__(
-        self, baseline: Baseline, cameras: Mapping[str, str], limit: float, defect_share: float, key: str
+        self,
+        baseline: Baseline,
+        cameras: Mapping[str, str],
+        limit: float,
+        defect_share: float,
+        key: str,
+        by_zones: bool = False,
     ) -> None:
-        """``cameras``: whose picture each view is; ``limit``: above it a score is flagged; ``key``: names all of it."""
+        """``cameras``: whose picture each view is; ``limit``: above it a part is flagged; ``key``: names all of it.
+
+        ``by_zones``: zones flag parts too. Where the baseline does not know how many, rejects are not tested.
+        """
         self.key = key
         self.parts = len(baseline.score)
         values = {f"{view}.{name}": each for view, of in baseline.measures.items() for name, each in of.items()}
@@ -90,10 +99,12 @@ class Reference:
         self.which = np.repeat(np.arange(len(self.columns)), 2 * len(BEYOND))
         self.sign = np.tile(np.repeat([1.0, -1.0], len(BEYOND)), len(self.columns))
         self.bound, shares = _bounds([*values.values(), baseline.score], self.columns, DELTA / 2 / (bets - 1))
-        flagged = sum(score > limit for score in baseline.score)
+        judged = baseline.review if by_zones else baseline.score
+        self.counts_rejects = judged is not None
+        flagged = self.parts if judged is None else sum(value > limit for value in judged)
         good = np.append(shares, _at_most(flagged + 1, self.parts, DELTA / 2))[:, np.newaxis]
         share = defect_share + (1 - defect_share) * good
-        self.rejects_at_most = float(share[-1, 0])
+        self.rejects_at_most = float(share[-1, 0]) if self.counts_rejects else 1.0
         told = share + (1 - share) * np.array(BETS)
         self.up, self.down = told / share, (1 - told) / (1 - share)
         starts = [0, bets - 1 - 2 * len(BEYOND), bets - 1, bets]
@@ -170,6 +181,7 @@ class Watch:
             self.marks = [*self.marks[1 - MARKS :], (self.inspected, part_id)]
         self._recent[self.inspected % RECENT] = values
         reference = self.reference
+        flagged = flagged if reference.counts_rejects else None
         self._beyond[:-1, 0] = values[reference.which] * reference.sign > reference.bound
         self._beyond[-1, 0] = bool(flagged)
         seen: NDArray[np.bool_] | None = None

@@ -58,13 +58,20 @@ def held_against(bundle: Bundle, settings: EdgeSettings, leads: list[str]) -> He
             raise FlawlineError(problem or "it has no thresholds")
         limit = limits.reject if limits.review is None else limits.review
         share = settings.drift.defect_share
+        places = manifest.places
+        by_zones = (
+            limits.review is not None and places is not None and any(zone.verdict == "REVIEW" for zone in places.zones)
+        )
         said = [manifest.files[ROLE_BASELINE].sha256, limit, share, manifest.id, [*leads], settings.precision]
+        said += ["by zones"] if by_zones else []  # what was watched before this was known begins anew
         key = hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
         views = manifest.recipe.views
         return Held(
             "watching",
             {
-                lead: Reference(baseline, {v.name: v.camera or lead for v in views}, limit, share, f"{key}-{lead}")
+                lead: Reference(
+                    baseline, {v.name: v.camera or lead for v in views}, limit, share, f"{key}-{lead}", by_zones
+                )
                 for lead in leads
             },
         )
@@ -105,6 +112,10 @@ class DriftDesk:
         self._next_keep, self._changed, self._broken = 0.0, False, False
         self.waiting: list[Drift] = []
 
+    def state(self, held: Held) -> Literal["off", "no_baseline", "watching", "failed"]:
+        """For the heartbeat: how the recipe that judges now is watched."""
+        return "failed" if self._broken and held.state == "watching" else held.state
+
     def note(self, held: Held, result: Result) -> None:
         """A part has its verdict. Raises nothing."""
         reference = held.references.get(result.camera_id)
@@ -120,7 +131,8 @@ class DriftDesk:
         camera = self._cameras.get(result.camera_id)
         if camera is None or camera.watch.reference is not reference:
             camera = self._cameras[result.camera_id] = self._begin(reference, result.camera_id)
-        judged = None if result.score is None else result.verdict in FLAGGED
+        scored = result.score is not None and result.verdict is not Verdict.NOT_INSPECTED
+        judged = result.verdict in FLAGGED if scored else None
         measures = {**result.quality, **({} if result.score is None else {"score": result.score})}
         values = [measures.get(column.name, float("nan")) for column in reference.columns]
         crossed = camera.watch.see(result.part_id, values, judged, self._months(camera, result))

@@ -132,6 +132,7 @@ class Shadow:
             if self._child is None and self.trouble is None:
                 self._open()
             if (part := self._next()) is not None and self._child is not None:
+                self._refuse_other(part.result)
                 began = time.monotonic()
                 answer = self._child.score(part.pixels, self._settings.hang_s)
                 self._died = 0
@@ -149,6 +150,17 @@ class Shadow:
             self._died = len(RETRY_S)  # the same bundle is as bad at the next try
             raise _ChildError(self._opened.error)
         self.ready.set()
+
+    def _refuse_other(self, result: Result) -> None:
+        """Raise _ChildError where another bundle judges than the one it was opened beside: it is opened anew.
+
+        Pictures may be cut otherwise now. What waits may be of either bundle, and is dropped as well.
+        """
+        if (result.bundle_id, result.calibration_id) != self._opened.beside:
+            with self._lock:
+                self.dropped += len(self._waiting)
+                self._waiting.clear()
+            raise _ChildError(f"the line judges with another bundle or calibration now ({result.bundle_id})")
 
     def _next(self) -> _Part | None:
         if not self._waiting:
@@ -256,7 +268,7 @@ class Shadow:
             t_wall_ns=time.time_ns(),
             recipe=recipe,
             recipe_number=self._shadow.recipe,
-            **self._opened.model_dump(exclude={"error"}),
+            **self._opened.model_dump(exclude={"error", "beside"}),
             scores=tuple(scores),
             trouble=trouble,
             **counts,

@@ -31,6 +31,7 @@ from edge_runtime.settings import EdgeSettings
 
 PR_SET_PDEATHSIG = 1
 NICE = 19
+FIRST_TO_END = 1000
 WHOLE = ""
 """In place of a view's name where a part is one picture."""
 
@@ -51,9 +52,10 @@ class Answer(BaseModel):
 
 
 class Opened(BaseModel):
-    """What was opened; ``error``: why nothing was."""
+    """What was opened; ``error``: why nothing was. ``beside``: bundle and calibration whose pictures it may see."""
 
     error: str | None = None
+    beside: tuple[str, str | None] | None = None
     bundle_id: str | None = None
     model_sha256: str | None = None
     calibration_id: str | None = None
@@ -93,8 +95,13 @@ def main(memory_fd: int) -> None:
 
 
 def give_way() -> None:
-    """Leave the processor to cameras and verdicts. The kernel may share it out by sessions first, and this is one."""
+    """Leave the processor to cameras and verdicts. The kernel may share it out by sessions first, and this is one.
+
+    Memory is the edge's own: where there is too little, this process is the one to end.
+    """
     os.nice(NICE)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(str(FIRST_TO_END))
     with contextlib.suppress(OSError):
         Path("/proc/self/autogroup").write_text(str(NICE))
     with contextlib.suppress(OSError):
@@ -110,11 +117,13 @@ def open_candidate(settings: EdgeSettings) -> tuple[Inspector, Opened]:
     bundle = open_bundle(folder.resolve())
     as_candidate = {"precision": shadow.precision, "engine": shadow.engine, "mode": "trial"}
     refuse_unfit(bundle, settings.model_copy(update=as_candidate))
-    refuse_other_pictures(bundle, open_bundle(settings.bundle_folders()[shadow.recipe]))
+    live = open_bundle(settings.bundle_folders()[shadow.recipe])
+    refuse_other_pictures(bundle, live)
     engine = open_engine(shadow.engine, bundle, 1, shadow.precision)
     check_golden(engine, bundle)
     thresholds = bundle.manifest.thresholds
     return Inspector(bundle, engine), Opened(
+        beside=(live.manifest.id, live.manifest.calibration_id()),
         bundle_id=bundle.manifest.id,
         model_sha256=bundle.model_sha256,
         calibration_id=bundle.manifest.calibration_id(),

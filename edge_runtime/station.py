@@ -670,7 +670,7 @@ class Station:
             clock_synchronised=synchronised(),
             clock_steps=self._clock.steps,
             clock_step_ms=self._clock.step_ms,
-            drift=self._judge.drift.state,
+            drift=self._drift.state(self._judge.drift),
             **self._judge.names(),
         )
         self._observer.heartbeat(state)

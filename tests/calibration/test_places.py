@@ -13,13 +13,16 @@ from calibration.calibrate import Rates, propose
 from calibration.errors import CalibrationError
 from calibration.evaluate import evaluate
 from calibration.places import Where, pooled_of
-from contract.bundle import open_bundle
+from contract.baseline import baseline_file, read_baseline
+from contract.bundle import ROLE_BASELINE, open_bundle, put_files
 from contract.dataset import load_dataset
 from contract.errors import ConfigError, ImageError
 from contract.event import Verdict
 from contract.images import Pixels, read_image
+from edge_runtime.drift_desk import held_against
 from edge_runtime.engines import open_engine
 from edge_runtime.inspector import Inspector
+from edge_runtime.settings import CameraSettings, EdgeSettings
 from flawline import main
 from tests.bundles import SIDE, calibrated, draw_part
 
@@ -186,6 +189,15 @@ def test_a_zone_that_sends_to_review(fresh: Path, drawn: Path, tmp_path: Path) -
     assert result.thresholds.review is not None and plain.review is not None
     assert plain.review < result.thresholds.review <= result.thresholds.reject
     assert sum(high > result.thresholds.review for high in result.measured.reviews) <= 0.9 * 30
+    baseline = read_baseline(open_bundle(fresh))
+    assert baseline is not None and baseline.review is not None
+    assert baseline.review == sorted(result.measured.reviews) and baseline.score == sorted(result.measured.scores)
+    settings = EdgeSettings(edge_id="e", bundle=fresh, cameras=[CameraSettings(id="top", url="synthetic://line")])
+    known = held_against(open_bundle(fresh), settings, ["top"]).references["top"]
+    without = baseline.model_copy(update={"review": None})
+    put_files(open_bundle(fresh), {ROLE_BASELINE: baseline_file(without)})
+    older = held_against(open_bundle(fresh), settings, ["top"]).references["top"]
+    assert (known.counts_rejects, older.counts_rejects) == (True, False)
     inspector = inspector_of(fresh)
     outcomes = [inspector.inspect(draw_part(22_000 + number)) for number in range(60)]
     sent = [

@@ -6,25 +6,29 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import numpy as np
 import pytest
 
 from contract.bundle import Bundle, open_bundle
+from contract.correction import Correction
 from contract.errors import ConfigError
 from contract.event import Result, Verdict
-from contract.images import Pixels
+from contract.images import PixelFormat, Pixels
+from contract.locate import Box
 from edge_runtime import codes
+from edge_runtime.capture import CameraProcess, CapturedTrigger
 from edge_runtime.codes import MAX_PIXELS, CodeReader, read_code
-from edge_runtime.cutting import STRAIGHT, CutPart, with_cut
+from edge_runtime.cutting import STRAIGHT, CutPart, cut_part, with_cut
 from edge_runtime.engines import open_engine
 from edge_runtime.errors import CodeError
 from edge_runtime.inspector import Outcome
 from edge_runtime.settings import CameraSettings, CodeSettings
 from edge_runtime.synthetic import SyntheticLine
 from tests.edge_runtime.test_station import Run
+from tests.preprocessed import content
 
 zxingcpp = pytest.importorskip("zxingcpp", reason="zxing-cpp is not installed: pip install 'flawline[codes]'")
 
@@ -272,3 +276,41 @@ def test_a_part_whose_code_nobody_looked_for_is_not_inspected_where_it_is_requir
 def test_a_camera_that_follows_reads_no_code() -> None:
     with pytest.raises(ValueError, match="a code is read by the camera that makes the part"):
         CameraSettings(id="side", url="usb://1", trigger="follow", code=CodeSettings())
+
+
+class TwoInView:
+    """Stands for a camera that was triggered for the left one of two parts in view."""
+
+    def __init__(self, frame: Pixels, box: Box) -> None:
+        self.frame, self.box = frame, box
+
+    def whole(self, _: CapturedTrigger) -> tuple[Pixels, PixelFormat]:
+        return self.frame, PixelFormat.MONO8
+
+    def cut(self, _: CapturedTrigger, region: Box | None = None) -> tuple[Pixels, PixelFormat]:
+        x, y, w, h = region or self.box
+        return self.frame[y : y + h, x : x + w].copy(), PixelFormat.MONO8
+
+    def search(self, _: CapturedTrigger) -> Box:
+        return self.box
+
+    def origin(self, _: CapturedTrigger) -> tuple[int, int]:
+        return self.box.x, self.box.y
+
+
+@pytest.mark.parametrize("region", [None, (150, 0, 150, 150)])
+@pytest.mark.parametrize("corrected", [True, False])
+def test_of_two_parts_in_view_each_gets_its_own_serial(corrected: bool, region: tuple[int, ...] | None) -> None:
+    """With a correction too, though it is given the whole frame; a region that is asked for says where to read."""
+    side = 300
+    frame = np.full((side, side), 200, np.uint8)
+    for text, x in (("LEFT", 30), ("RIGHT", 180)):
+        mark = code(text)
+        frame[30 : 30 + mark.shape[0], x : x + mark.shape[1]] = mark
+    camera = cast(CameraProcess, TwoInView(frame, Box(0, 0, 150, 150)))
+    reader = CodeReader(CodeSettings(region=region))
+    trigger = CapturedTrigger(1, 1, 0, 0, (10, 10, 130, 130), None)
+    correction = Correction(content(side), "x") if corrected else None
+    cut = cut_part(camera, trigger, 1, None, reader, correction)
+    assert cut.reading is not None and cut.reading.done.wait(60)
+    assert (cut.reading.text, cut.reading.fault) == ("LEFT" if region is None else "RIGHT", None)

@@ -166,6 +166,38 @@ def test_a_part_that_was_not_judged_counts_for_what_was_measured_of_it() -> None
     assert [each.name for each in watch.measures()] == ["main.mean"]
 
 
+def test_zones_that_send_to_review_count_for_rejects_as_the_calibration_saw_them() -> None:
+    """A third is flagged by a zone alone: no alarm where the baseline knows it, and no test where it does not."""
+    values = np.sort(draw(np.random.default_rng(1), N), axis=0)
+    measures = {"main": {name: values[:, at].tolist() for at, name in enumerate(WATCHED)}}
+    score = values[:, -1].tolist()
+    lifted = sorted(LIMIT + 1 if n % 3 == 0 else value for n, value in enumerate(score))
+    engine = "onnxruntime fp32"
+    of = [
+        Reference(
+            Baseline(engine=engine, score=score, review=review, measures=measures),
+            {"main": "top"},
+            LIMIT,
+            SHARE,
+            "k",
+            zones,
+        )
+        for review, zones in ((None, False), (lifted, True), (None, True))
+    ]
+    flagged = np.random.default_rng(2).random(1500) < 1 / 3
+    alarms = []
+    for reference in of:
+        watch = Watch(reference, LINE)
+        for number, part in enumerate(draw(np.random.default_rng(3), len(flagged)).tolist()):
+            watch.see(f"part-{number}", part, bool(flagged[number]), 1 / MONTH)
+        alarms.append(watch.alarms["rejects"])
+    assert alarms[0] > 0 and alarms[1:] == [0, 0]
+    assert 1 / 3 < of[1].rejects_at_most < 0.6 and of[2].rejects_at_most == 1.0
+    for _ in range(200):
+        watch.see("part", values[N // 2].tolist(), True, 1.0)
+    assert next(test for test in watch.tests() if test.name == "rejects").evidence == -12.0
+
+
 def test_few_parts_promise_less_and_nothing_false() -> None:
     few, limit = reference(parts=3)
     watch = Watch(few, LINE)
@@ -332,9 +364,26 @@ def test_what_goes_wrong_in_the_watch_ends_it_and_nothing_else(
 ) -> None:
     desk = DriftDesk(settings(tmp_path))
     broken = Reference.__new__(Reference)
+    assert desk.state(HELD) == "watching"
     desk.note(Held("watching", {"top": broken}), result(0, [1.0] * 7))
     desk.note(HELD, result(1, [1.0] * 7))
     assert desk.waiting == [] and "inspection goes on" in caplog.text
+    assert desk.state(HELD) == "failed" and desk.state(Held("no_baseline", {})) == "no_baseline"
+
+
+def test_a_late_part_counts_for_what_it_measures_and_as_neither_flagged_nor_good(tmp_path: Path) -> None:
+    """It was scored, and nobody knows its verdict."""
+    part = [column.usual for column in REFERENCE.columns]
+
+    def bets(verdict: Verdict) -> tuple[bool, bool]:
+        """Whether it was bet on: its score, its being flagged."""
+        desk = DriftDesk(settings(tmp_path))
+        desk.note(HELD, result(0, part).model_copy(update={"verdict": verdict}))
+        sums = desk._cameras["top"].watch._sums
+        return bool(sums[REFERENCE.of["score"]].any()), bool(sums[REFERENCE.of["rejects"]].any())
+
+    assert bets(Verdict.NOT_INSPECTED) == (True, False)
+    assert bets(Verdict.PASS) == bets(Verdict.REJECT) == (True, True)
 
 
 def test_off_is_off(tmp_path: Path) -> None:

@@ -11,11 +11,12 @@ import pytest
 import zmq
 
 from contract import event
-from contract.bundle import Bundle, open_bundle
+from contract.bundle import Bundle, open_bundle, put_files
 from contract.dataset import load_dataset
 from contract.errors import ConfigError
 from contract.event import HEADER, Attachment, Result, Trigger, Verdict
 from contract.images import decode_image, read_image
+from contract.recipe import Recipe
 from edge_runtime import shadow as module
 from edge_runtime.cutting import CutPart
 from edge_runtime.emitter import Emitter
@@ -23,6 +24,7 @@ from edge_runtime.engines import open_engine
 from edge_runtime.inspector import Inspector
 from edge_runtime.settings import CameraSettings, EdgeSettings, HostLink, ShadowSettings, load_settings
 from edge_runtime.shadow import Shadow
+from edge_runtime.shadow_child import FIRST_TO_END
 from edge_runtime.spool import Spool
 from edge_runtime.spool_tables import IMAGES, MAPS
 from tests.edge_runtime.test_station import Run
@@ -64,7 +66,10 @@ class Beside:
         self.shadow.start()
 
     def offer(self, number: int, cut: CutPart | None, recipe_number: int = 1) -> None:
-        self.shadow.offer(result(number, recipe_number), 2 * number + 2, cut)
+        """A part that the bundle judged which is the line's own now."""
+        live = open_bundle(self.settings.bundle.resolve()).manifest
+        named = {"bundle_id": live.id, "calibration_id": live.calibration_id(), "recipe_number": recipe_number}
+        self.shadow.offer(result(number).model_copy(update=named), 2 * number + 2, cut)
 
     def ended(self) -> int:
         return self.shadow.scored + self.shadow.dropped + self.shadow.unseen
@@ -86,8 +91,8 @@ class Beside:
 def beside(bundle: Path, tmp_path: Path) -> Iterator[Callable[..., Beside]]:
     made: list[Beside] = []
 
-    def make(candidate: Path | None = None, **shadow: object) -> Beside:
-        made.append(Beside(tmp_path, bundle, candidate or bundle, **shadow))
+    def make(candidate: Path | None = None, live: Path = bundle, **shadow: object) -> Beside:
+        made.append(Beside(tmp_path, live, candidate or bundle, **shadow))
         return made[-1]
 
     yield make
@@ -95,7 +100,7 @@ def beside(bundle: Path, tmp_path: Path) -> Iterator[Callable[..., Beside]]:
         each.close()
 
 
-def result(number: int, recipe_number: int = 1) -> Result:
+def result(number: int) -> Result:
     return Result(
         edge_id="edge",
         spool_id="spool",
@@ -108,7 +113,6 @@ def result(number: int, recipe_number: int = 1) -> Result:
         frame_no=number,
         verdict=Verdict.PASS,
         recipe="line",
-        recipe_number=recipe_number,
         bundle_id="live",
         model_sha256="0" * 64,
         engine="live",
@@ -166,6 +170,14 @@ def test_what_it_has_no_time_for_is_dropped_and_never_waited_for(
     assert (last.offered, last.scored, last.dropped, last.waiting) == (100, 0, 100, 0)
 
 
+def test_where_memory_is_short_it_is_the_first_to_end(beside: Callable[..., Beside]) -> None:
+    aside = beside()
+    until(aside.shadow.ready.is_set, "the candidate")
+    child = aside.shadow._child
+    assert child is not None
+    assert Path(f"/proc/{child._process.pid}/oom_score_adj").read_text() == f"{FIRST_TO_END}\n"
+
+
 @pytest.mark.parametrize("how", WAYS)
 def test_a_candidate_that_fails_costs_its_own_scores_alone(
     beside: Callable[..., Beside], pictures: list[np.ndarray], monkeypatch: pytest.MonkeyPatch, how: str
@@ -192,8 +204,6 @@ def test_a_bundle_that_cannot_be_a_candidate_is_told_and_nothing_else(
 ) -> None:
     candidate = tmp_path / "candidate"
     if damage == "colour":
-        from contract.recipe import Recipe
-
         live = open_bundle(bundle).manifest
         colour = [np.repeat(pictures[0][..., None], 3, axis=2)] * 4
         recipe = Recipe(name="line", channels=3)
@@ -217,6 +227,44 @@ def test_a_bundle_that_cannot_be_a_candidate_is_told_and_nothing_else(
         "uncalibrated": "not calibrated",
     }
     assert last.trouble is not None and expected[damage] in last.trouble
+
+
+def test_beside_another_bundle_than_before_it_is_opened_anew_or_refused(
+    beside: Callable[..., Beside],
+    opened: Bundle,
+    pictures: list[np.ndarray],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An update of the line's own: first another calibration, then one whose pictures are cut otherwise."""
+    monkeypatch.setattr(module, "RETRY_S", (0.01,))
+    thresholds, quality = opened.manifest.thresholds, opened.manifest.quality
+    assert thresholds is not None
+    calibrated = Path(shutil.copytree(opened.root, tmp_path / "calibrated"))
+    put_files(open_bundle(calibrated), {}, thresholds=thresholds.model_copy(update={"reject": 2 * thresholds.reject}))
+    colour = [np.repeat(pictures[0][..., None], 3, axis=2)] * 4
+    write_bundle(tmp_path / "colour", colour, Recipe(name="line", channels=3), thresholds=thresholds, quality=quality)
+    live = tmp_path / "live"
+    live.symlink_to(opened.root)
+    aside = beside(live=live)
+
+    def offer(number: int) -> tuple[int, int]:
+        aside.offer(number, cut(pictures[0]))
+        until(lambda: aside.ended() > number, "its end")
+        return aside.shadow.scored, aside.shadow.dropped
+
+    def update(folder: Path) -> None:
+        live.unlink()
+        live.symlink_to(folder)
+
+    assert offer(0) == (1, 0)
+    update(calibrated)
+    assert offer(1) == (1, 1), "what it was opened beside is not what judged this part"
+    assert offer(2) == (2, 1) and aside.shadow.trouble is None
+    update(tmp_path / "colour")
+    assert offer(3) == (2, 2)
+    until(lambda: aside.shadow.trouble is not None, "trouble")
+    assert "channel" in str(aside.shadow.trouble) and offer(4) == (2, 3)
 
 
 @pytest.mark.parametrize("how", ["", "hangs", "crashes"])

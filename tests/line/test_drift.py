@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
-from contract.baseline import WATCHED, read_baseline
+from contract.baseline import WATCHED, Baseline, read_baseline
 from contract.bundle import ROLE_BASELINE, open_bundle
 from contract.dataset import load_dataset, sha256_of_image
 from contract.images import read_image
@@ -127,7 +127,18 @@ def test_an_older_bundle_judges_and_says_that_it_is_not_watched(bundle: Path, ca
 def test_a_baseline_that_is_none_does_not_keep_parts_from_being_judged(bundle: Path, tmp_path: Path) -> None:
     opened = open_bundle(bundle)
     entry = opened.manifest.files[ROLE_BASELINE]
-    for content in ("{}", '{"engine": "x", "score": [2, 1], "measures": {}}', '{"engine": "x", "score": [NaN]}', ""):
+    head = {"engine": "onnxruntime fp32", "score": [1.0, 2.0]}
+    of = {"main": {"mean": [1.0]}}
+    assert Baseline.model_validate({**head, "measures": of})
+    strange = (
+        {},
+        {**head, "measures": of, "score": [2.0, 1.0]},
+        {**head, "measures": of, "score": [float("nan")]},
+        {**head, "measures": of, "review": [1.0]},
+        {**head, "measures": {}},
+        {**head, "measures": {"main": {}}},
+    )
+    for content in (*map(json.dumps, strange), ""):
         (tmp_path / "none.json").write_text(content)
         opened.manifest.files[ROLE_BASELINE] = entry.model_copy(update={"path": str(tmp_path / "none.json")})
         assert held_against(opened, edge_settings(bundle), ["top"]).state == "no_baseline", content
