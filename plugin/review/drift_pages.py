@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, Any, NamedTuple
 
 from fastapi import APIRouter, HTTPException, Query, Request, Response
@@ -49,8 +50,13 @@ def drift(request: Request, edge: Words = "") -> Response:
     said = {str(each["edge_id"]): each.get("drift", "unknown") for each in host.reader.edges()}
     chosen = edge or next((str(each["edge_id"]) for each in standing), next(iter(stations), ""))
     found = ask(lambda connection: drift_rows.reports(connection, chosen, REPORTS))
+    alarms = {
+        each["camera_id"]: {**each, "detail": ask(partial(drift_rows.detail, alarm=each["id"]))}
+        for each in standing
+        if each["edge_id"] == chosen
+    }
     cameras = [
-        camera_of([each for each in found if each.camera_id == name], standing, texts)
+        camera_of([each for each in found if each.camera_id == name], alarms.get(name), texts)
         for name in sorted({each.camera_id for each in found})
     ]
     return page(
@@ -74,12 +80,12 @@ def clear(request: Request, number: Row) -> Response:
     if not host.write(lambda store: store.run(lambda connection: drift_rows.clear(connection, number, who))):
         raise HTTPException(409, texts_of(request)("drift.not_standing"))
     if host.drift is not None:
-        host.drift.look()  # the page that follows shows what stands now
+        host.drift.cleared(number)
     return RedirectResponse("/drift", 303)
 
 
-def camera_of(reports: Sequence[Drift], standing: Sequence[dict[str, Any]], texts: Texts) -> Camera:
-    """What a camera's reports show, oldest first."""
+def camera_of(reports: Sequence[Drift], alarm: dict[str, Any] | None, texts: Texts) -> Camera:
+    """What a camera's reports show, oldest first, beside its alarm that stands."""
     shown = reports[-SHOWN:]
     last = shown[-1]
     labels = [when(each.t_wall_ns)[5:16] for each in shown]
@@ -88,11 +94,10 @@ def camera_of(reports: Sequence[Drift], standing: Sequence[dict[str, Any]], text
         (name, [next((test.evidence for test in each.tests if test.name == name), None) for each in shown])
         for name in names
     ]
-    alarm = next((a for a in standing if (a["edge_id"], a["camera_id"]) == (last.edge_id, last.camera_id)), None)
     # Of an alarm that stands the reasons are those of its moment: by now the line may have been mended.
     told = last.measures
     if alarm is not None:
-        told = tuple(DriftMeasure.model_validate(each) for each in alarm["detail"]["measures"])
+        told = tuple(DriftMeasure.model_validate(each) for each in alarm["detail"].get("measures", ()))
     return Camera(
         last,
         alarm,
