@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -22,6 +23,13 @@ from plugin.mirror import Call
 
 LOOK_S = 0.5
 HOST = "the host"
+BY_MASTERS = "the host: master parts"
+ROUNDED, LEAST, LOOKED_AT = 64, 6, 1000
+"""An edge names a part up to so many before the change; six rejects in a row are the quickest alarm."""
+
+PATIENCE_S = 10.0
+"""How long an alarm of a line with masters waits until its last part has a number; then it is told as any other."""
+
 log = logging.getLogger(__name__)
 
 
@@ -40,6 +48,7 @@ class DriftWatch:
         self._engine, self._ledger, self._line_of, self._call = engine, ledger, line_of, call
         self._told: dict[int, Told] = {}
         self._failed: set[int] = set()
+        self._waits: dict[int, float] = {}
         self._ended = threading.Event()
         self._looks = threading.Event()
         self._log = LimitedLog(log)
@@ -75,16 +84,44 @@ class DriftWatch:
             details = {number: drift_rows.detail(connection, number) for number in fresh}
         told = {number: one for number, one in self._told.items() if number in found}
         for number in fresh:
-            told[number] = Told(
-                found[number]["edge_id"], found[number]["camera_id"], _text(found[number], details[number])
-            )
+            alarm, detail = found[number], details[number]
+            if self._is_to_be_told(alarm, detail):
+                told[number] = Told(alarm["edge_id"], alarm["camera_id"], _text(alarm, detail))
         self._told = told  # an alarm is told, whatever becomes of its list
         self._failed &= found.keys()
-        for alarm in found.values():
+        self._waits = {number: at for number, at in self._waits.items() if number in found and number not in told}
+        for number in told:
             if self._ended.is_set():
                 return
-            if alarm["containment"] is None:
-                self._see_to(alarm)
+            if found[number]["containment"] is None:
+                self._see_to(found[number])
+
+    def _is_to_be_told(self, alarm: dict[str, Any], detail: dict[str, Any]) -> bool:
+        """Not where master parts made it, which is cleared then; nor for a while where that is not known yet."""
+        if alarm["containment"] is not None or alarm["again"]:
+            return True
+        by_masters = None
+        try:
+            by_masters = self._by_masters(alarm, detail)
+            if by_masters:
+                self._call(lambda store: store.run(lambda c: drift_rows.clear(c, alarm["id"], BY_MASTERS)))
+                return False
+        except Exception as error:  # noqa: BLE001 - it must go on
+            self._log.warning("masters", f"drift: whether masters made alarm {alarm['id']}: {short(error)}")
+        if by_masters is False:
+            return True
+        return time.monotonic() - self._waits.setdefault(alarm["id"], time.monotonic()) >= PATIENCE_S
+
+    def _by_masters(self, alarm: dict[str, Any], detail: dict[str, Any]) -> bool | None:
+        """Whether most parts since the change were masters, the last one among them; None: not numbered yet."""
+        since, last = detail.get("since_part_id"), detail.get("last_part_id")
+        if since is None or last is None or not self._ledger.masters(self._line_of(alarm["edge_id"])):
+            return False
+        held = self._ledger.held_since(alarm["edge_id"], alarm["camera_id"], since, last, LOOKED_AT)
+        if held is None:
+            return None
+        surely = held[: max(LEAST, len(held) - ROUNDED)]
+        return surely[:1] == ["master"] and 2 * surely.count("master") > len(surely)
 
     def _see_to(self, alarm: dict[str, Any]) -> None:
         try:

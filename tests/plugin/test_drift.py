@@ -13,7 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from contract.event import LineCode, Verdict
-from plugin import containment, drift_rows
+from plugin import containment, drift_rows, drift_watch
 from plugin import tables as t
 from plugin.database import Place
 from plugin.drift_watch import DriftWatch
@@ -24,6 +24,7 @@ from tests.plugin import synthetic as s
 from tests.plugin.people import Site
 from tests.plugin.station import Line
 from tests.plugin.synthetic import Dealer
+from tests.plugin.test_lines import Turns
 from tests.plugin.test_store import put
 
 
@@ -134,7 +135,12 @@ def test_an_alarm_that_fails_keeps_no_other_from_its_list_and_ends_nothing(
             raise KeyError(part)
         return {"number": 3}
 
-    asked = {"last_number": lambda _line: 60, "ledger_id": lambda: "one", "challenges": lambda *_: iter(())}
+    asked = {
+        "masters": lambda _line: [],
+        "last_number": lambda _line: 60,
+        "ledger_id": lambda: "one",
+        "challenges": lambda *_: iter(()),
+    }
     ledger = Ledger(good=None, output_of=output_of, **asked)
     for n, since in enumerate(("gone", "part-00003", "part-00003"), 1):
         put(store, s.frames(s.drift(n, alarm="score", camera_id=f"cam-{n}", since_part_id=since)))
@@ -150,6 +156,61 @@ def test_an_alarm_that_fails_keeps_no_other_from_its_list_and_ends_nothing(
         "drift at edge-1, camera cam-1: score; drift at edge-1, camera cam-2; drift at edge-1, camera cam-3: score"
     )
     assert caplog.text.count("no list could be opened yet for alarm 1") == 1
+
+
+@pytest.fixture
+def turns(tmp_path: Path) -> Iterator[Turns]:
+    made = Turns(tmp_path / "ledger.sqlite")
+    for n in range(6):
+        made.ask("add_master", name=f"dent {n}", expected="reject" if n else "pass", serial=f"dent {n}")
+    yield made
+    made.end()
+
+
+def masters(turns: Turns, count: int) -> None:
+    for n in range(count):
+        turns.part(f"master-{n}", Verdict.REJECT, serial=f"dent {n}")
+
+
+@pytest.mark.parametrize(
+    ("before", "read", "after", "stands"),
+    [(40, 6, 0, False), (80, 6, 0, True), (3, 2, 0, True), (0, 6, 1, True)],
+    ids=["masters alone", "most are ordinary parts", "two masters", "it came with an ordinary part"],
+)
+def test_an_alarm_that_master_parts_made_stands_not(
+    store: Store, where: Place, turns: Turns, before: int, read: int, after: int, stands: bool
+) -> None:
+    turns.part("since")
+    for n in range(before):
+        turns.part(f"part-{n}")
+    masters(turns, read)
+    for n in range(after):
+        turns.part(f"after-{n}", Verdict.REJECT)
+    last = f"after-{after - 1}" if after else f"master-{read - 1}"
+    put(store, s.frames(s.drift(1, alarm="rejects", since_part_id="since", last_part_id=last)))
+    with closing(Reader(where)) as reader:
+        watch = watch_of(store, reader, turns.reader)
+        watch.look()
+        assert (watch.of_line("line-1") is not None) == stands
+    (kept,) = store.run(drift_rows.history)
+    assert kept["cleared_by"] == (None if stands else "the host: master parts")
+    assert (kept["containment"] is not None) == stands
+
+
+def test_an_alarm_waits_for_its_parts_numbers_and_not_for_ever(
+    store: Store, where: Place, turns: Turns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns.part("since")
+    put(store, s.frames(s.drift(1, alarm="rejects", since_part_id="since", last_part_id="master-5")))
+    with closing(Reader(where)) as reader:
+        watch = watch_of(store, reader, turns.reader)
+        monkeypatch.setattr(drift_watch, "PATIENCE_S", 1e9)
+        watch.look()
+        assert watch.of_line("line-1") is None and store.run(drift_rows.standing)
+        monkeypatch.setattr(drift_watch, "PATIENCE_S", 0.0)
+        watch.look()
+        assert watch.of_line("line-1") is not None
+    assert store.run(drift_rows.standing)[0]["containment"] == 1
 
 
 def test_an_edge_has_so_many_alarms_and_others_have_theirs(store: Store, where: Place) -> None:
