@@ -47,9 +47,10 @@ def drift(request: Request, edge: Words = "") -> Response:
     host, viewer, texts = host_of(request), viewer_of(request), texts_of(request)
     ask = _quality(request).ask
     stations, standing = ask(drift_rows.stations), ask(drift_rows.standing)
-    said = {str(each["edge_id"]): each.get("drift", "unknown") for each in host.reader.edges()}
+    edges = {str(each["edge_id"]): each for each in host.reader.edges()}
+    said = {name: each.get("drift", "unknown") for name, each in edges.items()}
     chosen = edge or next((str(each["edge_id"]) for each in standing), next(iter(stations), ""))
-    found = ask(lambda connection: drift_rows.reports(connection, chosen, REPORTS))
+    found = ask(lambda connection: drift_rows.reports(connection, chosen, _reports_of(edges.get(chosen, {}))))
     alarms = {
         each["camera_id"]: {**each, "detail": ask(partial(drift_rows.detail, alarm=each["id"]))}
         for each in standing
@@ -112,6 +113,11 @@ def _chart(measure: DriftMeasure, reports: Sequence[Drift], texts: Texts) -> Mar
     found = [next((each.shift for each in one.measures if each.name == measure.name), None) for one in reports]
     title = f"{texts.among('drift_what', measure.what)}, {measure.name}"
     return charts.band(found, title)
+
+
+def _reports_of(edge: dict[str, Any]) -> int:
+    """So many are read: what is shown of as many cameras as its heartbeat names."""
+    return min(REPORTS, SHOWN * max(1, len(edge.get("cameras", ()))))
 
 
 def _quality(request: Request) -> Quality:

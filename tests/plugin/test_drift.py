@@ -12,13 +12,14 @@ from typing import Any, cast
 import pytest
 import sqlalchemy as sa
 
-from contract.event import LineCode, Verdict
+from contract.event import CameraState, Drift, LineCode, Verdict
 from plugin import containment, drift_rows, drift_watch
 from plugin import tables as t
 from plugin.database import Place
 from plugin.drift_watch import DriftWatch
 from plugin.ledger import LedgerReader
 from plugin.queries import Reader
+from plugin.review.drift_pages import SHOWN
 from plugin.store import Store
 from tests.plugin import synthetic as s
 from tests.plugin.people import Site
@@ -252,6 +253,27 @@ def test_engineers_clear_and_inspectors_see(site: Site) -> None:
     assert "eve" in ivan.get("/drift").text
     assert eve.submit("/drift/1/clear").status_code == 409
     s.until(lambda: site.service._drift.of_line("line-1") is None)
+    dealer.close()
+
+
+def test_the_page_reads_what_it_shows_of_each_camera(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    reports = drift_rows.reports
+
+    def counted(connection: sa.Connection, edge_id: str, limit: int) -> list[Drift]:
+        asked.append(limit)
+        return reports(connection, edge_id, limit)
+
+    monkeypatch.setattr(drift_rows, "reports", counted)
+    ivan, dealer = site.signed_in("ivan"), Dealer(site.service.endpoint)
+    dealer.send(s.frames(s.drift(1)))
+    dealer.wait_acked(1)
+    assert "cam-1" in ivan.get(f"/drift?edge={s.EDGE}").text
+    cameras = tuple(CameraState(camera_id=f"cam-{n}", state="running") for n in (1, 2))
+    dealer.send(s.frames(s.state(1, cameras=cameras)))
+    dealer.wait_acked(1, spool="state-run-1")
+    ivan.get("/drift")
+    assert asked == [SHOWN, 2 * SHOWN]
     dealer.close()
 
 
