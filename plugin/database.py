@@ -202,8 +202,8 @@ def in_postgresql(statement: str) -> str:
 
 
 def short(error: BaseException) -> str:
-    """What the database said, in one line."""
-    return str(getattr(error, "orig", None) or error).splitlines()[0][:200]
+    """What the database said, in one line; what says nothing, as a wait that was too long, is named."""
+    return (str(getattr(error, "orig", None) or error) or type(error).__name__).splitlines()[0][:200]
 
 
 def is_passing(error: sa.exc.DBAPIError) -> bool:

@@ -13,6 +13,9 @@ from plugin import tables as t
 
 a, e = t.drift_alarms.c, t.events.c
 HISTORY = 50
+MOST, MOST_OF_EDGE = 256, 32
+"""Alarms that stand: so many are seen to, the oldest, and so many are of one edge. A camera is what an event says."""
+
 _IS_DRIFT = e.kind == sa.literal_column("'drift'")
 """As the index has it: a value that is bound would not find it."""
 
@@ -25,6 +28,9 @@ def record(connection: sa.Connection, report: Drift) -> None:
     more = {"again": a.again + 1, "last_ns": report.t_wall_ns}
     if connection.execute(sa.update(t.drift_alarms).where(stands).values(more)).rowcount:
         return
+    of_edge = sa.select(sa.func.count()).where(a.edge_id == report.edge_id, a.cleared_ns.is_(None))
+    if (connection.execute(of_edge).scalar() or 0) >= MOST_OF_EDGE:
+        return  # the event itself is stored
     names = {"tests", "measures", "suspect", "since_part_id", "last_part_id", "recipe", "recipe_number", "inspected"}
     row = {
         **report.model_dump(include={"edge_id", "camera_id", "spool_id", "seq", "t_wall_ns"}),
@@ -36,18 +42,26 @@ def record(connection: sa.Connection, report: Drift) -> None:
 
 
 def standing(connection: sa.Connection) -> list[dict[str, Any]]:
-    """Alarms that nobody has cleared, oldest first."""
-    return _alarms(connection, sa.select(t.drift_alarms).where(a.cleared_ns.is_(None)).order_by(a.id))
+    """Alarms that nobody has cleared, oldest first, without what was measured: it is asked for all the time."""
+    names = (a.id, a.edge_id, a.camera_id, a.t_wall_ns, a.again, a.last_ns, a.containment)
+    wanted = sa.select(*names).where(a.cleared_ns.is_(None)).order_by(a.id).limit(MOST)
+    return [dict(row) for row in connection.execute(wanted).mappings()]
+
+
+def detail(connection: sa.Connection, alarm: int) -> dict[str, Any]:
+    """What was measured; empty where that cannot be read, since another version wrote it."""
+    found = connection.execute(sa.select(a.detail).where(a.id == alarm)).scalar()
+    try:
+        said = json.loads(found or "")
+    except (ValueError, RecursionError):
+        return {}
+    return said if isinstance(said, dict) else {}
 
 
 def history(connection: sa.Connection) -> list[dict[str, Any]]:
     """The last alarms, newest first."""
-    return _alarms(connection, sa.select(t.drift_alarms).order_by(a.id.desc()).limit(HISTORY))
-
-
-def _alarms(connection: sa.Connection, question: sa.Select[Any]) -> list[dict[str, Any]]:
-    rows = connection.execute(question).mappings().all()
-    return [{**row, "detail": json.loads(row["detail"])} for row in rows]
+    rows = connection.execute(sa.select(t.drift_alarms).order_by(a.id.desc()).limit(HISTORY)).mappings().all()
+    return [{**row, "detail": detail(connection, row["id"])} for row in rows]
 
 
 def contained(connection: sa.Connection, alarm: int, containment: int) -> None:

@@ -819,6 +819,19 @@ class LedgerReader:
         rows = self._ask(f"{_SELECT} WHERE o.edge_id = ? AND o.part_id = ?", (edge_id, part_id))
         return rows[0] if rows else None
 
+    def held_since(self, edge_id: str, camera_id: str, since: str, last: str, limit: int) -> list[str | None] | None:
+        """What held each part of a camera from one part to another, newest first; None: one of them has no number."""
+        row = "(SELECT id FROM outputs WHERE edge_id = ? AND part_id = ?)"
+        ends = self._ask(f"SELECT {row} AS since, {row} AS last", (edge_id, since, edge_id, last))[0]
+        if None in (ends["since"], ends["last"]):
+            return None
+        found = self._ask(
+            "SELECT held FROM outputs WHERE id BETWEEN ? AND ? AND +edge_id = ? AND camera_id = ? "
+            "ORDER BY id DESC LIMIT ?",
+            (ends["since"], ends["last"], edge_id, camera_id, limit),
+        )
+        return [each["held"] for each in found]
+
     def counts(self) -> dict[str, Any]:
         """Outputs by outcome and by code, verdicts that came late, parts that still wait for theirs."""
         outcomes = self._ask("SELECT outcome AS name, count(*) AS n FROM outputs GROUP BY outcome", ())

@@ -19,6 +19,7 @@ from plugin.database import Hand
 FLAGGED = (Verdict.REVIEW, Verdict.REJECT)
 MOST_CANDIDATES, MOST_RUNS = 100, 50
 n, r, c, p = t.shadow_tally.c, t.shadow_runs.c, t.shadow_changes.c, t.parts.c
+m = t.master_readings.c
 
 
 class Candidate(NamedTuple):
@@ -63,10 +64,12 @@ def name_of(header: Shadow) -> str:
 
 
 def add(connection: Hand, dialect: ModuleType, header: Shadow, received_ns: int) -> None:
-    """Take one new event in, in the transaction that stores it."""
+    """Take one new event in, in the transaction that stores it; master parts are in no figure."""
+    masters = _masters(connection, header)
+    scores = [score for score in header.scores if score.part_id not in masters]
     candidate = name_of(header)
     whose = {"edge_id": header.edge_id, "recipe": header.recipe, "candidate": candidate}
-    counts = Counter((score.live.value, score.verdict.value) for score in header.scores)
+    counts = Counter((score.live.value, score.verdict.value) for score in scores)
     if counts:
         added = dialect.insert(t.shadow_tally)
         keys = [n.edge_id, n.recipe, n.candidate, n.live, n.verdict]
@@ -83,12 +86,19 @@ def add(connection: Hand, dialect: ModuleType, header: Shadow, received_ns: int)
             "threshold": header.threshold,
             "reason": _holdable(score.reason),
         }
-        for score in header.scores
+        for score in scores
         if score.live is not score.verdict
     ]
     if changes:
         connection.execute(sa.insert(t.shadow_changes), changes)
     _keep_run(connection, dialect, header, {**whose, "run_id": header.run_id, "received_ns": received_ns})
+
+
+def _masters(connection: Hand, header: Shadow) -> set[str]:
+    """Which of its parts the store knows to be master parts by now."""
+    names = [score.part_id for score in header.scores]
+    asked = sa.select(m.part_id).where(m.edge_id == header.edge_id, m.part_id.in_(names))
+    return {str(name) for name in connection.execute(asked).scalars()} if names else set()
 
 
 def _keep_run(connection: Hand, dialect: ModuleType, header: Shadow, row: dict[str, Any]) -> None:

@@ -15,6 +15,8 @@ INNER_W, INNER_H = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
 MAX_LABELS = 8
 LEAST_POWER, MOST_POWER = -8, 2
 SMALL_W, SMALL_H, SMALL_LEFT = 320, 96, 34
+MOST_SHOWN = 1e15
+"""No axis goes further; what an event says can be anything."""
 
 
 class Bar(NamedTuple):
@@ -113,7 +115,7 @@ def band(values: Sequence[float | None], title: str) -> Markup:
     top = _ceiling(most)
 
     def at(value: float) -> float:
-        return SMALL_H * (0.5 - 0.46 * value / top)
+        return SMALL_H * (0.5 - 0.46 * min(max(value / top, -1.0), 1.0))
 
     width = (SMALL_W - SMALL_LEFT - 4) / max(len(values), 1)
     spots = [(SMALL_LEFT + (i + 0.5) * width, value) for i, value in enumerate(values) if value is not None]
@@ -205,6 +207,7 @@ def _ceiling(value: float) -> float:
     """A round number at or above ``value`` for the axis to end at."""
     if value <= 0:
         return 1.0
+    value = min(value, MOST_SHOWN)
     scale = 10.0 ** len(str(int(value))) if value >= 1 else 1.0
     while scale / 10 >= value:
         scale /= 10

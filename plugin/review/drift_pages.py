@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, Any, NamedTuple
 
 from fastapi import APIRouter, HTTPException, Query, Request, Response
@@ -46,11 +47,17 @@ def drift(request: Request, edge: Words = "") -> Response:
     host, viewer, texts = host_of(request), viewer_of(request), texts_of(request)
     ask = _quality(request).ask
     stations, standing = ask(drift_rows.stations), ask(drift_rows.standing)
-    said = {str(each["edge_id"]): each.get("drift", "unknown") for each in host.reader.edges()}
+    edges = {str(each["edge_id"]): each for each in host.reader.edges()}
+    said = {name: each.get("drift", "unknown") for name, each in edges.items()}
     chosen = edge or next((str(each["edge_id"]) for each in standing), next(iter(stations), ""))
-    found = ask(lambda connection: drift_rows.reports(connection, chosen, REPORTS))
+    found = ask(lambda connection: drift_rows.reports(connection, chosen, _reports_of(edges.get(chosen, {}))))
+    alarms = {
+        each["camera_id"]: {**each, "detail": ask(partial(drift_rows.detail, alarm=each["id"]))}
+        for each in standing
+        if each["edge_id"] == chosen
+    }
     cameras = [
-        camera_of([each for each in found if each.camera_id == name], standing, texts)
+        camera_of([each for each in found if each.camera_id == name], alarms.get(name), texts)
         for name in sorted({each.camera_id for each in found})
     ]
     return page(
@@ -74,12 +81,12 @@ def clear(request: Request, number: Row) -> Response:
     if not host.write(lambda store: store.run(lambda connection: drift_rows.clear(connection, number, who))):
         raise HTTPException(409, texts_of(request)("drift.not_standing"))
     if host.drift is not None:
-        host.drift.look()  # the page that follows shows what stands now
+        host.drift.cleared(number)
     return RedirectResponse("/drift", 303)
 
 
-def camera_of(reports: Sequence[Drift], standing: Sequence[dict[str, Any]], texts: Texts) -> Camera:
-    """What a camera's reports show, oldest first."""
+def camera_of(reports: Sequence[Drift], alarm: dict[str, Any] | None, texts: Texts) -> Camera:
+    """What a camera's reports show, oldest first, beside its alarm that stands."""
     shown = reports[-SHOWN:]
     last = shown[-1]
     labels = [when(each.t_wall_ns)[5:16] for each in shown]
@@ -88,11 +95,10 @@ def camera_of(reports: Sequence[Drift], standing: Sequence[dict[str, Any]], text
         (name, [next((test.evidence for test in each.tests if test.name == name), None) for each in shown])
         for name in names
     ]
-    alarm = next((a for a in standing if (a["edge_id"], a["camera_id"]) == (last.edge_id, last.camera_id)), None)
     # Of an alarm that stands the reasons are those of its moment: by now the line may have been mended.
     told = last.measures
     if alarm is not None:
-        told = tuple(DriftMeasure.model_validate(each) for each in alarm["detail"]["measures"])
+        told = tuple(DriftMeasure.model_validate(each) for each in alarm["detail"].get("measures", ()))
     return Camera(
         last,
         alarm,
@@ -107,6 +113,11 @@ def _chart(measure: DriftMeasure, reports: Sequence[Drift], texts: Texts) -> Mar
     found = [next((each.shift for each in one.measures if each.name == measure.name), None) for one in reports]
     title = f"{texts.among('drift_what', measure.what)}, {measure.name}"
     return charts.band(found, title)
+
+
+def _reports_of(edge: dict[str, Any]) -> int:
+    """So many are read: what is shown of as many cameras as its heartbeat names."""
+    return min(REPORTS, SHOWN * max(1, len(edge.get("cameras", ()))))
 
 
 def _quality(request: Request) -> Quality:

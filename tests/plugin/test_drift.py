@@ -10,14 +10,23 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import sqlalchemy as sa
 
-from contract.event import LineCode, Verdict
-from plugin import containment
+from contract.event import CameraState, Drift, LineCode, Verdict
+from plugin import containment, drift_rows, drift_watch
+from plugin import tables as t
+from plugin.database import Place
+from plugin.drift_watch import DriftWatch
 from plugin.ledger import LedgerReader
+from plugin.queries import Reader
+from plugin.review.drift_pages import SHOWN
+from plugin.store import Store
 from tests.plugin import synthetic as s
 from tests.plugin.people import Site
 from tests.plugin.station import Line
 from tests.plugin.synthetic import Dealer
+from tests.plugin.test_lines import Turns
+from tests.plugin.test_store import put
 
 
 def ask(line: Line, sql: str) -> list[Any]:
@@ -110,6 +119,114 @@ def test_contained_is_from_the_last_good_check_before_the_change(
 
 
 @pytest.fixture
+def store(tmp_path: Path, where: Place) -> Iterator[Store]:
+    with closing(Store(tmp_path, where=where)) as store:
+        yield store
+
+
+def watch_of(store: Store, reader: Reader, ledger: Any) -> DriftWatch:
+    return DriftWatch(reader.engine, ledger, lambda _edge: "line-1", lambda job, _timeout_s=5.0: job(store))
+
+
+def test_an_alarm_that_fails_keeps_no_other_from_its_list_and_ends_nothing(
+    store: Store, where: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    def output_of(_edge: str, part: str) -> dict[str, int]:
+        if part == "gone":
+            raise KeyError(part)
+        return {"number": 3}
+
+    asked = {
+        "masters": lambda _line: [],
+        "last_number": lambda _line: 60,
+        "ledger_id": lambda: "one",
+        "challenges": lambda *_: iter(()),
+    }
+    ledger = Ledger(good=None, output_of=output_of, **asked)
+    for n, since in enumerate(("gone", "part-00003", "part-00003"), 1):
+        put(store, s.frames(s.drift(n, alarm="score", camera_id=f"cam-{n}", since_part_id=since)))
+    strange = sa.update(t.drift_alarms).where(t.drift_alarms.c.camera_id == "cam-2").values(detail='{"tests": 1}')
+    store.run(lambda connection: connection.execute(strange))
+    with closing(Reader(where)) as reader:
+        watch = watch_of(store, reader, ledger)
+        watch.look()
+        watch.look()
+    lists = store.run(drift_rows.standing)
+    assert [row["containment"] for row in lists] == [None, 1, 2]
+    assert watch.of_line("line-1") == (
+        "drift at edge-1, camera cam-1: score; drift at edge-1, camera cam-2; drift at edge-1, camera cam-3: score"
+    )
+    assert caplog.text.count("no list could be opened yet for alarm 1") == 1
+
+
+@pytest.fixture
+def turns(tmp_path: Path) -> Iterator[Turns]:
+    made = Turns(tmp_path / "ledger.sqlite")
+    for n in range(6):
+        made.ask("add_master", name=f"dent {n}", expected="reject" if n else "pass", serial=f"dent {n}")
+    yield made
+    made.end()
+
+
+def masters(turns: Turns, count: int) -> None:
+    for n in range(count):
+        turns.part(f"master-{n}", Verdict.REJECT, serial=f"dent {n}")
+
+
+@pytest.mark.parametrize(
+    ("before", "read", "after", "stands"),
+    [(40, 6, 0, False), (80, 6, 0, True), (3, 2, 0, True), (0, 6, 1, True)],
+    ids=["masters alone", "most are ordinary parts", "two masters", "it came with an ordinary part"],
+)
+def test_an_alarm_that_master_parts_made_stands_not(
+    store: Store, where: Place, turns: Turns, before: int, read: int, after: int, stands: bool
+) -> None:
+    turns.part("since")
+    for n in range(before):
+        turns.part(f"part-{n}")
+    masters(turns, read)
+    for n in range(after):
+        turns.part(f"after-{n}", Verdict.REJECT)
+    last = f"after-{after - 1}" if after else f"master-{read - 1}"
+    put(store, s.frames(s.drift(1, alarm="rejects", since_part_id="since", last_part_id=last)))
+    with closing(Reader(where)) as reader:
+        watch = watch_of(store, reader, turns.reader)
+        watch.look()
+        assert (watch.of_line("line-1") is not None) == stands
+    (kept,) = store.run(drift_rows.history)
+    assert kept["cleared_by"] == (None if stands else "the host: master parts")
+    assert (kept["containment"] is not None) == stands
+
+
+def test_an_alarm_waits_for_its_parts_numbers_and_not_for_ever(
+    store: Store, where: Place, turns: Turns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns.part("since")
+    put(store, s.frames(s.drift(1, alarm="rejects", since_part_id="since", last_part_id="master-5")))
+    with closing(Reader(where)) as reader:
+        watch = watch_of(store, reader, turns.reader)
+        monkeypatch.setattr(drift_watch, "PATIENCE_S", 1e9)
+        watch.look()
+        assert watch.of_line("line-1") is None and store.run(drift_rows.standing)
+        monkeypatch.setattr(drift_watch, "PATIENCE_S", 0.0)
+        watch.look()
+        assert watch.of_line("line-1") is not None
+    assert store.run(drift_rows.standing)[0]["containment"] == 1
+
+
+def test_an_edge_has_so_many_alarms_and_others_have_theirs(store: Store, where: Place) -> None:
+    cameras = [f"cam-{n}" for n in range(drift_rows.MOST_OF_EDGE + 5)]
+    put(store, *(s.frames(s.drift(n, alarm="score", camera_id=name)) for n, name in enumerate(cameras, 1)))
+    put(store, s.frames(s.drift(len(cameras) + 1, alarm="score", camera_id="cam-0")))
+    put(store, s.frames(s.drift(1, alarm="score", edge_id="edge-2")))
+    found = store.run(drift_rows.standing)
+    assert [row["edge_id"] for row in found] == ["edge-1"] * drift_rows.MOST_OF_EDGE + ["edge-2"]
+    assert found[0]["again"] == 1 and "detail" not in found[0]
+    with closing(Reader(where)) as reader:
+        assert reader.counts()["kinds"] == {"drift": len(cameras) + 2}, "every event is stored"
+
+
+@pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
     made = Site(tmp_path)
     yield made
@@ -135,7 +252,28 @@ def test_engineers_clear_and_inspectors_see(site: Site) -> None:
     assert eve.submit("/drift/1/clear").status_code == 303
     assert "eve" in ivan.get("/drift").text
     assert eve.submit("/drift/1/clear").status_code == 409
-    assert site.service._drift.of_line("line-1") is None
+    s.until(lambda: site.service._drift.of_line("line-1") is None)
+    dealer.close()
+
+
+def test_the_page_reads_what_it_shows_of_each_camera(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    reports = drift_rows.reports
+
+    def counted(connection: sa.Connection, edge_id: str, limit: int) -> list[Drift]:
+        asked.append(limit)
+        return reports(connection, edge_id, limit)
+
+    monkeypatch.setattr(drift_rows, "reports", counted)
+    ivan, dealer = site.signed_in("ivan"), Dealer(site.service.endpoint)
+    dealer.send(s.frames(s.drift(1)))
+    dealer.wait_acked(1)
+    assert "cam-1" in ivan.get(f"/drift?edge={s.EDGE}").text
+    cameras = tuple(CameraState(camera_id=f"cam-{n}", state="running") for n in (1, 2))
+    dealer.send(s.frames(s.state(1, cameras=cameras)))
+    dealer.wait_acked(1, spool="state-run-1")
+    ivan.get("/drift")
+    assert asked == [SHOWN, 2 * SHOWN]
     dealer.close()
 
 

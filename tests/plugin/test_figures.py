@@ -239,6 +239,13 @@ def test_charts_take_no_name_for_markup_and_keep_within_their_frame() -> None:
     assert charts._count_ceiling(0) == 4
 
 
+@pytest.mark.parametrize("far", [1e16, 1e308, float("inf"), -1e308, float("-inf")])
+def test_what_no_axis_can_hold_is_drawn_at_its_end(far: float) -> None:
+    drawn = charts.band([0.0, far], "shift")
+    edge = charts.SMALL_H * (0.04 if far > 0 else 0.96)
+    assert f'cy="{edge:.1f}"' in drawn and len(drawn) < 2000
+
+
 def test_what_was_never_found_is_no_nothing_in_a_file() -> None:
     total = sums([row("PASS", 950), row("PASS", 50, "good", audited=True), row("REJECT", 10, "defect")])
     head, cells = figure_pages._rates([("all", "", total)])

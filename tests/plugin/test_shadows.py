@@ -11,6 +11,7 @@ import pytest
 from contract.event import ShadowScore, Verdict
 from plugin import shadows
 from plugin.database import Place
+from plugin.mirror import take_over
 from plugin.queries import Reader
 from plugin.store import Store
 from tests.plugin import synthetic as s
@@ -55,6 +56,21 @@ def test_scores_are_added_up_once_and_no_part_has_another_verdict(store: Store, 
         parts = {part["part_id"]: part for part in reader.parts(0, 10)}
     assert [change["number"] for change in changes] == [parts[change["part_id"]]["id"] for change in changes]
     assert {number: parts[f"part-{number:05d}"]["verdict"] for number in told} == told
+
+
+def test_master_parts_are_in_no_figure(store: Store) -> None:
+    detail = {"master": "dent", "reason": "master part dent"}
+    read = {"id": 1, "kind": "master", "line": "line-1", "number": 3, "who": "the line", "t_wall_ns": 1}
+    rows = [{**read, "edge_id": s.EDGE, "part_id": "part-00003", "detail": detail}]
+    rows.append({**read, "id": 2, "edge_id": "edge-2", "part_id": "part-00002", "detail": detail})
+    store.run(lambda connection: take_over(connection, rows))
+    put(store, s.frames(s.shadow(1, scores())))
+    (found,) = store.run(shadows.candidates)
+    assert found.counts == {("PASS", "PASS"): 1, ("PASS", "REJECT"): 1, ("REJECT", NOT): 1}
+    changes = store.run(lambda connection: shadows.changes(connection, 10))
+    assert [change["part_id"] for change in changes] == ["part-00004", "part-00002"]
+    (run,) = store.run(shadows.runs)
+    assert run["scored"] == 4, "a run's counts are the edge's"
 
 
 def test_an_older_count_that_comes_late_changes_nothing(store: Store) -> None:
