@@ -240,6 +240,9 @@ def test_engineers_clear_and_inspectors_see(site: Site) -> None:
     dealer.send(s.frames(s.state(1, drift="no_baseline", edge_id="edge-9")))
     dealer.wait_acked(1, spool="state-run-1")
     assert "edge-9: its bundle has no baseline" in ivan.get("/drift").text
+    dealer.send(s.frames(s.state(2, drift="failed", edge_id="edge-9")))
+    dealer.wait_acked(2, spool="state-run-1")
+    assert "edge-9: its watch over drift broke" in ivan.get("/drift").text
     dealer.send(s.frames(s.result(1, "part-00003", Verdict.PASS)))
     dealer.send(s.frames(s.drift(2)))
     dealer.send(s.frames(s.drift(3, alarm="picture", shift=-4.0)))
