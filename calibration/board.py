@@ -20,6 +20,9 @@ PX_PER_MM = 12  # of the printed picture: 305 dots an inch
 RIM_MM = 10
 BAR_MM = 100
 LEAST_CORNERS = 12  # of one view
+WINDOW = 0.85  # of the way from a corner to the nearest marker, within which a corner is refined
+LEAST_WINDOW, MOST_WINDOW = 3, 15  # pixels to each side: from fewer it says less than the detector, more only cost time
+UNTIL = cv2.TERM_CRITERIA_COUNT + cv2.TERM_CRITERIA_EPS, 100, 1e-4  # rounds, and pixels of the last step
 
 Points = NDArray[np.float64]
 
@@ -77,8 +80,29 @@ def find_board(board: Board, picture: Pixels, name: str) -> Found:
     corners, numbers, _, _ = cv2.aruco.CharucoDetector(made).detectBoard(picture)
     if corners is None or numbers is None or not len(numbers):
         return Found(name, np.zeros((0, 2)), np.zeros((0, 3)))
-    known = np.asarray(made.getChessboardCorners(), np.float64)
-    return Found(name, np.asarray(corners, np.float64).reshape(-1, 2), known[np.asarray(numbers).ravel()])
+    known = np.asarray(made.getChessboardCorners(), np.float64)[np.asarray(numbers).ravel()]
+    return Found(name, _refined(board, picture, np.asarray(corners, np.float32).reshape(-1, 2), known), known)
+
+
+def _refined(board: Board, picture: Pixels, corners: NDArray[np.float32], known: Points) -> Points:
+    """Corners found in the widest window without a marker: half as far off as the detector's own."""
+    free_mm = (board.square_mm - board.marker_mm) / 2
+    half = int(WINDOW * free_mm * _least_px_per_mm(corners, known, board.square_mm))
+    if half < LEAST_WINDOW:
+        return corners.astype(np.float64)
+    window = min(half, MOST_WINDOW)
+    refined = cv2.cornerSubPix(picture, corners.reshape(-1, 1, 2).copy(), (window, window), (-1, -1), UNTIL)
+    last = np.array(picture.shape[1::-1]) - 1
+    whole = ((corners > window + 1) & (corners < last - window - 1)).all(axis=1, keepdims=True)
+    return np.where(whole, np.asarray(refined).reshape(-1, 2), corners).astype(np.float64)
+
+
+def _least_px_per_mm(corners: NDArray[np.float32], known: Points, square_mm: float) -> float:
+    """Of corners beside one another, where the board is farthest away; 0 where none are neighbours."""
+    apart = np.linalg.norm(known[:, np.newaxis] - known, axis=2)
+    first, second = np.nonzero(np.triu(np.abs(apart - square_mm) < 0.1 * square_mm))
+    shown = np.linalg.norm(corners[first] - corners[second], axis=1)
+    return float(shown.min()) / square_mm if len(shown) else 0.0
 
 
 def board_picture(board: Board, px_per_mm: float = PX_PER_MM) -> Pixels:

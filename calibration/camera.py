@@ -22,6 +22,7 @@ GRID = (8, 6)  # cells of the field, columns by rows
 MOST_RMS_PX, MOST_WORST_PX = 0.5, 1.0
 MOST_FOCAL_ERROR = 0.01  # share of the focal length that its standard error may be
 LEAST_LEFT = 0.3  # of the frame's sides that the corrected picture still shows
+FIXED = cv2.CALIB_FIX_K3  # a third radial term follows noise where views are few, and industrial lenses need none
 SIDE_STEPS = 200  # points on each side of the frame by which the corrected picture is bounded
 
 Floats = NDArray[np.float64]
@@ -62,14 +63,13 @@ def solve_lens(board: Board, found: Sequence[Found], frame_px: tuple[int, int], 
             "needed: what the lens does elsewhere would be guessed. Add views with the board in the empty places, the "
             "field's corners above all"
         )
-    flags = cv2.CALIB_FIX_K3  # a third radial term follows noise where views are few, and industrial lenses need none
     rms, matrix, distortion, turns, _, deviations, _, errors = cv2.calibrateCameraExtended(
         [view.board_mm.astype(np.float32) for view in views],
         [view.pixels.astype(np.float32) for view in views],
         frame_px,
         np.eye(3),
         np.zeros(5),
-        flags=flags,
+        flags=FIXED,
     )
     errors_px = [float(value) for value in np.asarray(errors).ravel()]
     tilt = _tilt_between([np.asarray(turn) for turn in turns])
@@ -87,16 +87,16 @@ def solve_lens(board: Board, found: Sequence[Found], frame_px: tuple[int, int], 
         "focal_error": focal_error,
     }
     _refuse_bad(figures, limits)
-    numbers = np.asarray(distortion, np.float64).ravel()[:5]
-    lens = Lens(
-        fx=float(matrix[0, 0]),
-        fy=float(matrix[1, 1]),
-        cx=float(matrix[0, 2]),
-        cy=float(matrix[1, 2]),
-        distortion=(float(numbers[0]), float(numbers[1]), float(numbers[2]), float(numbers[3]), float(numbers[4])),
-    )
+    lens = as_lens(matrix, distortion)
     _refuse_folded(lens, frame_px)
     return Solved(lens, views, errors_px, figures)
+
+
+def as_lens(matrix: Any, distortion: Any) -> Lens:
+    """OpenCV's camera matrix and distortion as a lens."""
+    k1, k2, p1, p2, k3 = (float(value) for value in np.asarray(distortion, np.float64).ravel()[:5])
+    (fx, _, cx), (_, fy, cy), _ = np.asarray(matrix, np.float64).tolist()
+    return Lens(fx=fx, fy=fy, cx=cx, cy=cy, distortion=(k1, k2, p1, p2, k3))
 
 
 def _refuse_bad(figures: dict[str, Any], limits: Limits) -> None:
@@ -178,6 +178,10 @@ class Pose(NamedTuple):
     rms_px: float
 
 
+AHEAD = Pose(np.array([0.0, 0.0, 1.0]), np.array([0.0, 0.0, -1.0]), 0.0)
+"""The plane across the camera's axis, without a scale: it corrects the lens alone."""
+
+
 def solve_plane(board: Board, lens: Lens, found: Found, height_mm: float, limits: Limits = Limits()) -> Pose:  # noqa: B008 - constants
     """The plane on which the board lies in one picture, ``height_mm`` nearer to the camera. Raises CalibrationError."""
     if len(found.pixels) < LEAST_CORNERS:
@@ -206,16 +210,16 @@ def make_plane(lens: Lens, pose: Pose | None, frame_px: tuple[int, int], mm_per_
 
     ``pose``: None corrects the lens alone. ``mm_per_px``: another scale than that in the frame's middle.
     """
-    point, normal = (np.array([0.0, 0.0, 1.0]), np.array([0.0, 0.0, -1.0])) if pose is None else pose[:2]
+    point, normal, _ = AHEAD if pose is None else pose
     middle = (np.array(frame_px, np.float64) - 1) / 2
-    at = _on_plane(lens, middle + np.array([[0, 0], [10, 0], [0, 10]]), point, normal)
+    at = on_plane(lens, middle + np.array([[0, 0], [10, 0], [0, 10]]), point, normal)
     along_x = at[1] - at[0]
     own = math.sqrt(float(np.linalg.norm(np.cross(along_x, at[2] - at[0])))) / 10
     along_x /= np.linalg.norm(along_x)
     along_y = np.cross(normal, along_x)
     along_y = along_y if along_y @ (at[2] - at[0]) > 0 else -along_y
     step = mm_per_px or own
-    sides = _on_plane(lens, _sides(frame_px), point, normal) - at[0]
+    sides = on_plane(lens, _sides(frame_px), point, normal) - at[0]
     across, down = (sides @ along_x / step).reshape(4, -1), (sides @ along_y / step).reshape(4, -1)
     top, right, bottom, left = range(4)
     low_x, high_x = math.ceil(across[left].max()), math.floor(across[right].min())
@@ -271,7 +275,7 @@ def _sides(frame_px: tuple[int, int]) -> Floats:
     return np.concatenate(along)
 
 
-def _on_plane(lens: Lens, pixels: Floats, point: Floats, normal: Floats) -> Floats:
+def on_plane(lens: Lens, pixels: Floats, point: Floats, normal: Floats) -> Floats:
     """Where the rays of pixels of the frame meet the plane, [N, 3]. Raises CalibrationError where one does not."""
     rays = np.column_stack([lens.rays(pixels), np.ones(len(pixels))])
     depth = (point @ normal) / (rays @ normal)

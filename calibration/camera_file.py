@@ -17,6 +17,7 @@ from calibration.board import Board, Found, find_board
 from calibration.camera import Limits, Solved, coverage_picture, cropped, make_plane, solve_lens, solve_plane
 from calibration.errors import CalibrationError
 from calibration.flat_field import measure_flat
+from calibration.place_error import place_error
 from calibration.progress import steps
 from contract.bundle import ROLE_FIXTURE, ROLE_PREPROCESS, open_bundle, put_files, write_atomic
 from contract.correction import Correction, PreprocessFile, Template, open_correction
@@ -27,6 +28,11 @@ from contract.images import SUFFIXES, Channels, Pixels, encode_png, read_image
 TEMPLATE_LEFT_OUT = (
     "the older file's template is left out: its mark is in pixels of the older plane. Make one from pictures corrected "
     "with this file (flawline calibrate correct, flawline fixture make), then --from this file --template FIXTURE"
+)
+MOST_PLACE_PX = 0.2
+UNSURE = (
+    f"places in the corrected picture are known to {{worst_px:.2f}} px only, at the {{where}} (95 %; {MOST_PLACE_PX:g} "
+    "is good): add views with the board there, tilted, as far out as its squares are seen"
 )
 
 
@@ -69,7 +75,7 @@ def make_file(asked: Asked) -> Made:
             notes.append(TEMPLATE_LEFT_OUT)
         solved, behind = _lens(asked, sizes)
         coverage = coverage_picture(solved, sizes.px, behind)
-        pose = None
+        pose = found = None
         measured["lens"] = solved.figures | {"board": asked.geometry.text(), "files": _hashes(asked.board)}
         if asked.plane is not None:
             found = find_board(asked.geometry, sizes.read(asked.plane, 1), asked.plane.name)
@@ -81,6 +87,10 @@ def make_file(asked: Asked) -> Made:
                 "tilt_deg": float(np.degrees(np.arccos(np.clip(abs(pose.normal[2]), 0, 1)))),
             }
         plane = make_plane(solved.lens, pose, sizes.px, asked.mm_per_px)
+        known = place_error(asked.geometry, solved, sizes.px, found, plane)
+        measured["lens"]["places"] = known._asdict()
+        if known.worst_px > MOST_PLACE_PX:
+            notes.append(UNSURE.format(**known._asdict()))
         fields |= {"lens": solved.lens.model_dump(), "plane": plane.model_dump()}
     if asked.white or asked.dark:
         flat = measure_flat(*_frames(asked, sizes))
@@ -243,6 +253,11 @@ def told(content: PreprocessFile) -> list[tuple[str, str]]:
              "of the field covered"),
             ("focal length", f"{content.lens.fx:.1f}, {content.lens.fy:.1f} px, to {100 * lens['focal_error']:.2f} %"),
         ]  # fmt: skip
+    if (places := (lens or {}).get("places")) is not None:
+        rows.append(
+            ("places", f"known to {places['worst_px']:.2f} px at the {places['where']}, {places['mean_px']:.3f} px on "
+             "average")
+        )  # fmt: skip
     if content.plane is not None:
         size, scale = content.plane.size_px, content.plane.mm_per_px
         told = "no scale: give --plane for millimetres" if scale is None else f"{scale:.6g} mm per pixel"

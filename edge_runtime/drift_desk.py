@@ -9,8 +9,10 @@ import hashlib
 import json
 import logging
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from contract.baseline import read_baseline
@@ -22,10 +24,13 @@ from edge_runtime.drift import TESTS, Reference, Watch, suspect
 if TYPE_CHECKING:
     from edge_runtime.settings import EdgeSettings
 
-STATE_FILE = "drift.json"
-FORMAT = "flawline.drift/1"
+STATE_FOLDER = "drift"
+FORMAT = "flawline.drift/2"
 MAX_STATE_BYTES = 8 << 20
 KEEP_S = 5.0
+MOST_KEPT = 64
+"""Watches that are kept, each of a camera with one recipe and calibration: those used last."""
+
 MONTH_S = 30 * 86400.0
 LONGEST_S = 60.0
 """A pause counts as so long at most: a line that stands makes no parts, and no alarms."""
@@ -85,31 +90,34 @@ def held_against(bundle: Bundle, settings: EdgeSettings, leads: list[str]) -> He
 
 
 class _Camera:
-    """One camera's watch, and what was counted since its last report."""
+    """One camera's watch with one recipe, and what was counted since its last report."""
 
     def __init__(self, watch: Watch) -> None:
         self.watch = watch
         self.of_parts = self.flagged = self.lost = 0
         self.last_ns = 0
         self.told = False
+        self.changed, self.next_keep = False, 0.0
 
 
 class DriftDesk:
     """Used by the station's thread alone. ``waiting``: what is to be recorded, oldest first; whoever has takes it out.
 
-    A watch goes on where it was after a restart, from a file of the state folder; after a kill some seconds of parts
-    count for nothing. Another recipe, bundle or calibration begins anew.
+    A watch goes on where it was when a recipe comes back after another, and after a restart from a file of its own
+    below the state folder: after a kill some seconds of parts count for nothing. A new bundle or calibration begins
+    anew.
     """
 
     def __init__(self, settings: EdgeSettings, clock: Callable[[], float] = time.monotonic) -> None:
         self._settings, self._clock = settings, clock
-        self._path = settings.state_dir / STATE_FILE
+        self._folder = settings.state_dir / STATE_FOLDER
         leads = sum(camera.trigger != "follow" for camera in settings.cameras)
         # Every test of every camera may take its part of the edge's false alarms.
         self._line = len(TESTS) * leads / settings.drift.false_alarms_per_month
-        self._cameras: dict[str, _Camera] = {}
-        self._kept = self._read() if settings.drift.on else {}
-        self._next_keep, self._changed, self._broken = 0.0, False, False
+        self._cameras: OrderedDict[str, _Camera] = OrderedDict()
+        """By what names the reference: the camera with its recipe and calibration. What was used last is last."""
+
+        self._broken = False
         self.waiting: list[Drift] = []
 
     def state(self, held: Held) -> Literal["off", "no_baseline", "watching", "failed"]:
@@ -128,9 +136,8 @@ class DriftDesk:
             self._broken = True
 
     def _note(self, reference: Reference, result: Result) -> None:
-        camera = self._cameras.get(result.camera_id)
-        if camera is None or camera.watch.reference is not reference:
-            camera = self._cameras[result.camera_id] = self._begin(reference, result.camera_id)
+        camera = self._cameras.get(reference.key) or self._begin(reference)
+        self._cameras.move_to_end(reference.key)
         scored = result.score is not None and result.verdict is not Verdict.NOT_INSPECTED
         judged = result.verdict in FLAGGED if scored else None
         measures = {**result.quality, **({} if result.score is None else {"score": result.score})}
@@ -139,17 +146,22 @@ class DriftDesk:
         camera.of_parts += 1
         camera.flagged += result.verdict in FLAGGED
         camera.lost += result.verdict is Verdict.NOT_INSPECTED
-        self._changed = True
+        camera.changed = True
         # The first alarm is told at once; where it goes on, that is told with the reports that come anyway.
         if (crossed and not camera.told) or camera.of_parts >= self._settings.drift.report_parts:
             camera.told = bool(camera.watch.crossed)
             self._report(camera, result)
+            camera.next_keep = 0.0  # it is on record at once, and told again after a kill until this is kept
 
-    def _begin(self, reference: Reference, camera_id: str) -> _Camera:
+    def _begin(self, reference: Reference) -> _Camera:
         watch = Watch(reference, self._line)
-        if (kept := self._kept.pop(camera_id, None)) is not None and not watch.go_on(kept):
-            log.info("camera %s: its watch over drift begins anew", camera_id)
-        return _Camera(watch)
+        path = self._path(reference.key)
+        if (kept := _read(path)) is not None and not watch.go_on(kept):
+            log.warning("%s: is no state of a watch over drift: it begins anew", path)
+        if len(self._cameras) >= MOST_KEPT:
+            self._write(self._cameras.popitem(last=False)[1])
+        self._cameras[reference.key] = _Camera(watch)
+        return self._cameras[reference.key]
 
     def _months(self, camera: _Camera, result: Result) -> float:
         """Time since the part before, as the line's own pace has it, or as it is said to be."""
@@ -186,30 +198,49 @@ class DriftDesk:
         camera.of_parts = camera.flagged = camera.lost = 0
 
     def keep(self, last: bool = False) -> None:
-        """Write what outlives a restart, now and then; nothing is waited for and nothing is raised."""
+        """Write what outlives a restart: of the watches that are due one, or all; nothing is raised."""
         now = self._clock()
-        if not self._changed or (now < self._next_keep and not last):
-            return
-        self._next_keep, self._changed = now + KEEP_S, False
-        draft = self._path.with_suffix(".draft")
-        with suppress(OSError):  # a full disk shows elsewhere
-            cameras = {name: camera.watch.kept() for name, camera in self._cameras.items()}
-            draft.write_text(json.dumps({"format": FORMAT, "cameras": {**self._kept, **cameras}}))
-            draft.replace(self._path)
+        for camera in self._cameras.values():
+            if camera.changed and (last or now >= camera.next_keep):
+                camera.next_keep = now + KEEP_S
+                self._write(camera)
+                if not last:
+                    return
 
-    def _read(self) -> dict[str, Any]:
-        """What the last run kept, by camera; nothing where the file is none of ours."""
-        try:
-            with self._path.open("rb") as file:
-                data = file.read(MAX_STATE_BYTES + 1)
-            found = json.loads(data) if len(data) <= MAX_STATE_BYTES else None
-            if isinstance(found, dict) and found.get("format") == FORMAT and isinstance(found.get("cameras"), dict):
-                known = {camera.id for camera in self._settings.cameras}
-                return {name: kept for name, kept in found["cameras"].items() if name in known}
-            problem = "it is no such file"
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError, RecursionError) as error:
-            problem = str(error)
-        log.warning("%s: cannot be read (%.200s): the watch over drift begins anew", self._path, problem)
-        return {}
+    def _path(self, key: str) -> Path:
+        return self._folder / f"{key}.json"
+
+    def _write(self, camera: _Camera) -> None:
+        camera.changed = False
+        path = self._path(camera.watch.reference.key)
+        with suppress(OSError):  # a full disk shows elsewhere
+            new = not path.exists()
+            self._folder.mkdir(parents=True, exist_ok=True)
+            draft = path.with_suffix(".draft")
+            draft.write_text(json.dumps({"format": FORMAT, **camera.watch.kept()}))
+            draft.replace(path)
+            if new:
+                _forget_oldest(self._folder)
+
+
+def _forget_oldest(folder: Path) -> None:
+    """Recipes and calibrations come and go: their watches are not kept forever."""
+    for path in sorted(folder.glob("*.json"), key=lambda each: each.stat().st_mtime_ns)[:-MOST_KEPT]:
+        path.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """What was kept of a watch; None where nothing was, or where the file is none of ours."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_STATE_BYTES + 1)
+        found = json.loads(data) if len(data) <= MAX_STATE_BYTES else None
+        if isinstance(found, dict) and found.get("format") == FORMAT:
+            return found
+        problem = "it is no such file"
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        problem = str(error)
+    log.warning("%s: cannot be read (%.200s): this watch over drift begins anew", path, problem)
+    return None

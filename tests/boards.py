@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from calibration.board import Board, board_picture
 from contract.images import Pixels, encode_png
 
+RAYS = 4  # a side in each pixel: with two, edges lie where the rays fall, and corners are found 0.03 px off
 Floats = NDArray[np.float64]
 
 
@@ -68,12 +69,12 @@ def see(
     blur_px: float = 0.6,
     noise: float = 2.0,
 ) -> Pixels:
-    """A flat grey picture of ``px_per_mm`` lying at ``pose``, as the camera sees it: two rays a side in each pixel."""
+    """A flat grey picture of ``px_per_mm`` lying at ``pose``, as the camera sees it: RAYS a side in each pixel."""
     width, height = truth.frame_px
     rotation = np.asarray(cv2.Rodrigues(pose.turn)[0], np.float64)
     to_board = np.linalg.inv(np.column_stack([rotation[:, :2], pose.shift]))
     to_texels = np.array([[px_per_mm, 0, -0.5], [0, px_per_mm, -0.5], [0, 0, 1]]) @ to_board
-    maps = cv2.perspectiveTransform(_rays(truth), to_texels).reshape(2 * height, 2 * width, 2).astype(np.float32)
+    maps = cv2.perspectiveTransform(_rays(truth), to_texels).reshape(RAYS * height, RAYS * width, 2).astype(np.float32)
     fine = cv2.remap(picture, maps, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=170)  # type: ignore[call-overload]
     frame = cv2.resize(fine, (width, height), interpolation=cv2.INTER_AREA).astype(np.float32)
     frame = cv2.GaussianBlur(20 + 0.8 * frame, (0, 0), blur_px) if blur_px else 20 + 0.8 * frame
@@ -82,9 +83,9 @@ def see(
 
 @lru_cache(maxsize=2)
 def _rays(truth: Truth) -> Floats:
-    """x / z and y / z of the rays through two points a side of each pixel, [N, 1, 2]."""
-    width, height = truth.frame_px
-    xs, ys = np.meshgrid((np.arange(2 * width) - 0.5) / 2, (np.arange(2 * height) - 0.5) / 2)
+    """x / z and y / z of the rays through RAYS points a side of each pixel, [N, 1, 2]."""
+    columns, rows = (RAYS * side for side in truth.frame_px)
+    xs, ys = np.meshgrid((np.arange(columns) + 0.5) / RAYS - 0.5, (np.arange(rows) + 0.5) / RAYS - 0.5)
     return undistorted(truth, np.stack([xs.ravel(), ys.ravel()], axis=1))[:, np.newaxis]
 
 
@@ -119,6 +120,21 @@ def poses(truth: Truth, board: Board, count: int, seed: int) -> list[Pose]:
     return found
 
 
+def poses_at(truth: Truth, board: Board, where: str, count: int, seed: int) -> list[Pose]:
+    """Tilted views whose board lies ``where`` the field is known least: "top left", "middle right", "middle"."""
+    random = np.random.default_rng([seed, 6])
+    middle = board.columns * board.square_mm / 2, board.rows * board.square_mm / 2
+    place = np.array([("right" in where) - ("left" in where), ("bottom" in where) - ("top" in where)], np.float64)
+    found = []
+    for _ in range(count):
+        distance = truth.focal * 2 * middle[0] / truth.frame_px[0] * random.uniform(1.2, 1.6)
+        aside = 0.3 * place * np.array(truth.frame_px) / truth.focal
+        tilt, way = random.uniform(15, 30), random.uniform(0, 2 * np.pi)
+        angles = float(tilt * np.cos(way)), float(tilt * np.sin(way)), float(random.uniform(-20, 20))
+        found.append(pose_at(middle, angles, distance * np.array([*aside, 1.0])))
+    return found
+
+
 def plane_pose(truth: Truth, board: Board, seed: int, tilt_deg: float = 8.0) -> Pose:
     """The board lying where parts lie: the camera looks at it a little from the side."""
     random = np.random.default_rng([seed, 3])
@@ -133,10 +149,25 @@ def write_views(
 ) -> tuple[Path, Path]:
     """Pictures of the board in ``folder/views``, and of it lying in the plane; their paths."""
     views, random = folder / "views", np.random.default_rng([seed, 4])
-    views.mkdir(parents=True, exist_ok=True)
-    drawn = board_picture(board, 8)
-    for number, pose in enumerate(poses(truth, board, count, seed)):
-        (views / f"{number:02d}.png").write_bytes(encode_png(see(truth, pose, drawn, 8, random, blur_px, noise)))
+    write_poses(views, truth, board, poses(truth, board, count, seed), random, blur_px, noise)
     plane = folder / "plane.png"
-    plane.write_bytes(encode_png(see(truth, plane_pose(truth, board, seed), drawn, 8, random, blur_px, noise)))
+    plane.write_bytes(
+        encode_png(see(truth, plane_pose(truth, board, seed), board_picture(board, 8), 8, random, blur_px, noise))
+    )
     return views, plane
+
+
+def write_poses(
+    views: Path,
+    truth: Truth,
+    board: Board,
+    wanted: list[Pose],
+    random: np.random.Generator,
+    blur_px: float = 0.6,
+    noise: float = 2.0,
+) -> None:
+    """Pictures of the board, numbered on from those that the folder has."""
+    views.mkdir(parents=True, exist_ok=True)
+    drawn, before = board_picture(board, 8), len(list(views.iterdir()))
+    for number, pose in enumerate(wanted, before):
+        (views / f"{number:02d}.png").write_bytes(encode_png(see(truth, pose, drawn, 8, random, blur_px, noise)))

@@ -1,10 +1,10 @@
-"""Wilson's interval against known values, and that nothing is ever a bare zero."""
+"""Wilson's interval and Student's quantiles against known values, and that nothing is ever a bare zero."""
 
 from __future__ import annotations
 
 import pytest
 
-from contract.stats import rate, rate_fields
+from contract.stats import rate, rate_fields, student_quantile
 
 
 @pytest.mark.parametrize(
@@ -44,3 +44,10 @@ def test_fields_are_numbers_or_null() -> None:
     nothing = {"escape_rate": None, "escape_interval": None}
     assert rate_fields("escape", rate(0, 0)) == nothing | {"escape_hits": 0, "escape_of": 0}
     assert rate_fields("escape", None) == nothing | {"escape_hits": None, "escape_of": None}
+
+
+@pytest.mark.parametrize(
+    ("q", "degrees", "table"), [(0.975, 5, 2.5706), (0.995, 10, 3.1693), (0.975, 16, 2.1199), (0.95, 120, 1.6577)]
+)
+def test_student_s_quantiles_are_the_table_s(q: float, degrees: int, table: float) -> None:
+    assert student_quantile(q, degrees) == pytest.approx(table, rel=1e-3)

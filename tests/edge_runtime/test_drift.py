@@ -15,7 +15,7 @@ from contract.errors import ConfigError
 from contract.event import Drift, Result, Timing, Verdict
 from contract.stats import beta_quantile, log_binomial
 from edge_runtime.drift import DELTA, MARK_EVERY, TESTS, Crossed, Reference, Watch, suspect
-from edge_runtime.drift_desk import MAX_STATE_BYTES, STATE_FILE, DriftDesk, Held
+from edge_runtime.drift_desk import MAX_STATE_BYTES, MOST_KEPT, STATE_FOLDER, DriftDesk, Held
 from edge_runtime.settings import CameraSettings, DriftSettings, EdgeSettings, load_settings
 
 SHARE = 0.05
@@ -320,43 +320,102 @@ def test_the_pace_is_the_line_s_own_where_none_is_said(tmp_path: Path) -> None:
         desk = DriftDesk(settings(tmp_path, parts_per_month=None))
         for number in range(20):
             desk.note(HELD, result(number, [column.usual for column in REFERENCE.columns], 5 + number * seconds))
-        return float(desk._cameras["top"].watch._sums.sum())
+        return float(desk._cameras[REFERENCE.key].watch._sums.sum())
 
     assert sums(10.0) == pytest.approx(10 * sums(1.0))
     assert sums(3600.0) == sums(60.0)
 
 
-def test_state_outlives_a_restart_and_a_new_recipe_begins_anew(tmp_path: Path) -> None:
+def kept_file(folder: Path, key: str = REFERENCE.key) -> Path:
+    return folder / STATE_FOLDER / f"{key}.json"
+
+
+def of_another(key: str) -> Reference:
+    other = Reference.__new__(Reference)
+    other.__dict__.update(REFERENCE.__dict__, key=key)
+    return other
+
+
+def test_state_outlives_a_restart(tmp_path: Path) -> None:
     parts = draw(np.random.default_rng(15), 90)
     desk = DriftDesk(settings(tmp_path))
     told(desk, parts)
     desk.keep(last=True)
     again = DriftDesk(settings(tmp_path))
-    assert told(again, parts[:1], 90) == [] and again._cameras["top"].watch.inspected == 91
-    other = Reference.__new__(Reference)
-    other.__dict__.update(REFERENCE.__dict__, key="another")
-    again.note(Held("watching", {"top": other}), result(91, parts[0].tolist()))
-    assert again._cameras["top"].watch.inspected == 1
+    assert told(again, parts[:1], 90) == [] and again._cameras[REFERENCE.key].watch.inspected == 91
+
+
+def test_a_recipe_that_comes_back_is_watched_on_and_another_begins_anew(tmp_path: Path) -> None:
+    """Ten changes of the recipe: what both have seen adds up, with a restart in the middle as well."""
+    parts = draw(np.random.default_rng(15), 10)
+    other = Held("watching", {"top": of_another("another-top")})
+    desk = DriftDesk(settings(tmp_path))
+    for number in range(10):
+        desk.note(other if number % 2 else HELD, result(number, parts[number].tolist()))
+        if number == 4:
+            desk.keep(last=True)
+            desk = DriftDesk(settings(tmp_path))
+    assert {name: camera.watch.inspected for name, camera in desk._cameras.items()} == {
+        REFERENCE.key: 5,
+        "another-top": 5,
+    }
+
+
+def test_watches_are_kept_one_at_a_time_and_an_alarm_at_once(tmp_path: Path) -> None:
+    desk = DriftDesk(settings(tmp_path), clock=lambda: 100.0)
+    held = [HELD, Held("watching", {"top": of_another("another-top")})]
+    usual = [column.usual for column in REFERENCE.columns]
+    for each in held:
+        desk.note(each, result(0, usual))
+    desk.keep()
+    assert len(list((tmp_path / STATE_FOLDER).iterdir())) == 1
+    desk.keep()
+    assert len(list((tmp_path / STATE_FOLDER).iterdir())) == 2
+    odd = [usual[0] + 60, *usual[1:]]
+    reports = []
+    for number in range(1, 40):
+        desk.note(HELD, result(number, odd))
+        desk.keep()  # not due yet, but after an alarm
+        reports, desk.waiting = [*reports, *desk.waiting], []
+        if reports:
+            break
+    kept = json.loads(kept_file(tmp_path).read_bytes())
+    assert reports[0].tests[0].alarm and kept["alarms"]["picture"] == 1
+    assert kept["inspected"] == reports[0].inspected > 1
+
+
+def test_only_the_watches_used_last_are_kept(tmp_path: Path) -> None:
+    desk = DriftDesk(settings(tmp_path))
+    part = [column.usual for column in REFERENCE.columns]
+    for number in range(MOST_KEPT + 5):
+        desk.note(Held("watching", {"top": of_another(f"{number}-top")}), result(number, part))
+    desk.keep(last=True)
+    names = {path.stem for path in (tmp_path / STATE_FOLDER).iterdir()}
+    assert len(desk._cameras) == len(names) == MOST_KEPT and "4-top" not in names and "68-top" in names
 
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"[]", b"\xff", b"[" * 100_000, b'{"format": "flawline.drift/1", "cameras": {"top": {"key": "key"}}}'],
+    [b"", b"{", b"[]", b"\xff", b"[" * 100_000, b'{"format": "flawline.drift/2", "key": "key"}'],
     ids=["empty", "cut", "list", "no-text", "deep", "half"],
 )
 def test_a_hostile_state_file_begins_anew(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / STATE_FILE).write_bytes(content)
+    kept_file(tmp_path).parent.mkdir()
+    kept_file(tmp_path).write_bytes(content)
     desk = DriftDesk(settings(tmp_path))
     reports = told(desk, draw(np.random.default_rng(16), 50))
     assert [each.inspected for each in reports] == [50]
     desk.keep(last=True)
-    assert json.loads((tmp_path / STATE_FILE).read_bytes())["cameras"]["top"]["inspected"] == 50
+    assert json.loads(kept_file(tmp_path).read_bytes())["inspected"] == 50
 
 
 def test_a_huge_state_file_is_not_read(tmp_path: Path) -> None:
-    with (tmp_path / STATE_FILE).open("wb") as file:
+    kept_file(tmp_path).parent.mkdir()
+    with kept_file(tmp_path).open("wb") as file:
         file.truncate(10 * MAX_STATE_BYTES)
-    assert DriftDesk(settings(tmp_path))._kept == {}
+    desk = DriftDesk(settings(tmp_path))
+    told(desk, draw(np.random.default_rng(16), 1))
+    assert desk._cameras[REFERENCE.key].watch.inspected == 1
 
 
 def test_what_goes_wrong_in_the_watch_ends_it_and_nothing_else(
@@ -379,7 +438,7 @@ def test_a_late_part_counts_for_what_it_measures_and_as_neither_flagged_nor_good
         """Whether it was bet on: its score, its being flagged."""
         desk = DriftDesk(settings(tmp_path))
         desk.note(HELD, result(0, part).model_copy(update={"verdict": verdict}))
-        sums = desk._cameras["top"].watch._sums
+        sums = desk._cameras[REFERENCE.key].watch._sums
         return bool(sums[REFERENCE.of["score"]].any()), bool(sums[REFERENCE.of["rejects"]].any())
 
     assert bets(Verdict.NOT_INSPECTED) == (True, False)
@@ -387,11 +446,10 @@ def test_a_late_part_counts_for_what_it_measures_and_as_neither_flagged_nor_good
 
 
 def test_off_is_off(tmp_path: Path) -> None:
-    (tmp_path / STATE_FILE).write_text("{")
     desk = DriftDesk(settings(tmp_path, on=False))
     desk.note(Held("off", {}), result(0, [1.0] * 7))
     desk.keep(last=True)
-    assert desk.waiting == [] and (tmp_path / STATE_FILE).read_text() == "{"
+    assert desk.waiting == [] and not (tmp_path / STATE_FOLDER).exists()
 
 
 def test_settings_are_checked(tmp_path: Path) -> None:
