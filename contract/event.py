@@ -230,6 +230,8 @@ class Shadow(BaseHeader):
     bundle_id: Name | None = Field(None, description="none: it could not be opened")
     model_sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
     calibration_id: Name | None = None
+    beside_bundle_id: Name | None = Field(None, description="the bundle that gave the scored parts their verdicts")
+    beside_calibration_id: Name | None = None
     engine: Name | None = None
     threshold: float | None = None
     review_threshold: float | None = None

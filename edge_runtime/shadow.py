@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -144,6 +145,8 @@ class Shadow:
 
     def _open(self) -> None:
         """Raises _ChildError."""
+        if self._held:
+            self._tell(last=True)  # what was scored is of the candidate and beside the bundle that were open until now
         self._child = _Child(self._settings, self._stopping)
         self._opened = self._child.opened()
         if self._opened.error is not None:
@@ -260,6 +263,7 @@ class Shadow:
                 "waiting": len(self._waiting) + self._under_way,
             }
             recipe, trouble = self._recipe, self.trouble
+        beside_bundle, beside_calibration = self._opened.beside or (None, None)
         return event.Shadow(
             edge_id=self._settings.edge_id,
             spool_id=self._spool.spool_id,
@@ -269,10 +273,30 @@ class Shadow:
             recipe=recipe,
             recipe_number=self._shadow.recipe,
             **self._opened.model_dump(exclude={"error", "beside"}),
+            beside_bundle_id=beside_bundle,
+            beside_calibration_id=beside_calibration,
             scores=tuple(scores),
             trouble=trouble,
             **counts,
         )
+
+
+def cpu_seconds(pid: int) -> float:
+    """What a process has worked so far; 0 once it is gone."""
+    return sum(map(int, _stat(pid)[11:13])) / os.sysconf("SC_CLK_TCK")
+
+
+def wants_a_core(pid: int) -> bool:
+    """Whether a process could go on if it were let: it runs, or waits for a core, for no lock and no file."""
+    return _stat(pid)[:1] == ["R"]
+
+
+def _stat(pid: int) -> list[str]:
+    """``/proc/PID/stat`` from the state on (proc(5)); empty once it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text("ascii", "replace").rpartition(")")[2].split()
+    except OSError:
+        return []
 
 
 class _Child:
@@ -289,7 +313,8 @@ class _Child:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 pass_fds=[fd],
-                start_new_session=True,
+                # Of its own for Ctrl-C, and not a session, which the kernel may give a core's fair share (autogroup).
+                process_group=0,
                 env={**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"},
             )
         except OSError as error:
@@ -337,12 +362,15 @@ class _Child:
             raise _ChildError(self._end()) from error
 
     def _line(self, limit_s: float) -> bytes:
-        """The next line that it says, within the time."""
+        """The next line that it says, within the time; while it asks for a core and gets none, time does not count."""
         pipe = self._process.stdout
-        deadline = time.monotonic() + limit_s
+        deadline, worked_s = time.monotonic() + limit_s, cpu_seconds(self._process.pid)
         while pipe is not None and b"\n" not in self._rest:
             left = deadline - time.monotonic()
             try:
+                if left <= 0 and wants_a_core(self._process.pid):
+                    left = min(limit_s, limit_s - cpu_seconds(self._process.pid) + worked_s)
+                    deadline = time.monotonic() + left
                 if left <= 0 or self._stopping.is_set():
                     raise _ChildError(f"it did not answer within {limit_s:g} s")
                 if not select.select([pipe], [], [], min(left, STEP_S))[0]:

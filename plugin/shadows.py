@@ -18,6 +18,9 @@ from plugin.database import Hand
 
 FLAGGED = (Verdict.REVIEW, Verdict.REJECT)
 MOST_CANDIDATES, MOST_RUNS = 100, 50
+BESIDE = " | "
+"""Between a candidate's bundle and calibration and those that gave the verdicts: figures of two are never added up."""
+
 n, r, c, p = t.shadow_tally.c, t.shadow_runs.c, t.shadow_changes.c, t.parts.c
 m = t.master_readings.c
 
@@ -29,6 +32,16 @@ class Candidate(NamedTuple):
     recipe: str
     name: str
     counts: Counter[tuple[str, str]]
+
+    @property
+    def bundle(self) -> str:
+        """Its own bundle and calibration."""
+        return self.name.partition(BESIDE)[0]
+
+    @property
+    def beside(self) -> str:
+        """Bundle and calibration of the verdicts that it is compared with; empty where that was not told."""
+        return self.name.partition(BESIDE)[2]
 
     def among(self, live: tuple[str, ...], verdict: tuple[str, ...]) -> int:
         """Parts that were told one of these and would be told one of those."""
@@ -59,8 +72,13 @@ class Candidate(NamedTuple):
 
 
 def name_of(header: Shadow) -> str:
-    """A candidate's name; empty where its bundle could not be opened."""
-    return "" if header.bundle_id is None else f"{header.bundle_id}, {header.calibration_id or '-'}"
+    """A candidate's name, with what it is compared to; empty where its bundle could not be opened."""
+    if header.bundle_id is None:
+        return ""
+    name = f"{header.bundle_id}, {header.calibration_id or '-'}"
+    if header.beside_bundle_id is None:
+        return name
+    return f"{name}{BESIDE}{header.beside_bundle_id}, {header.beside_calibration_id or '-'}"
 
 
 def add(connection: Hand, dialect: ModuleType, header: Shadow, received_ns: int) -> None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -48,12 +53,12 @@ def pictures(synthetic_data: Path) -> list[np.ndarray]:
 class Beside:
     """A candidate in shadow alone, with a spool that nobody empties."""
 
-    def __init__(self, folder: Path, live: Path, candidate: Path, **shadow: object) -> None:
+    def __init__(self, folder: Path, live: Path, candidate: Path, hang_s: float = 2.0, **shadow: object) -> None:
         self.settings = EdgeSettings(
             edge_id="edge",
             bundle=live,
             state_dir=folder,
-            hang_s=2,
+            hang_s=hang_s,
             host=HostLink(endpoint=f"ipc://{folder}/nobody"),
             cameras=[CameraSettings(id="top", url="synthetic://line")],
             shadow=ShadowSettings(bundle=candidate, share=1.0, **shadow),  # type: ignore[arg-type]
@@ -91,7 +96,7 @@ class Beside:
 def beside(bundle: Path, tmp_path: Path) -> Iterator[Callable[..., Beside]]:
     made: list[Beside] = []
 
-    def make(candidate: Path | None = None, live: Path = bundle, **shadow: object) -> Beside:
+    def make(candidate: Path | None = None, live: Path = bundle, **shadow: Any) -> Beside:
         made.append(Beside(tmp_path, live, candidate or bundle, **shadow))
         return made[-1]
 
@@ -151,6 +156,8 @@ def test_every_part_is_scored_as_the_line_would_and_accounted_for(
     scores = [score for each in told for score in each.scores]
     assert [score.part_id for score in scores] == [f"part-{number}" for number in range(6)]
     assert [score.result_seq for score in scores] == [2, 4, 6, 8, 10, 12]
+    live = opened.manifest
+    assert (last.beside_bundle_id, last.beside_calibration_id) == (live.id, live.calibration_id())
     inspector = Inspector(opened, open_engine("onnxruntime", opened))
     for score, pixels in zip(scores, pictures, strict=True):
         expected = inspector.inspect(pixels)
@@ -196,6 +203,31 @@ def test_a_candidate_that_fails_costs_its_own_scores_alone(
     else:
         assert (last.scored, last.dropped) == (0, 2)
         assert last.trouble or aside.shadow.trouble is None
+
+
+def test_a_candidate_that_gets_no_core_is_waited_for(
+    beside: Callable[..., Beside], pictures: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program that never rests on the only core that the candidate may use, for longer than an answer may take."""
+    monkeypatch.setattr(module, "RETRY_S", ())
+    aside = beside(hang_s=2.0)
+    until(aside.shadow.ready.is_set, "the candidate")
+    child = aside.shadow._child
+    assert child is not None
+    pid, core = child._process.pid, min(os.sched_getaffinity(0))
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        os.sched_setaffinity(int(thread.name), {core})
+    hog = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    os.sched_setaffinity(hog.pid, {core})
+    began = time.monotonic()
+    try:
+        aside.offer(0, cut(pictures[0]))
+        until(lambda: time.monotonic() > began + 5 or aside.ended() == 1, "more than twice the limit", timeout_s=30)
+    finally:
+        hog.kill()
+        hog.wait()
+    until(lambda: aside.ended() == 1, "its end")
+    assert (aside.shadow.scored, aside.shadow.trouble) == (1, None)
 
 
 @pytest.mark.parametrize("damage", ["missing", "hash", "colour", "uncalibrated"])

@@ -133,6 +133,8 @@ def shadow(seq: int, scores: Iterable[ShadowScore] = (), **more: Any) -> Shadow:
         "bundle_id": "washer-next",
         "model_sha256": "cd" * 32,
         "calibration_id": "cal-8",
+        "beside_bundle_id": "washer",
+        "beside_calibration_id": "cal-7",
         "engine": "onnxruntime fp32",
     }
     counts = {"recipe": "washer", "recipe_number": 1, "threshold": 1.3, "offered": len(of), "scored": len(of)}

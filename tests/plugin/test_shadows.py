@@ -45,7 +45,7 @@ def test_scores_are_added_up_once_and_no_part_has_another_verdict(store: Store, 
     assert put(store, event) == ["duplicate"]
     assert put(store, s.frames(s.shadow(6, scores()[:1], offered=9, scored=5, dropped=4))) == ["new"]
     (found,) = store.run(shadows.candidates)
-    assert (found.edge_id, found.recipe, found.name) == (s.EDGE, "washer", "washer-next, cal-8")
+    assert (found.edge_id, found.recipe, found.name) == (s.EDGE, "washer", "washer-next, cal-8 | washer, cal-7")
     assert found.counts == {("PASS", "PASS"): 2, ("PASS", "REJECT"): 1, ("REJECT", "PASS"): 1, ("REJECT", NOT): 1}
     assert (found.changed.hits, found.changed.total, found.passes, found.flags, found.unlike) == (2, 4, 1, 1, 1)
     (run,) = store.run(shadows.runs)
@@ -83,10 +83,17 @@ def test_other_limits_are_another_candidate_and_one_that_did_not_open_says_why(s
     put(store, s.frames(s.shadow(1, scores()[:1])), s.frames(s.shadow(2, scores()[:1], calibration_id="cal-9")))
     failed = {"bundle_id": None, "calibration_id": None, "trouble": "candidate: no such folder\0", "run_id": "run-2"}
     put(store, s.frames(s.shadow(3, **failed, offered=2, dropped=2)))
-    names = [found.name for found in store.run(shadows.candidates)]
+    names = [found.bundle for found in store.run(shadows.candidates)]
     assert sorted(names) == ["washer-next, cal-8", "washer-next, cal-9"]
     troubles = {run["run_id"]: run["trouble"] for run in store.run(shadows.runs)}
     assert troubles == {"run-1": None, "run-2": "candidate: no such folder\ufffd"}
+
+
+def test_beside_another_bundle_of_the_line_the_figures_begin_anew(store: Store) -> None:
+    put(store, s.frames(s.shadow(1, scores()[:1])), s.frames(s.shadow(2, scores()[1:], beside_calibration_id="cal-9")))
+    put(store, s.frames(s.shadow(3, scores()[:2], beside_bundle_id=None, beside_calibration_id=None)))
+    found = {each.beside: sum(each.counts.values()) for each in store.run(shadows.candidates)}
+    assert found == {"washer, cal-7": 1, "washer, cal-9": 3, "": 2}
 
 
 @pytest.fixture
