@@ -268,7 +268,10 @@ class ShadowSettings(Strict):
     bundle: Path | None = None
     recipe: int = Field(1, ge=1, le=65535, description="beside which recipe")
     share: float = Field(
-        0.1, ge=0.001, le=1, description="of one core's time, at most; what it has no time for is dropped"
+        0.1,
+        ge=0.001,
+        le=1,
+        description="of one core's time, at most, and of what the line leaves idle; what it has no time for is dropped",
     )
     engine: Literal["onnxruntime", "openvino"] = Field(
         "onnxruntime", description="never the card, which has no priorities"

@@ -44,7 +44,9 @@ START_S = 120.0
 RETRY_S = (1.0, 10.0, 60.0)
 """Pauses before a process that died or hung is replaced; after the last one it is given up until the next start."""
 
-NICER = 5
+LEAST = 0.1
+"""Of its share, what a candidate gets beside a line that is never idle."""
+
 STOP_S, GONE_S = 5.0, 1.0
 STEP_S = 0.1
 CODE = "import sys; from edge_runtime.shadow_child import main; main(int(sys.argv[1]))"
@@ -85,6 +87,7 @@ class Shadow:
         self._recipe = ""
         self._under_way = 0
         self._died = 0
+        self._line_ns, self._looked_at = 0, time.monotonic()
         self.offered = self.scored = self.dropped = self.unseen = 0
         self.trouble: str | None = None
         self.ready = threading.Event()
@@ -97,9 +100,11 @@ class Shadow:
 
     def offer(self, result: Result, seq: int, cut: CutPart | None) -> None:
         """Take a part that has its verdict, where there is room; costs some microseconds."""
-        if result.recipe_number != self._shadow.recipe:
-            return
+        timing = result.timing
         with self._lock:
+            self._line_ns += max(0, timing.t_decided_ns - timing.t_taken_ns)
+            if result.recipe_number != self._shadow.recipe:
+                return
             self._recipe = result.recipe
             self.offered += 1
             if cut is None or cut.fault is not None:
@@ -118,7 +123,7 @@ class Shadow:
             self._thread.join(STOP_S)
 
     def _run(self) -> None:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + NICER)
+        # Not a nicer thread than the station's: that one would wait, without Python's lock, until this one gets a core.
         while not self._stopping.is_set():
             try:
                 self._turn()
@@ -138,7 +143,7 @@ class Shadow:
                 answer = self._child.score(part.pixels, self._settings.hang_s)
                 self._died = 0
                 self._keep(part, answer)
-                self._rest(answer.cpu_s / self._shadow.share - (time.monotonic() - began))
+                self._rest(answer.cpu_s, began)
         except _ChildError as error:
             self._failed(str(error))
         self._tell()
@@ -192,10 +197,13 @@ class Shadow:
             self._under_way = 0
             self.scored += 1
 
-    def _rest(self, seconds: float) -> None:
-        """So that no more than its share of a core's time is taken."""
-        if seconds > 0:
-            self._stopping.wait(seconds)
+    def _rest(self, cpu_s: float, began: float) -> None:
+        """So that no more than its share of a core's time is taken since ``began``, and less beside a busy line."""
+        now = time.monotonic()
+        with self._lock:
+            busy, self._line_ns = self._line_ns / 1e9 / max(now - self._looked_at, cpu_s), 0
+        self._looked_at = now
+        self._stopping.wait(max(0.0, pause_s(cpu_s, self._shadow.share, busy) - (now - began)))
 
     def _failed(self, why: str) -> None:
         """The part is dropped; the process is replaced after a while, or given up."""
@@ -279,6 +287,14 @@ class Shadow:
             trouble=trouble,
             **counts,
         )
+
+
+def pause_s(cpu_s: float, share: float, busy: float) -> float:
+    """Seconds in which a candidate may take ``cpu_s`` of a core, where a line is at work for ``busy`` of them.
+
+    A process that the kernel gives only what is left over still costs a full line: it empties the cores' caches.
+    """
+    return cpu_s / (share * max(LEAST, 1 - busy))
 
 
 def cpu_seconds(pid: int) -> float:

@@ -160,6 +160,7 @@ def _product(settings: TrainSettings) -> Product:
 
 def _train(settings: TrainSettings, products: list[Product], world: World, reporter: Reporter) -> Path:
     if world.first:
+        _refuse_other_types(settings, products)
         claim_folder(settings)
         for product in products:
             for sentence in summary(product.dataset):
@@ -358,6 +359,17 @@ def claim_folder(settings: TrainSettings) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--out {out}: cannot be written ({error.strerror or error})") from error
+
+
+def _refuse_other_types(settings: TrainSettings, products: list[Product]) -> None:
+    """Raise ConfigError where a bundle of a type that is not learnt now would stay beside the new ones."""
+    learnt = {product.settings.out.name for product in products}
+    others = sorted(path.parent.name for path in settings.out.glob(f"*/{MANIFEST}") if path.parent.name not in learnt)
+    if settings.conditional and others:
+        raise ConfigError(
+            f"--out {settings.out}: holds bundles of {', '.join(others)}, and {settings.data} has no folder of that "
+            "name: they would stay beside the new ones, of another model; move them away, or choose another folder"
+        )
 
 
 def choose_device(settings: TrainSettings) -> None:

@@ -19,7 +19,7 @@ from contract import event
 from contract.bundle import Bundle, open_bundle, put_files
 from contract.dataset import load_dataset
 from contract.errors import ConfigError
-from contract.event import HEADER, Attachment, Result, Trigger, Verdict
+from contract.event import HEADER, Attachment, Result, Timing, Trigger, Verdict
 from contract.images import decode_image, read_image
 from contract.recipe import Recipe
 from edge_runtime import shadow as module
@@ -70,10 +70,11 @@ class Beside:
         self._emitter.start()
         self.shadow.start()
 
-    def offer(self, number: int, cut: CutPart | None, recipe_number: int = 1) -> None:
+    def offer(self, number: int, cut: CutPart | None, recipe_number: int = 1, timing: Timing | None = None) -> None:
         """A part that the bundle judged which is the line's own now."""
         live = open_bundle(self.settings.bundle.resolve()).manifest
         named = {"bundle_id": live.id, "calibration_id": live.calibration_id(), "recipe_number": recipe_number}
+        named |= {"timing": timing or Timing()}
         self.shadow.offer(result(number).model_copy(update=named), 2 * number + 2, cut)
 
     def ended(self) -> int:
@@ -175,6 +176,28 @@ def test_what_it_has_no_time_for_is_dropped_and_never_waited_for(
     assert aside.shadow.dropped >= 100 - module.MOST - 1
     (last,) = aside.stop()[-1:]
     assert (last.offered, last.scored, last.dropped, last.waiting) == (100, 0, 100, 0)
+
+
+@pytest.mark.parametrize(("busy", "pause"), [(0.0, 0.04), (0.5, 0.08), (0.9, 0.4), (1.0, 0.4), (1.8, 0.4)])
+def test_it_takes_less_the_busier_the_line_is(busy: float, pause: float) -> None:
+    assert module.pause_s(0.004, 0.1, busy) == pytest.approx(pause)
+
+
+def test_how_busy_the_line_is_comes_from_every_part_of_every_recipe(
+    beside: Callable[..., Beside], pictures: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float] = []
+    monkeypatch.setattr(module, "pause_s", lambda cpu_s, share, busy: asked.append(busy) or 0.0)
+    aside = beside()
+    aside.shadow.ready.wait(60)
+    hour_ns = 3_600_000_000_000
+    for number, recipe, taken, decided in ((0, 2, hour_ns, 2 * hour_ns), (1, 1, hour_ns, 0), (2, 1, 0, 0)):
+        timing = Timing(t_taken_ns=taken, t_decided_ns=decided)
+        before = aside.ended()
+        aside.offer(number, cut(pictures[0]), recipe, timing)
+        until(lambda before=before, own=recipe == 1: aside.ended() > before or not own, "its end")  # type: ignore[misc]
+    until(lambda: len(asked) == 2, "both pauses")
+    assert asked[0] > 1 and asked[1] == 0
 
 
 def test_where_memory_is_short_it_is_the_first_to_end(beside: Callable[..., Beside]) -> None:

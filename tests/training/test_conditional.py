@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from collections import Counter
 from pathlib import Path
@@ -308,12 +309,16 @@ def test_a_type_with_too_few_images_is_named(products: Path, tmp_path: Path) -> 
         train_small_bundle(tmp_path / "out", tmp_path / "data", model="ae", conditional=True)
 
 
-def test_a_bundle_of_one_type_is_no_place_for_several(products: Path, bundles: Path) -> None:
+def test_a_folder_of_other_bundles_is_no_place_for_several(products: Path, bundles: Path, tmp_path: Path) -> None:
     before = json.loads((bundles / "plate" / "bundle.json").read_text())
     with pytest.raises(ConfigError, match="is the bundle of one product type"):
         train_small_bundle(bundles / "plate", products, model="ae", conditional=True, overwrite=True)
     with pytest.raises(ConfigError, match="is not empty and no bundle"):
         train_small_bundle(bundles, products, model="ae", conditional=True)
+    shutil.copytree(products, tmp_path / "data")
+    (tmp_path / "data" / "plate").rename(tmp_path / "data" / "panel")
+    with pytest.raises(ConfigError, match=r"holds bundles of plate, and .*data has no folder of that name"):
+        train_small_bundle(bundles, tmp_path / "data", model="ae", conditional=True, overwrite=True)
     assert json.loads((bundles / "plate" / "bundle.json").read_text()) == before
 
 
