@@ -57,9 +57,9 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.write(usage())
         return 0
     if words[0] == "--version":
-        from importlib.metadata import version
+        from contract.versions import installed
 
-        sys.stdout.write(f"flawline {version('flawline')}\n")
+        sys.stdout.write(f"flawline {installed('flawline') or 'of a checkout that is not installed'}\n")
         return 0
     command = COMMANDS.get(words[0])
     if command is None:

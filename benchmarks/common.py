@@ -11,10 +11,11 @@ import subprocess
 import sys
 from contextlib import suppress
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+from contract.versions import installed
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("numpy", "torch", "openvino", "onnxruntime", "opencv-python-headless", "pyzmq")
@@ -49,13 +50,6 @@ def graphics_card() -> str | None:
         return None
     cards = [line.partition(" (UUID")[0] for line in done.stdout.splitlines() if line.startswith("GPU ")]
     return "\n".join(cards) if done.returncode == 0 and cards else None
-
-
-def installed(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 def parser(module_doc: str | None, default: Path | None = None) -> argparse.ArgumentParser:

@@ -36,9 +36,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import zmq
 
-from benchmarks.common import installed, machine, parser, write
+from benchmarks.common import machine, parser, write
 from contract.event import MAGIC, Ack, Attachment, Chunk, Held, attachment_of, check_parts, from_frames, part_ref
 from contract.images import PixelFormat
+from contract.versions import installed
 from edge_runtime.account import percentile
 from edge_runtime.emitter import Emitter
 from edge_runtime.ring import Record, Ring

@@ -6,7 +6,6 @@ import base64
 import hashlib
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +23,7 @@ from contract.correction import Correction, PreprocessFile, Template, open_corre
 from contract.errors import BundleError
 from contract.fixture import open_fixture
 from contract.images import SUFFIXES, Channels, Pixels, encode_png, read_image
+from contract.versions import installed
 
 TEMPLATE_LEFT_OUT = (
     "the older file's template is left out: its mark is in pixels of the older plane. Make one from pictures corrected "
@@ -107,7 +107,7 @@ def make_file(asked: Asked) -> Made:
             "nothing to measure: give --board IMAGES, --white and --dark IMAGES, or --template FIXTURE; "
             "--draw-board FILE writes the board's picture"
         )
-    measured["flawline"], measured["opencv"] = version("flawline"), cv2.__version__
+    measured["flawline"], measured["opencv"] = installed("flawline") or "", cv2.__version__
     made = PreprocessFile(
         **fields | {"created": datetime.now(UTC).isoformat(timespec="seconds"), "measured": measured}
         | {"frame_px": sizes.px}

@@ -104,11 +104,11 @@ def replay(
         bundles.append(open_bundle(scoring.current))
         refuse_other_cut(candidate, bundles[1], scoring.place.is_host)
     refuse_uncut_folder(bundles, scoring.place)
-    Scorer(scoring)  # refused here, before anything is written
+    judged_by = Scorer(scoring).judged_by  # whatever cannot judge is refused here, before anything is written
     work = out / WORK
     try:
         work.mkdir(parents=True, exist_ok=True)
-        _keep_plan(work, scoring)
+        _keep_plan(work, scoring, judged_by)
         listed = _listed(work, scoring.place)
         resumed = _score(scoring, work, listed, workers or cores(), run, heard or (lambda done, of: None))
         return _summed(scoring, work, out / PARTS, listed)._replace(resumed=resumed)
@@ -121,7 +121,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _keep_plan(work: Path, scoring: Scoring) -> None:
+def _keep_plan(work: Path, scoring: Scoring, judged_by: list[str]) -> None:
     """What is replayed; raises CalibrationError where the folder holds another replay."""
     bundles = [scoring.candidate, *([] if scoring.current is None else [scoring.current])]
     plan = {
@@ -131,6 +131,7 @@ def _keep_plan(work: Path, scoring: Scoring) -> None:
         "bundles": [_identity(folder) for folder in bundles],
         "engine": scoring.engine,
         "precision": scoring.precision,
+        "judged_by": judged_by,
         "chunk": CHUNK,
     }
     path = work / PLAN

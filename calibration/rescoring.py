@@ -21,6 +21,7 @@ from contract.fixture import placer_of, same_fixture
 from contract.part_pictures import line_of
 from contract.preprocess import Picture
 from contract.recipe import Fixture
+from contract.versions import installed
 from edge_runtime.engines import open_engine
 from edge_runtime.engines.golden import check_golden
 from edge_runtime.inspector import Inspector, Outcome, not_inspected
@@ -87,6 +88,12 @@ class Scorer:
         self.current = None if scoring.current is None else open_one(scoring.current, scoring)
         self._archive: Archive = scoring.place.open()
         self._of_host = scoring.place.is_host
+
+    @property
+    def judged_by(self) -> list[str]:
+        """The product's version and each engine: with another one the same bundle may judge otherwise."""
+        bundles = [self.candidate, *([] if self.current is None else [self.current])]
+        return [installed("flawline") or "", *(inspector.engine.describe() for inspector in bundles)]
 
     def rows(self, items: Sequence[Item]) -> list[Row]:
         """One for each part. Raises CalibrationError where the archive itself fails."""

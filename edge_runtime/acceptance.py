@@ -16,7 +16,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from contract.errors import BundleError, ConfigError, FlawlineError
+from contract.versions import installed
 
 if TYPE_CHECKING:
     from contract.bundle import Bundle, Precision
@@ -219,7 +219,7 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "graphics_card": graphics,
         "load_1min": round(os.getloadavg()[0], 2),
-        "packages": {name: found for name in PACKAGES if (found := _installed(name))},
+        "packages": {name: found for name in PACKAGES if (found := installed(name))},
     }
 
 
@@ -229,13 +229,6 @@ def _processor() -> str:
     except OSError:
         return platform.processor()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def _installed(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 def _batches(tiles: Pixels, batch: int) -> Iterator[Pixels]:

@@ -6,7 +6,6 @@ import functools
 import threading
 import time
 from collections.abc import Callable, Iterator
-from importlib.metadata import PackageNotFoundError, version
 from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, ProcessCollector
@@ -15,6 +14,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from contract.event import CameraState, State, Verdict
+from contract.versions import installed
 from edge_runtime.observer import BOUNDS_S, Histogram, Observer, Snapshot
 
 PREFIX = "flawline_edge_"
@@ -75,18 +75,18 @@ def _by_camera(counted: Callable[[Snapshot], dict[str, float] | dict[str, int]])
 def _info(snapshot: Snapshot) -> Iterator[Value]:
     state = snapshot.state
     if state is not None:
-        said = (state.edge_id, _version(), state.engine, state.recipe, state.bundle_id, state.bundle_state)
+        said = (
+            state.edge_id,
+            installed("flawline") or "",
+            state.engine,
+            state.recipe,
+            state.bundle_id,
+            state.bundle_state,
+        )
         yield (*(word or "" for word in said), (state.model_sha256 or "")[:16]), 1.0
 
 
 @functools.cache
-def _version() -> str:
-    try:
-        return version("flawline")
-    except PackageNotFoundError:  # run from a checkout that is not installed
-        return ""
-
-
 def _station_state(snapshot: Snapshot) -> Iterator[Value]:
     if snapshot.state is not None:
         for name in STATES:

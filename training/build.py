@@ -8,7 +8,6 @@ import os
 import uuid
 from collections import Counter
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,6 +40,7 @@ from contract.fixture import Placer, fixture_of_data
 from contract.images import encode_png
 from contract.part_pictures import AS_CUT, Line
 from contract.recipe import Recipe
+from contract.versions import installed
 from training.augment import Augmentation, learn_augmentation
 from training.checkpoint import FOLDER, checkpoint_path, load_checkpoint
 from training.data import Split, fingerprint, groups_in, line_asked, load_tiles, make_recipe, split_by_group
@@ -511,10 +511,4 @@ def metrics(fitted: Fitted) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    found: dict[str, str] = {}
-    for name in LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed as a package"
-    return found
+    return {name: installed(name) or "not installed as a package" for name in LIBRARIES}

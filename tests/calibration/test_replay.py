@@ -197,6 +197,16 @@ def test_another_replay_in_the_folder_is_refused(bundles: tuple[Path, Path], dra
         replay(scoring._replace(candidate=bundles[0]), tmp_path, workers=1)
 
 
+def test_a_replay_does_not_go_on_with_another_version(
+    bundles: tuple[Path, Path], drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scoring = scoring_of(bundles, drawn)
+    replay(scoring, tmp_path, workers=1)
+    monkeypatch.setattr("calibration.rescoring.installed", lambda name: f"{name} 99")
+    with pytest.raises(CalibrationError, match=r"holds another replay \(judged_by differs\)"):
+        replay(scoring, tmp_path, workers=1)
+
+
 def test_a_replay_does_not_go_on_with_another_int8_graph(
     bundles: tuple[Path, Path], drawn: Path, tmp_path: Path
 ) -> None:
