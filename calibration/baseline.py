@@ -5,31 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from calibration.quality import Seen
-from contract.baseline import MOST_PARTS, WATCHED, Baseline
-from contract.preprocess import likeness
-from contract.recipe import QualityBounds
+from calibration.quality import likeness_to_others
+from contract.baseline import FIXTURE, MOST_PARTS, PLACED, WATCHED, Baseline
 
 if TYPE_CHECKING:
     from calibration.calibrate import Measured
 
 
-def baseline_of(measured: Measured, quality: QualityBounds) -> Baseline:
+def baseline_of(measured: Measured) -> Baseline:
     """Scores of the held-out parts; measures of all good parts, which no network has made its own."""
     held = measured.held
     unseen = [sample.group for sample in held.unseen]
-    groups = [*unseen, *(sample.group for sample in held.seen)]
+    groups = held.shown[: len(measured.pictures)]
     firsts = list(_firsts(groups, len(measured.pictures)))
-    pictures = [measured.pictures[index] for index in firsts]
     by_zones = measured.places is not None and any(zone.verdict == "REVIEW" for zone in measured.places.rules)
     reviews = measured.reviews or measured.scores
     return Baseline(
         engine=measured.engine,
         score=_ordered(measured.scores[index] for index in _firsts(unseen, len(measured.scores))),
         review=_ordered(reviews[index] for index in _firsts(unseen, len(reviews))) if by_zones else None,
-        measures={view: _measures(pictures, view, quality) for view in quality.views},
+        measures=_measures(measured, groups, firsts),
     )
 
 
@@ -42,11 +37,24 @@ def _firsts(groups: Sequence[str], count: int) -> Iterator[int]:
             yield index
 
 
-def _measures(pictures: Sequence[Seen], view: str, quality: QualityBounds) -> dict[str, list[float]]:
-    """As the gate will measure them: its likeness is to the mean thumbnail that the bounds hold."""
-    thumb = np.asarray(quality.likeness_thumb[view], np.float32)
-    found = {name: _ordered(each.measures[view][name] for each in pictures) for name in WATCHED if name != "likeness"}
-    return {**found, "likeness": _ordered(likeness(each.thumbs[view], thumb) for each in pictures)}
+def _measures(measured: Measured, groups: Sequence[str], firsts: Sequence[int]) -> dict[str, dict[str, list[float]]]:
+    """By view, as the gate will measure new parts; beside them what the fixture said, where it is known."""
+    pictures = measured.pictures
+    found = {}
+    for view in pictures[0].measures:
+        alike = likeness_to_others(pictures, view, groups)
+        found[view] = {
+            name: _ordered(alike[at] if name == "likeness" else pictures[at].measures[view][name] for at in firsts)
+            for name in WATCHED
+        }
+    placed = {
+        name: [pictures[at].placed[f"{FIXTURE}.{name}"] for at in firsts]
+        for name in PLACED
+        if all(f"{FIXTURE}.{name}" in pictures[at].placed for at in firsts)
+    } or measured.placed
+    if placed and FIXTURE not in found:
+        found[FIXTURE] = {name: _ordered(values[:MOST_PARTS]) for name, values in placed.items()}
+    return found
 
 
 def _ordered(values: Iterable[float]) -> list[float]:

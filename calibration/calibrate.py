@@ -40,9 +40,9 @@ from contract.bundle import ROLE_BASELINE, Bundle, Manifest, Precision, open_bun
 from contract.dataset import Sample, load_dataset
 from contract.decision import ViewMap
 from contract.errors import ConfigError
-from contract.fixture import fixture_of_data
+from contract.fixture import fixture_of_data, placed_of_data
 from contract.images import Pixels
-from contract.part_pictures import line_of, read_part
+from contract.part_pictures import line_of, read_placed
 from contract.places import Floats, Located
 from contract.preprocess import Picture, prepare, size_of
 from contract.recipe import Fixture, QualityBounds, Thresholds
@@ -60,7 +60,8 @@ class Measured(NamedTuple):
 
     ``defects`` are scores of defective images, ``more`` those of ``more_groups`` by networks that have not seen them.
     ``reviews`` are what is held against the review limit where that is another score. ``places`` are masks and zones,
-    ``means`` the mean good picture of each view for the report, ``levels`` the map's normal level if it was asked for.
+    ``means`` the mean good picture of each view for the report, ``levels`` the map's normal level if it was asked for,
+    ``placed`` what the fixture said of the good parts when they were cut out.
     """
 
     held: HeldOut
@@ -75,6 +76,7 @@ class Measured(NamedTuple):
     places: Located | None = None
     means: Mapping[str, Pixels] = MappingProxyType({})
     levels: Levels | None = None
+    placed: Mapping[str, Sequence[float]] = MappingProxyType({})
 
     def levels_used(self) -> Levels | None:
         """The normal levels, unless drawn defects say that they do not serve."""
@@ -141,13 +143,14 @@ def propose(
             for score in score_images(fold, parts.unseen, engine, precision, f"scoring by {fold.root.name}", places)
         ],
         more_groups=[sample.group for _, parts in folds for sample in parts.unseen],
+        placed=placed_of_data(data),
     )
     thresholds = stamped(bundle, thresholds_from(measured, rates, choice, looked))
     cut_by = fixture_of_data(data)
     return Proposal(
         bundle,
         thresholds,
-        bounds_from(measured.pictures),
+        bounds_from(measured.pictures, held.shown),
         measured,
         bool(defects) and chooses,
         bundle.manifest.fixture if cut_by is None else cut_by.fixture,
@@ -185,7 +188,7 @@ def measure_good(
     means = MeanPictures()
     copies = Copies()
     for sample in steps(held.unseen, "scoring held-out parts"):
-        part = _read(bundle, sample)
+        part, placed = _read(bundle, sample)
         copies.add_unseen(sample, part)
         scored, prepared = inspector.score(part)
         scores.append(scored.score)
@@ -193,11 +196,11 @@ def measure_good(
         reviews.append(scored.highest)
         grids.append(grids_of(scored))
         means.add(prepared.canvases)
-        pictures.append(see(prepared, size_of(part)))
+        pictures.append(see(prepared, size_of(part), placed))
     for sample in steps(held.seen, "looking at the other good images"):
-        part = _read(bundle, sample)
+        part, placed = _read(bundle, sample)
         copies.refuse(sample, part)
-        pictures.append(see(prepare(part, bundle.manifest.recipe, neutralise), size_of(part)))
+        pictures.append(see(prepare(part, bundle.manifest.recipe, neutralise), size_of(part), placed))
     levels = None
     if where.levels != "never":
         levels = find_levels(grids, [sample.group for sample in held.unseen], places)
@@ -234,7 +237,7 @@ def score_images(
     engine = open_engine(engine_name, bundle, threads(), precision)
     check_golden(engine, without_limits(bundle))
     inspector = Inspector(bundle, engine, places=places)
-    return [inspector.score(_read(bundle, sample))[0].score for sample in steps(samples, what)]
+    return [inspector.score(_read(bundle, sample)[0])[0].score for sample in steps(samples, what)]
 
 
 def without_limits(bundle: Bundle) -> Bundle:
@@ -243,8 +246,8 @@ def without_limits(bundle: Bundle) -> Bundle:
     return Bundle(bundle.root, manifest, bundle.content, bundle.exact)
 
 
-def _read(bundle: Bundle, sample: Sample) -> Picture:
-    return read_part(sample.path, bundle.manifest.recipe, line_of(bundle, renewing=True))
+def _read(bundle: Bundle, sample: Sample) -> tuple[Picture, Mapping[str, float]]:
+    return read_placed(sample.path, bundle.manifest.recipe, line_of(bundle, renewing=True))
 
 
 def thresholds_from(
@@ -314,7 +317,7 @@ def write(found: Proposal) -> Path:
     paths = put_files(
         bundle,
         {ROLE_REPORT: ("report.html", page.encode())}
-        | {ROLE_BASELINE: baseline_file(baseline_of(measured, found.quality))}
+        | {ROLE_BASELINE: baseline_file(baseline_of(measured))}
         | place_files(bundle, places, {} if levels is None else levels.views)
         | golden.files,
         thresholds=thresholds,

@@ -28,6 +28,11 @@ class HeldOut(NamedTuple):
         """How many parts the unseen images show."""
         return len({sample.group for sample in self.unseen})
 
+    @property
+    def shown(self) -> list[str]:
+        """Whose part each image shows, the unseen ones first."""
+        return [sample.group for sample in (*self.unseen, *self.seen)]
+
 
 def pattern_of(bundle: Bundle, asked: str | None) -> str | None:
     """The group pattern ``asked`` for, else the one that training told parts apart by.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -16,20 +17,25 @@ Values = NDArray[np.float64]
 
 
 class Seen(NamedTuple):
-    """What is kept of one good picture: its size, and per view its measures and its thumbnail, float32 [256]."""
+    """What is kept of one good picture: its size, and per view its measures and its thumbnail, float32 [256].
+
+    ``placed``: by name what the fixture said of it; empty where there is none, or where it came cut out already.
+    """
 
     measures: dict[str, dict[str, float]]
     thumbs: dict[str, NDArray[np.float32]]
     hw: PartSize
+    placed: Mapping[str, float] = MappingProxyType({})
 
 
-def see(prepared: Prepared, part_hw: PartSize) -> Seen:
+def see(prepared: Prepared, part_hw: PartSize, placed: Mapping[str, float] = MappingProxyType({})) -> Seen:
     """Measure a good picture; its likeness follows once the mean thumbnail is known."""
     views = prepared.canvases.items()
     return Seen(
         {view: measure(canvas, size_in(part_hw, view), None) for view, canvas in views},
         {view: thumbnail(canvas) for view, canvas in views},
         part_hw,
+        placed,
     )
 
 
@@ -89,25 +95,44 @@ MARGINS: dict[str, Callable[[Values], Bounds]] = {
 }
 
 
-def bounds_from(pictures: Sequence[Seen]) -> QualityBounds:
-    """Bounds per view and measure over at least one good picture."""
+def bounds_from(pictures: Sequence[Seen], groups: Sequence[str] | None = None) -> QualityBounds:
+    """Bounds per view and measure over at least one good picture; ``groups``: which show the same part."""
     views = list(pictures[0].measures)
-    thumbs = {view: _mean_thumbnail([picture.thumbs[view] for picture in pictures]) for view in views}
+    thumbs = {view: _standard(np.mean(_thumbs(pictures, view), axis=0)) for view in views}
     return QualityBounds(
-        views={view: _view_bounds(pictures, view, thumbs[view]) for view in views},
+        views={view: _view_bounds(pictures, view, groups) for view in views},
         likeness_thumb={view: [float(value) for value in thumb] for view, thumb in thumbs.items()},
         samples=len(pictures),
     )
 
 
-def _view_bounds(pictures: Sequence[Seen], view: str, thumb: NDArray[np.float32]) -> dict[str, Bounds]:
+def _view_bounds(pictures: Sequence[Seen], view: str, groups: Sequence[str] | None) -> dict[str, Bounds]:
     values = {name: np.array([picture.measures[view][name] for picture in pictures]) for name in MEASURES}
-    values["likeness"] = np.array([likeness(picture.thumbs[view], thumb) for picture in pictures])
+    values["likeness"] = np.array(likeness_to_others(pictures, view, groups))
     return {name: MARGINS[name](values[name]) for name in MEASURES}
 
 
-def _mean_thumbnail(thumbs: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """Mean of standardised thumbnails, standardised again: a correlation needs deviation 1."""
-    mean = np.mean(thumbs, axis=0, dtype=np.float64)
+def likeness_to_others(pictures: Sequence[Seen], view: str, groups: Sequence[str] | None = None) -> list[float]:
+    """Of each picture the likeness to the mean of all *other* parts, which is what a new part's will be.
+
+    A part is more like a mean that it is in itself: on surfaces without a drawing that may be all of its likeness.
+    """
+    of = np.unique(range(len(pictures)) if groups is None else np.asarray(groups), return_inverse=True)[1]
+    thumbs = _thumbs(pictures, view)
+    counts = np.bincount(of)
+    sums = np.zeros((len(counts), thumbs.shape[1]))
+    np.add.at(sums, of, thumbs)
+    if len(counts) > 1:  # of one part alone nothing else is known
+        sums, counts = sums.sum(axis=0) - sums, len(thumbs) - counts
+    means = [_standard(mean) for mean in sums / counts[:, np.newaxis]]
+    return [likeness(picture.thumbs[view], means[at]) for picture, at in zip(pictures, of, strict=True)]
+
+
+def _thumbs(pictures: Sequence[Seen], view: str) -> Values:
+    return np.array([picture.thumbs[view] for picture in pictures], np.float64)
+
+
+def _standard(mean: Values) -> NDArray[np.float32]:
+    """A mean of standardised thumbnails, standardised again: a correlation needs deviation 1."""
     deviation = mean.std()
     return np.asarray(mean / deviation if deviation > 1e-3 else np.zeros_like(mean), np.float32)

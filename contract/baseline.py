@@ -21,6 +21,10 @@ WATCHED = {
 }
 """The quality gate's measures that are watched, and what each is to a person."""
 
+FIXTURE = "fixture"
+PLACED = ("score", "scale", "angle_deg")
+"""What a fixture says of each part that it brings to place: watched as a view of this name, to a person position."""
+
 MOST_PARTS = 4096
 Values = Annotated[list[Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=1, max_length=MOST_PARTS)]
 
@@ -28,8 +32,9 @@ Values = Annotated[list[Annotated[float, Field(allow_inf_nan=False)]], Field(min
 class Baseline(Strict):
     """One value of each good part, in ascending order: the score of the held-out ones, the measures of all.
 
-    ``measures``: by view and name, of those in WATCHED. ``engine``: what the scores were measured with. ``review``:
-    what of the held-out ones is held against the review limit, where zones send parts to review.
+    ``measures``: by view and name, of those in WATCHED, and of ``fixture`` those in PLACED. ``engine``: what the scores
+    were measured with. ``review``: what of the held-out ones is held against the review limit, where zones send parts
+    to review.
     """
 
     engine: str = Field(max_length=200)
@@ -48,8 +53,9 @@ class Baseline(Strict):
         ):
             if values != sorted(values):
                 raise ValueError("values are not in ascending order")
-        if strange := {name for view in self.measures.values() for name in view} - set(WATCHED):
-            raise ValueError(f"unknown measure(s) {sorted(strange)}")
+        for view, of in self.measures.items():
+            if strange := set(of) - set(WATCHED) - set(PLACED if view == FIXTURE else ()):
+                raise ValueError(f"unknown measure(s) {sorted(strange)}")
         return self
 
 

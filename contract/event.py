@@ -278,6 +278,15 @@ class DriftTest(Wire):
     alarms: Count = Field(0, description="how often it has, since this watch began")
 
 
+class DriftQuantile(Wire):
+    """So large a share of the last parts measured at most ``now``, and of the good ones at calibration ``usual``."""
+
+    share: float = Field(gt=0, lt=1)
+    now: float
+    usual: float
+    shift: float
+
+
 class DriftMeasure(Wire):
     """One measure of the last parts beside that of the good ones at calibration.
 
@@ -291,6 +300,7 @@ class DriftMeasure(Wire):
     usual: float = Field(description="median of the good ones")
     spread: float = Field(gt=0)
     shift: float
+    quantiles: tuple[DriftQuantile, ...] = Field((), max_length=8, description="of the score")
 
 
 class Drift(BaseHeader):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import cv2
 import numpy as np
+from pydantic import Field
 
+from contract.baseline import MOST_PARTS, PLACED
 from contract.bundle import MANIFEST, ROLE_FIXTURE, Bundle, open_bundle, write_atomic
 from contract.config import Strict, validate
 from contract.errors import BundleError, ConfigError, FixtureError
@@ -43,10 +45,16 @@ class Placed(NamedTuple):
 
 
 class FixtureFile(Strict):
-    """``fixture.json``, beside the mark's picture."""
+    """``fixture.json``, beside the mark's picture.
+
+    ``placed``: of a data set that was cut by it, by name what it said of each good part, also of one not found.
+    """
 
     fixture: Fixture
     sha256: str
+    placed: dict[Annotated[str, Field(max_length=40)], Annotated[list[float], Field(max_length=MOST_PARTS)]] = Field(
+        default_factory=dict, max_length=8
+    )
 
 
 class Placer:
@@ -75,7 +83,9 @@ class Placer:
         except ValueError as error:
             raise FixtureError(f"fixture: {error}; set a region around the parts, or take a larger mark") from error
         if found is None:
-            raise FixtureError("fixture: the part is not found, nothing in the picture looks like the mark")
+            raise FixtureError(
+                "fixture: the part is not found, nothing in the picture looks like the mark", {"fixture.score": 0.0}
+            )
         measures = _measures(found)
         if (fault := self._fault(found)) is not None:
             raise FixtureError(f"fixture: {fault}", measures)
@@ -230,12 +240,16 @@ def learnt_limits(fixture: Fixture, measures: Sequence[dict[str, float]]) -> Fix
     )
 
 
-def write_fixture(folder: Path, placer: Placer) -> None:
-    """Write ``fixture.json`` and the mark's picture into ``folder``."""
+def write_fixture(folder: Path, placer: Placer, good: Sequence[Mapping[str, float]] = ()) -> None:
+    """Write ``fixture.json`` and the mark's picture into ``folder``; ``good``: measures of each good part."""
     folder.mkdir(parents=True, exist_ok=True)
     data = encode_png(placer.mark)
     write_atomic(folder / PICTURE, data)
-    content = FixtureFile(fixture=placer.fixture, sha256=hashlib.sha256(data).hexdigest())
+    placed = {
+        name: [measures[f"fixture.{name}"] for measures in good[:MOST_PARTS] if f"fixture.{name}" in measures]
+        for name in PLACED
+    }
+    content = FixtureFile(fixture=placer.fixture, sha256=hashlib.sha256(data).hexdigest(), placed=placed)
     write_atomic(folder / FILE, (content.model_dump_json(indent=1) + "\n").encode())
 
 
@@ -260,20 +274,37 @@ def fixture_of_data(data: Path) -> Placer | None:
     return _read(data / FOLDER) if (data / FOLDER / FILE).exists() else None
 
 
+def placed_of_data(data: Path) -> dict[str, list[float]]:
+    """By name what the fixture that cut a data set said of its good parts; empty where nothing is known.
+
+    Raises ConfigError where its file cannot be read.
+    """
+    if not (data / FOLDER / FILE).exists():
+        return {}
+    return {name: values for name, values in _content(data / FOLDER).placed.items() if values}
+
+
 def _read(folder: Path) -> Placer:
+    content = _content(folder)
+    try:
+        data = (folder / PICTURE).read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{error.filename}: cannot be read ({error.strerror})") from error
+    if hashlib.sha256(data).hexdigest() != content.sha256:
+        raise ConfigError(f"{folder / PICTURE}: is not the picture that {FILE} names: make the fixture again")
+    return Placer(content.fixture, read_image(folder / PICTURE, 1))
+
+
+def _content(folder: Path) -> FixtureFile:
     path = folder / FILE
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise ConfigError(f"{path}: {path.stat().st_size} bytes, at most {MAX_FILE_BYTES}: not a fixture")
-        content = FixtureFile.model_validate_json(path.read_bytes())
-        data = (folder / PICTURE).read_bytes()
+        return FixtureFile.model_validate_json(path.read_bytes())
     except OSError as error:
         raise ConfigError(f"{error.filename}: cannot be read ({error.strerror})") from error
     except ValueError as error:
         raise ConfigError(f"{path}: not a fixture ({str(error).splitlines()[0]}); make it again") from error
-    if hashlib.sha256(data).hexdigest() != content.sha256:
-        raise ConfigError(f"{folder / PICTURE}: is not the picture that {FILE} names: make the fixture again")
-    return Placer(content.fixture, read_image(folder / PICTURE, 1))
 
 
 def placer_of(bundle: Bundle) -> Placer | None:

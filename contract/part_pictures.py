@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -27,7 +28,14 @@ class Line(NamedTuple):
 
     def part(self, picture: Pixels) -> Pixels:
         """The part in a raw picture. Raises ImageError, FixtureError where it is not found."""
-        return picture if self.correction is None else self.correction.part(picture, self.placer).pixels
+        return self.placed(picture)[0]
+
+    def placed(self, picture: Pixels) -> tuple[Pixels, Mapping[str, float]]:
+        """The same, and what a fixture said of it."""
+        if self.correction is None:
+            return picture, {}
+        placed = self.correction.part(picture, self.placer)
+        return placed.pixels, placed.measures
 
 
 AS_CUT = Line()
@@ -49,8 +57,13 @@ def read_part(path: Path, recipe: Recipe, line: Line = AS_CUT) -> Picture:
 
     Raises ImageError naming the file, or the camera whose picture is missing.
     """
+    return read_placed(path, recipe, line)[0]
+
+
+def read_placed(path: Path, recipe: Recipe, line: Line = AS_CUT) -> tuple[Picture, Mapping[str, float]]:
+    """The same, and what a fixture said of it where it was cut out here."""
     if not path.is_dir():
-        return read_corrected(path, recipe, line)  # ``prepare`` refuses it where the views are of several cameras
+        return _corrected(path, recipe, line)  # ``prepare`` refuses it where the views are of several cameras
     if line.correction is not None:
         raise ImageError(f"{path}: pictures of several cameras, and a preprocess file is of one")
     files = pictures_of(path)
@@ -62,14 +75,18 @@ def read_part(path: Path, recipe: Recipe, line: Line = AS_CUT) -> Picture:
         )
     cameras = {view.camera or "" for view in recipe.views}
     read = {camera: read_image(files[camera], recipe.channels) for camera in cameras}
-    return {view.name: read[view.camera or ""] for view in recipe.views}
+    return {view.name: read[view.camera or ""] for view in recipe.views}, {}
 
 
 def read_corrected(path: Path, recipe: Recipe, line: Line = AS_CUT) -> Pixels:
     """The one picture of a part as the line cuts it out. Raises ImageError naming the file."""
+    return _corrected(path, recipe, line)[0]
+
+
+def _corrected(path: Path, recipe: Recipe, line: Line) -> tuple[Pixels, Mapping[str, float]]:
     picture = read_image(path, recipe.channels)
     try:
-        return line.part(picture)
+        return line.placed(picture)
     except FixtureError as error:
         raise FixtureError(f"{path}: {error}", error.measures) from error
     except ImageError as error:

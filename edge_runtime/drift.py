@@ -19,8 +19,8 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from contract.baseline import WATCHED, Baseline
-from contract.event import DriftMeasure, DriftTest
+from contract.baseline import FIXTURE, PLACED, WATCHED, Baseline
+from contract.event import DriftMeasure, DriftQuantile, DriftTest
 from contract.stats import beta_quantile
 
 Floats = NDArray[np.float64]
@@ -41,8 +41,20 @@ BETS = (0.1, 0.4, 0.85)
 PLAY = 0.25
 """Spreads that a value lies further out: a line's day is never quite that of its calibration, and no alarm yet."""
 
-LEAST_SPREAD = {"mean": 1.0, "contrast": 1.0, "likeness": 0.005, "aspect": 0.01}
-"""Of a measure that hardly varies; of others a fiftieth of the median."""
+LEAST_SPREAD = {
+    "mean": 1.0,
+    "contrast": 1.0,
+    "likeness": 0.005,
+    "aspect": 0.01,
+    "fixture.score": 0.005,
+    "fixture.scale": 0.002,
+    "fixture.angle_deg": 0.25,
+}
+"""Of a measure that hardly varies, in any view or by its whole name; of others a fiftieth of the median."""
+
+SCORE = "score"
+QUANTILES = (0.1, 0.5, 0.9)
+"""Of the scores: a median hardly moves while a tenth of the parts becomes defective, what a tenth exceeds does."""
 
 RECENT = 64
 """Parts whose median is shown."""
@@ -64,13 +76,14 @@ SUSPECTS: dict[str, Literal["lamp", "lens", "fixture"]] = {
 
 
 class Column(NamedTuple):
-    """One measure: its name, whose camera's, what it is to a person, its usual value and spread."""
+    """One measure: its name, whose camera's, what it is to a person, its usual value and spread, and its quantiles."""
 
     name: str
     camera_id: str
     what: str
     usual: float
     spread: float
+    quantiles: tuple[float, ...] = ()
 
 
 class Reference:
@@ -94,7 +107,7 @@ class Reference:
         values = {f"{view}.{name}": each for view, of in baseline.measures.items() for name, each in of.items()}
         lead = next(iter(cameras.values()))
         self.columns = [_column(name, cameras.get(name.rpartition(".")[0], lead), of) for name, of in values.items()]
-        self.columns.append(_column("score", lead, baseline.score))
+        self.columns.append(_column(SCORE, lead, baseline.score))
         bets = len(self.columns) * 2 * len(BEYOND) + 1
         self.which = np.repeat(np.arange(len(self.columns)), 2 * len(BEYOND))
         self.sign = np.tile(np.repeat([1.0, -1.0], len(BEYOND)), len(self.columns))
@@ -114,11 +127,14 @@ class Reference:
 
 
 def _column(name: str, camera_id: str, values: Sequence[float]) -> Column:
-    measure = name.rpartition(".")[2]
+    view, _, measure = name.rpartition(".")
     usual = float(np.median(values))
-    least = LEAST_SPREAD.get(measure, max(0.02 * abs(usual), 1e-9))
+    least = LEAST_SPREAD.get(name) or LEAST_SPREAD.get(measure, max(0.02 * abs(usual), 1e-9))
     spread = max(float(np.std(values)), least)
-    return Column(name, camera_id, WATCHED.get(measure, "score"), usual, spread)
+    if name == SCORE:
+        return Column(name, camera_id, SCORE, usual, spread, tuple(np.quantile(values, QUANTILES).tolist()))
+    placed = view == FIXTURE and measure in PLACED
+    return Column(name, camera_id, "position" if placed else WATCHED[measure], usual, spread)
 
 
 def _bounds(of: Sequence[Sequence[float]], columns: Sequence[Column], delta: float) -> tuple[Floats, Floats]:
@@ -247,8 +263,8 @@ class Watch:
             known = values[np.isfinite(values)]
             if known.size:
                 now = float(np.median(known))
-                shift = (now - column.usual) / column.spread
-                found.append(DriftMeasure.model_validate({**column._asdict(), "now": now, "shift": shift}))
+                told = {**column._asdict(), "now": now, "shift": (now - column.usual) / column.spread}
+                found.append(DriftMeasure.model_validate({**told, "quantiles": _quantiles(column, known)}))
         return tuple(found)
 
     def kept(self) -> dict[str, Any]:
@@ -293,6 +309,14 @@ class Watch:
         if recent.shape != self._recent.shape or np.isinf(recent).any():
             raise ValueError("not what was seen last")
         self._recent = recent
+
+
+def _quantiles(column: Column, known: Floats) -> tuple[DriftQuantile, ...]:
+    """Of the last parts beside the usual ones, where the column has any."""
+    return tuple(
+        DriftQuantile(share=share, now=now, usual=usual, shift=(now - usual) / column.spread)
+        for share, usual, now in zip(QUANTILES, column.quantiles, np.quantile(known, QUANTILES).tolist(), strict=False)
+    )
 
 
 def _log(evidence: float) -> float:

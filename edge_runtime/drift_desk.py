@@ -95,7 +95,6 @@ class _Camera:
     def __init__(self, watch: Watch) -> None:
         self.watch = watch
         self.of_parts = self.flagged = self.lost = 0
-        self.last_ns = 0
         self.told = False
         self.changed, self.next_keep = False, 0.0
 
@@ -116,6 +115,9 @@ class DriftDesk:
         self._line = len(TESTS) * leads / settings.drift.false_alarms_per_month
         self._cameras: OrderedDict[str, _Camera] = OrderedDict()
         """By what names the reference: the camera with its recipe and calibration. What was used last is last."""
+
+        self._last_ns: dict[str, int] = {}
+        """When each camera began its last part, of whatever recipe: no time may count for two of its watches."""
 
         self._broken = False
         self.waiting: list[Drift] = []
@@ -142,7 +144,7 @@ class DriftDesk:
         judged = result.verdict in FLAGGED if scored else None
         measures = {**result.quality, **({} if result.score is None else {"score": result.score})}
         values = [measures.get(column.name, float("nan")) for column in reference.columns]
-        crossed = camera.watch.see(result.part_id, values, judged, self._months(camera, result))
+        crossed = camera.watch.see(result.part_id, values, judged, self._months(result))
         camera.of_parts += 1
         camera.flagged += result.verdict in FLAGGED
         camera.lost += result.verdict is Verdict.NOT_INSPECTED
@@ -163,13 +165,13 @@ class DriftDesk:
         self._cameras[reference.key] = _Camera(watch)
         return self._cameras[reference.key]
 
-    def _months(self, camera: _Camera, result: Result) -> float:
-        """Time since the part before, as the line's own pace has it, or as it is said to be."""
+    def _months(self, result: Result) -> float:
+        """Time since the camera's part before, as the line's own pace has it, or as it is said to be."""
         if (pace := self._settings.drift.parts_per_month) is not None:
             return 1.0 / pace
         now_ns = result.timing.t_begin_ns
-        passed_s = (now_ns - camera.last_ns) / 1e9 if camera.last_ns else 0.0
-        camera.last_ns = now_ns
+        passed_s = (now_ns - self._last_ns.get(result.camera_id, now_ns)) / 1e9
+        self._last_ns[result.camera_id] = now_ns
         return min(max(passed_s, 0.0), LONGEST_S) / MONTH_S
 
     def _report(self, camera: _Camera, result: Result) -> None:

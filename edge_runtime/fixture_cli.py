@@ -155,7 +155,7 @@ def cut_dataset(placer: Placer, data: Path, out: Path) -> Told:
     Raises DatasetError where ``out`` holds something already or no good picture shows the part.
     """
     from contract.dataset import GROUPS_FILE, load_dataset
-    from contract.errors import DatasetError, ImageError
+    from contract.errors import DatasetError, FixtureError, ImageError
     from contract.fixture import FOLDER, Placer, learnt_limits, write_fixture
 
     if out.exists() and any(out.iterdir()):
@@ -163,21 +163,25 @@ def cut_dataset(placer: Placer, data: Path, out: Path) -> Told:
     dataset = load_dataset(data)
     faults: list[str] = []
     good: list[dict[str, float]] = []
+    said: dict[str, dict[str, float]] = {}  # of each good part's first picture, on the line a part is one picture
     groups: list[tuple[str, str]] = []
     for target, sample in _targets([*dataset.train, *dataset.test], len(dataset.train)):
         try:
             placed = _cut_one(placer, sample, out, target)
         except ImageError as error:
+            if isinstance(error, FixtureError) and target.startswith("train/good/"):
+                said.setdefault(sample.group, error.measures)
             faults.append(str(error) if str(sample.path) in str(error) else f"{sample.path}: {error}")
             continue
         groups.append((target, sample.group))
         if target.startswith("train/good/"):
             good.append(placed.measures)
+            said.setdefault(sample.group, placed.measures)
     if not good:
         shown = f": {faults[0]}" if faults else ""
         raise DatasetError(f"{data}: in no picture of train/good is the part found{shown}")
     learnt = Placer(learnt_limits(placer.fixture, good), placer.mark)
-    write_fixture(out / FOLDER, learnt)
+    write_fixture(out / FOLDER, learnt, list(said.values()))
     if (data / GROUPS_FILE).is_file():
         _write_groups(out / GROUPS_FILE, groups)
     return Told(len(groups), faults, learnt)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Annotated, Any, NamedTuple
 
@@ -21,6 +21,7 @@ from plugin.review.texts import Texts, texts_of
 
 REPORTS = 2000
 SHOWN = 300
+MEDIAN = 0.5
 Words = Annotated[str, Query(max_length=100)]
 router = APIRouter(include_in_schema=False)
 
@@ -32,6 +33,16 @@ class Measure(NamedTuple):
     chart: Markup
 
 
+class Moved(NamedTuple):
+    """One reason: a measure's median, or a ``share`` of it, that is off by a spread or more."""
+
+    measure: DriftMeasure
+    share: float | None
+    now: float
+    usual: float
+    shift: float
+
+
 class Camera(NamedTuple):
     """One camera: its last report, its alarm that stands, its charts; ``moved`` is sorted by how far."""
 
@@ -39,7 +50,7 @@ class Camera(NamedTuple):
     alarm: dict[str, Any] | None
     evidence: Markup
     measures: list[Measure]
-    moved: list[DriftMeasure]
+    moved: list[Moved]
 
 
 @router.get("/drift", dependencies=[INSPECTOR])
@@ -104,8 +115,19 @@ def camera_of(reports: Sequence[Drift], alarm: dict[str, Any] | None, texts: Tex
         alarm,
         charts.evidence(labels, lines, texts("drift.evidence"), texts("drift.line")),
         [Measure(each, _chart(each, shown, texts)) for each in last.measures],
-        sorted((each for each in told if abs(each.shift) >= 1), key=lambda each: -abs(each.shift)),
+        sorted(
+            (each for measure in told for each in _reasons(measure) if abs(each.shift) >= 1),
+            key=lambda each: -abs(each.shift),
+        ),
     )
+
+
+def _reasons(measure: DriftMeasure) -> Iterator[Moved]:
+    """The median, and whatever other share of the parts is told."""
+    yield Moved(measure, None, measure.now, measure.usual, measure.shift)
+    for each in measure.quantiles:
+        if each.share != MEDIAN:
+            yield Moved(measure, each.share, each.now, each.usual, each.shift)
 
 
 def _chart(measure: DriftMeasure, reports: Sequence[Drift], texts: Texts) -> Markup:

@@ -18,6 +18,7 @@ from contract.fixture import (
     learnt_limits,
     make_fixture,
     open_fixture,
+    placed_of_data,
     same_fixture,
     write_fixture,
 )
@@ -213,10 +214,14 @@ def test_limits_are_learnt_below_what_good_parts_give(placer: Placer) -> None:
 
 
 def test_a_fixture_is_kept_and_a_changed_one_refused(placer: Placer, tmp_path: Path) -> None:
+    placer_says = {"fixture.score": 0.9, "fixture.lead": 0.3, "fixture.scale": 1.01, "fixture.angle_deg": 4.0}
     write_fixture(tmp_path / "fixture", placer)
     again = open_fixture(tmp_path)  # as a data set that was cut by it
     assert same_fixture(again, placer) and again.fixture == placer.fixture
     assert not same_fixture(again, None) and same_fixture(None, None)
+    assert placed_of_data(tmp_path) == placed_of_data(tmp_path / "none") == {}
+    write_fixture(tmp_path / "fixture", placer, [placer_says, {"fixture.score": 0.0}])
+    assert placed_of_data(tmp_path) == {"score": [0.9, 0.0], "scale": [1.01], "angle_deg": [4.0]}
     file = tmp_path / "fixture" / FILE
     content = json.loads(file.read_text())
     file.write_text(json.dumps(content | {"fixture": content["fixture"] | {"mark_px": [0, 0, 9, 9]}}))

@@ -15,7 +15,7 @@ from contract.errors import ConfigError
 from contract.event import Drift, Result, Timing, Verdict
 from contract.stats import beta_quantile, log_binomial
 from edge_runtime.drift import DELTA, MARK_EVERY, TESTS, Crossed, Reference, Watch, suspect
-from edge_runtime.drift_desk import MAX_STATE_BYTES, MOST_KEPT, STATE_FOLDER, DriftDesk, Held
+from edge_runtime.drift_desk import MAX_STATE_BYTES, MONTH_S, MOST_KEPT, STATE_FOLDER, DriftDesk, Held
 from edge_runtime.settings import CameraSettings, DriftSettings, EdgeSettings, load_settings
 
 SHARE = 0.05
@@ -153,6 +153,41 @@ def test_an_epidemic_is_an_alarm_of_its_own_and_is_not_learnt() -> None:
     assert suspect(watch.measures(), watch.tests()) == "product"
     reported_again = Watch(REFERENCE, LINE)
     assert feed(reported_again, with_defects(good[:500], SHARE)) == []
+
+
+def test_a_tenth_of_defective_parts_is_seen_in_the_scores_though_not_in_their_median() -> None:
+    watch = Watch(REFERENCE, LINE)
+    parts = draw(np.random.default_rng(21), 200)
+    parts[::8, -1] += 30.0
+    feed(watch, parts)
+    score = next(each for each in watch.measures() if each.name == "score")
+    assert abs(score.shift) < 1 and [each.share for each in score.quantiles] == [0.1, 0.5, 0.9]
+    low, middle, high = score.quantiles
+    assert middle.now == score.now and middle.usual == pytest.approx(score.usual)
+    assert abs(low.shift) < 1 and high.shift > 3 and high.now > high.usual
+    assert high.shift == pytest.approx((high.now - high.usual) / score.spread)
+    assert all(not each.quantiles for each in watch.measures() if each.name != "score")
+
+
+def test_a_fixture_that_finds_its_mark_less_surely_is_position() -> None:
+    """Also where it refuses most parts: those are not scored, and what was found of them counts."""
+    random = np.random.default_rng(22)
+    placed = {"score": sorted(random.normal(0.9, 0.02, N).tolist()), "scale": [1.0] * N, "angle_deg": [0.0] * N}
+    drawn = np.sort(draw(random, N), axis=0)
+    measures = {name: drawn[:, at].tolist() for at, name in enumerate(WATCHED)}
+    baseline = Baseline(
+        engine="onnxruntime fp32", score=drawn[:, -1].tolist(), measures={"main": measures, "fixture": placed}
+    )
+    watch = Watch(Reference(baseline, {"main": "top"}, LIMIT, SHARE, "key"), LINE)
+    names = [column.name for column in watch.reference.columns]
+    assert {column.what for column in watch.reference.columns if column.name.startswith("fixture.")} == {"position"}
+    assert next(column for column in watch.reference.columns if column.name == "score").what == "score"
+    lost = [0.4 if name == "fixture.score" else math.nan for name in names]
+    crossed = [each for n in range(40) for each in watch.see(f"part-{n}", lost, None, 1 / MONTH)]
+    assert {each.test for each in crossed} == {"picture"}
+    assert suspect(watch.measures(), watch.tests()) == "fixture"
+    with pytest.raises(ValueError, match="unknown measure"):
+        Baseline(engine="x", score=[1.0], measures={"main": {"scale": [1.0]}})
 
 
 def test_a_part_that_was_not_judged_counts_for_what_was_measured_of_it() -> None:
@@ -324,6 +359,18 @@ def test_the_pace_is_the_line_s_own_where_none_is_said(tmp_path: Path) -> None:
 
     assert sums(10.0) == pytest.approx(10 * sums(1.0))
     assert sums(3600.0) == sums(60.0)
+
+
+def test_no_time_counts_for_two_recipes(tmp_path: Path) -> None:
+    """Four recipes in turn on one camera: what each may say in error is of its own share of the time."""
+    others = [Held("watching", {"top": of_another(f"recipe-{n}")}) for n in range(4)]
+    desk = DriftDesk(settings(tmp_path, parts_per_month=None))
+    counted: list[float] = []
+    usual = [column.usual for column in REFERENCE.columns]
+    for number in range(40):
+        counted.append(desk._months(result(number, usual, 2.0 * number)))
+        desk.note(others[number % 4], result(number, usual, 2.0 * number))
+    assert sum(counted) * MONTH_S == pytest.approx(2.0 * 39)
 
 
 def kept_file(folder: Path, key: str = REFERENCE.key) -> Path:

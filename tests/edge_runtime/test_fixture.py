@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
+from contract.baseline import read_baseline
 from contract.bundle import open_bundle
 from contract.dataset import load_dataset
 from contract.errors import BundleError, ConfigError
@@ -113,6 +114,10 @@ def test_the_bundle_holds_the_fixture_and_its_limits_count_as_calibration(taught
     held, own = placer_of(bundle), open_fixture(cut)
     assert held is not None and held.fixture == own.fixture and np.array_equal(held.mark, own.mark)
     assert open_fixture(taught).fixture == own.fixture
+    baseline = read_baseline(bundle)
+    assert baseline is not None
+    scores = baseline.measures["fixture"]["score"]
+    assert len(scores) == GOOD + 1 and scores[0] < own.fixture.least_score < scores[1], "one was not found, and counts"
     limits = own.fixture.model_copy(update={"least_score": 0.9999})
     changed = bundle.manifest.model_copy(update={"fixture": limits})
     assert changed.calibration_id() != bundle.manifest.calibration_id()

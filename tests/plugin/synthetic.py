@@ -30,6 +30,7 @@ from contract.event import (
     CameraState,
     Drift,
     DriftMeasure,
+    DriftQuantile,
     DriftTest,
     Envelope,
     Gap,
@@ -168,6 +169,10 @@ def drift(seq: int, _part: str = "", alarm: str = "", evidence: float = -5.0, sh
     }
     whats = ("brightness", "focus", "position", "score")
     moved = {"main.mean": shift, "score": shift / -5}
+    quantiles = tuple(
+        DriftQuantile(share=share, now=usual + shift / -50, usual=usual, shift=shift / -5)
+        for share, usual in ((0.1, 0.28), (0.5, 0.4), (0.9, 0.55))
+    )
     measures = [
         DriftMeasure(
             name=name,
@@ -177,6 +182,7 @@ def drift(seq: int, _part: str = "", alarm: str = "", evidence: float = -5.0, sh
             usual=middle,
             spread=spread,
             shift=moved.get(name, 0.1),
+            quantiles=quantiles if name == "score" else (),
         )
         for what, (name, (middle, spread)) in zip(whats, usual.items(), strict=True)
     ]

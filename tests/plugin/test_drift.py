@@ -259,6 +259,19 @@ def test_engineers_clear_and_inspectors_see(site: Site) -> None:
     dealer.close()
 
 
+def test_a_share_of_the_scores_that_moved_is_a_reason(site: Site) -> None:
+    """A tenth of defective parts does not move the median."""
+    dealer = Dealer(site.service.endpoint)
+    calm = s.drift(1).measures[-1]
+    high = calm.quantiles[-1].model_copy(update={"now": 3.4, "shift": 28.5})
+    dealer.send(s.frames(s.drift(1, measures=(calm.model_copy(update={"quantiles": (*calm.quantiles[:2], high)}),))))
+    dealer.wait_acked(1)
+    page = " ".join(site.signed_in("ivan").get(f"/drift?edge={s.EDGE}").text.split())
+    assert "(90.0 % of the parts at most) cam-1" in page and ": 3.4 instead of 0.55, +28.5 spreads" in page
+    assert "<td>10.0 %</td><td>0.28</td><td>0.28</td>" in page and page.count(" spreads</li>") == 1
+    dealer.close()
+
+
 def test_the_page_reads_what_it_shows_of_each_camera(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     reports = drift_rows.reports
