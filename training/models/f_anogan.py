@@ -203,7 +203,7 @@ def critic_step(
 
 
 class Judge(Deployed):
-    """The deployed half: encoder, generator and the critic's trunk; A(x) is the latent score."""
+    """The deployed half: encoder, generator and the critic's trunk; A(x) is the score of features."""
 
     def __init__(self, encoder: Encoder, generator: Generator, trunk: Trunk) -> None:
         super().__init__()
@@ -215,7 +215,7 @@ class Judge(Deployed):
         image = self.generator(self.encoder(tile))
         deviation = (tile - image).abs().mean(dim=1, keepdim=True)
         anomaly = residuals(tile, image, self.trunk(tile), self.trunk(image)).total()
-        return Judgement(image, deviation, {"latent": anomaly})
+        return Judgement(image, deviation, {"features": anomaly})
 
 
 class FAnogan(Late):
