@@ -82,6 +82,13 @@ class Judge(Deployed):
         }
         return Judgement(image, deviation(tile, image), scores)
 
+    def measured(self, tile: Tensor) -> None:
+        """Training shows the generator codes from N(0, I) alone, and the discriminator what it draws of them."""
+        code = self.encoder(tile)
+        drawn_from = torch.randn_like(code)
+        self.discriminator(tile, code)
+        self.discriminator(self.generator(drawn_from), drawn_from)
+
 
 class Egbad(Late):
     """Encoder, generator and discriminator; ``loss`` says what the first two learn by."""
