@@ -63,7 +63,10 @@ def with_features(tile: Tensor, image: Tensor, of_tile: Tensor, of_image: Tensor
 
 
 class Judge(Deployed):
-    """The deployed half: all three networks."""
+    """The deployed half: all three networks, whose statistics are measured as they judge.
+
+    Measured on noise, as it learns, the generator would draw all tiles alike until their codes are like that noise.
+    """
 
     def __init__(self, encoder: Encoder, generator: Decoder, discriminator: Discriminator) -> None:
         super().__init__()
@@ -81,13 +84,6 @@ class Judge(Deployed):
             "features": with_features(tile, image, real.features, drawn.features),
         }
         return Judgement(image, deviation(tile, image), scores)
-
-    def measured(self, tile: Tensor) -> None:
-        """Training shows the generator codes from N(0, I) alone, and the discriminator what it draws of them."""
-        code = self.encoder(tile)
-        drawn_from = torch.randn_like(code)
-        self.discriminator(tile, code)
-        self.discriminator(self.generator(drawn_from), drawn_from)
 
 
 class Egbad(Late):
