@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from benchmarks.common import machine
-from benchmarks.searched import measure
+from benchmarks.searched import measure, tiles_of
 from calibration.calibrate import Rates, propose, write
 from calibration.errors import CalibrationError
 from calibration.evaluate import FIXED_FALSE_REJECTS, evaluate, log_look
@@ -198,6 +198,7 @@ def _measure(cell: Cell, bundle: Bundle, engine: str, looks: Path) -> dict[str, 
         "parameters": manifest.model.parameters,
         "training": manifest.metrics,
         "settings": manifest.training["settings"],
+        "tiles": tiles_of(manifest.recipe),
         "counts": {**manifest.data.model_dump(mode="json", exclude={"name"}), **figures["counts"]},
         "machine": machine(),
         "source": sources(cell),

@@ -7,8 +7,10 @@ import json
 import os
 import platform
 import shutil
+import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -69,6 +71,18 @@ def write(path: Path, figures: dict[str, Any], machine_before: dict[str, Any]) -
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text + "\n")
     sys.stdout.write(text + "\n")
+
+
+def half_interval(values: Sequence[float]) -> float | None:
+    """Half of Student's 95 % interval of the mean; None of a single value, which says nothing of the spread."""
+    return half_of(statistics.stdev(values), len(values)) if len(values) > 1 else None
+
+
+def half_of(deviation: float, count: int) -> float:
+    """The same of ``count`` values, two at least, of that sample standard deviation."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(count - 1, 0.975)) * deviation / float(count**0.5)
 
 
 class Peer:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common import half_interval, half_of
 from contract.errors import ConfigError
 
 BEGIN, END = "<!-- figures: written by benchmarks.models -->", "<!-- end of figures -->"
@@ -17,13 +19,43 @@ def _number(name: str, digits: int = 3) -> Callable[[Row], str]:
     return lambda row: "—" if row[name] is None else f"{row[name]:.{digits}f}"
 
 
+def _mean(name: str) -> Callable[[Row], str]:
+    return lambda row: "—" if row[name] is None else f"{row[name]:.3f}" + _spread(_half(row, name), 3)
+
+
 def _share(name: str) -> Callable[[Row], str]:
-    return lambda row: "—" if row[name] is None else f"{100 * row[name]:.1f} %"
+    def column(row: Row) -> str:
+        if row[name] is None:
+            return "—"
+        half = _half(row, name)
+        return f"{100 * row[name]:.1f}" + _spread(None if half is None else 100 * half, 1) + " %"
+
+    return column
 
 
-def _auroc(row: Row) -> str:
-    spread = "" if row["image_auroc_std"] is None else f" ± {row['image_auroc_std']:.3f}"
-    return _number("image_auroc")(row) + spread
+def _spread(half: float | None, digits: int) -> str:
+    return "" if half is None else f" ± {half:.{digits}f}"
+
+
+def _half(row: Row, name: str) -> float | None:
+    """Half of the 95 % interval of a row's mean over its seeds."""
+    return half_interval([seed[name] for seed in row["per_seed"]])
+
+
+def _tiles(row: Row) -> list[int] | None:
+    """Rows and columns that a part is cut into; None where an older row was left to choose and does not tell."""
+    asked = row["settings"]["tiles"]
+    return row.get("tiles") or (None if asked == "auto" else asked)
+
+
+def _cut(row: Row) -> str:
+    tiles = _tiles(row)
+    return "auto" if tiles is None else f"{tiles[0]}x{tiles[1]}"
+
+
+def _latency(row: Row) -> str:
+    count = math.prod(_tiles(row) or [1])
+    return _number("latency_ms", 1)(row) + (f" (x {count})" if count > 1 and row["latency_ms"] is not None else "")
 
 
 def _worst_class(row: Row) -> str:
@@ -38,21 +70,25 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "data set": lambda row: str(row["dataset"]),
     "model": lambda row: f"`{row['model']}`",
     "size": lambda row: str(row["settings"]["size"]),
+    "tiles": _cut,
     "seeds": lambda row: str(row["seeds"]) + (f" ({len(row['failed'])} failed)" if row["failed"] else ""),
-    "image AUROC": _auroc,
+    "image AUROC": _mean("image_auroc"),
     "worst class": _worst_class,
-    "image AP": _number("image_ap"),
-    "AU-PRO": _number("aupro"),
-    "AU-PRO 0.05": _number("aupro_005"),
-    "pixel AUROC": _number("pixel_auroc"),
-    "pixel AP": _number("pixel_ap"),
-    "F1": _number("f1_max"),
+    "image AP": _mean("image_ap"),
+    "F1": _mean("f1_max"),
     "escapes at 5 %": _share("escape_rate_at_frr05"),
     "false rejects": _share("false_reject_rate"),
     "escapes": _share("escape_rate"),
     "training, min": _number("train_minutes", 1),
-    "ms": _number("latency_ms", 1),
+    "ms": _latency,
     "parameters": lambda row: f"{row['parameters'] / 1e6:.2f} M",
+}
+OF_MAPS: dict[str, Callable[[Row], str]] = {
+    **{name: COLUMNS[name] for name in ("data set", "model", "size", "tiles")},
+    "AU-PRO": _mean("aupro"),
+    "AU-PRO 0.05": _mean("aupro_005"),
+    "pixel AUROC": _mean("pixel_auroc"),
+    "pixel AP": _mean("pixel_ap"),
 }
 
 
@@ -75,11 +111,15 @@ def replaced(text: str, figures: str, name: str, mark: str = BEGIN) -> str:
 
 
 def section(found: dict[str, Any]) -> str:
-    """Markdown of one JSON file: the table, the classes of each data set, and where it was measured."""
+    """Markdown of one JSON file: the tables, the classes of each data set, and where it was measured."""
     rows = found["rows"]
     if not rows:
         return "Nothing has been measured yet.\n"
-    parts = [table(list(COLUMNS), [[column(row) for column in COLUMNS.values()] for row in rows])]
+    tables = [
+        table(list(columns), [[column(row) for column in columns.values()] for row in rows])
+        for columns in (COLUMNS, OF_MAPS)
+    ]
+    parts = [tables[0], f"The maps of the same trainings:\n\n{tables[1]}"]
     for dataset in dict.fromkeys(row["dataset"] for row in rows):
         parts.append(classes(dataset, [row for row in rows if row["dataset"] == dataset]))
     parts.append("\n".join(sorted({_origin(row) for row in rows})) + "\n")
@@ -100,15 +140,19 @@ def classes(dataset: str, rows: list[Row]) -> str:
     )
     labels = sorted({label for row in rows for label in row["classes"]})
     body = [
-        [label, str(rows[0]["classes"][label]["images"]), *(_class_auroc(row["classes"].get(label)) for row in rows)]
+        [label, str(rows[0]["classes"][label]["images"]), *(_class_auroc(row, label) for row in rows)]
         for label in labels
     ]
     models = [f"`{row['model']}`" for row in rows]
     return f"{lead}\n\n{table(['class', 'images', *models], body)}"
 
 
-def _class_auroc(found: Row | None) -> str:
-    return "—" if found is None else _auroc(found)
+def _class_auroc(row: Row, label: str) -> str:
+    found = row["classes"].get(label)
+    if found is None:
+        return "—"
+    spread = found["image_auroc_std"]
+    return _number("image_auroc")(found) + _spread(None if spread is None else half_of(spread, row["seeds"]), 3)
 
 
 def _origin(row: Row) -> str:

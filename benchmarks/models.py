@@ -3,7 +3,8 @@
 Every figure is the mean over the seeds, of the weights that training itself selected on good images and synthetic
 defects: no test image chooses an epoch, a seed or a setting. Every look at test images is recorded.
 
-image_auroc, image_ap, f1_max   how the images' scores rank; image_auroc_std is the sample deviation over the seeds
+image_auroc, image_ap, f1_max   how the images' scores rank; image_auroc_std is the sample deviation over the seeds,
+                                of which the page makes half of Student's 95 % interval of the mean
 pixel_auroc, pixel_ap           how the maps' pixels rank
 aupro, aupro_005                per-region overlap up to false-positive rates of 0.3 and of 0.05, over that limit
 escape_rate_at_frr05            share of defective test images that pass at the threshold which rejects 5 % of the good
@@ -188,6 +189,7 @@ def make_row(key: tuple[str, str], records: Records, latency_ms: float | None, h
             for cell, record in records
         ],
         "trained_on": sorted({machine_line(record["machine"]) for _, record in records}),
+        "tiles": first.get("tiles"),
         "source": sorted({source for _, record in records for source in record["source"]}),
         "settings": first["settings"] | {"seed": [cell.settings.seed for cell, _ in records]},
         "asked": records[0][0].asked,

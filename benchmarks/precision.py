@@ -176,13 +176,13 @@ def half_graph(bundle: Bundle) -> bytes:
     from training.export import write_graph
     from training.graph import Inspector
     from training.half import halve
-    from training.models import model_class
+    from training.models import model_class, score_of
 
     manifest = bundle.manifest
     kind, settings = model_class(manifest.model.name), manifest.training["settings"]
     sizes = {name: settings[name] for name in ("size", "width", "latent")}
     judge = kind.build(channels=manifest.recipe.channels, **sizes).eval().deployed()
-    inspector = Inspector(judge, settings["size"], settings["score"], kind.pooling)
+    inspector = Inspector(judge, settings["size"], score_of(manifest.model.name, settings["score"]), kind.pooling)
     inspector.load_state_dict(load_file(bundle.path("weights")))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "half.onnx"

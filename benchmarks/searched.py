@@ -52,8 +52,14 @@ def measure(settings: TrainSettings, dataset_name: str, looks: Path, reporter: R
         "training": metrics(fitted),
         "settings": settings.model_dump(mode="json", exclude={"data", "out", "resume", "overwrite"}),
         "counts": {**fingerprint(document), **figures["counts"]},
+        "tiles": tiles_of(recipe),
         "machine": machine(),
     }
+
+
+def tiles_of(recipe: Recipe) -> list[int]:
+    """Rows and columns that a picture of a part is cut into."""
+    return [recipe.views[0].tiling.rows, recipe.views[0].tiling.columns]
 
 
 def parameters(fitted: Fitted) -> int:

@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.common import machine, parser, write
+from benchmarks.common import half_interval, machine, parser, write
 
 if TYPE_CHECKING:
     from benchmarks.cells import Skipped
@@ -242,15 +242,6 @@ def protocols(figures: Sequence[dict[str, Any]]) -> dict[str, Any]:
         values = [figure[name] for figure in figures]
         found |= {name: statistics.fmean(values), f"{name}_half": half_interval(values)}
     return found
-
-
-def half_interval(values: Sequence[float]) -> float | None:
-    """Half of Student's 95 % interval of the mean; None of a single value, which says nothing of the spread."""
-    if len(values) < 2:
-        return None
-    from scipy.special import stdtrit
-
-    return float(stdtrit(len(values) - 1, 0.975)) * statistics.stdev(values) / float(len(values) ** 0.5)
 
 
 def averages(records: list[dict[str, Any]]) -> list[dict[str, Any]]:

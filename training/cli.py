@@ -13,6 +13,7 @@ from rich.console import Console
 from contract.config import validate
 from contract.errors import ConfigError
 from training.errors import InterruptedBeforeTrainingError
+from training.models import MODELS
 from training.settings import DEFAULT_MODEL, TrainSettings
 
 EXAMPLES = """
@@ -31,8 +32,23 @@ Examples:
   flawline train --data parts --out few --minutes 30 --few-shot    are there enough good images?
   flawline train --data products --out bundles --conditional       one model of several types, a bundle for each
   flawline train --data parts --out bundle --defects known         learn from a few labelled defects as well
+  flawline train --data parts --out bundle --model dcgan --loss wasserstein
   torchrun --nproc-per-node 4 -m flawline train --data parts ...   on four graphics cards
+
 """
+
+
+def models_help() -> str:
+    """The table of models with what ``--score`` and ``--loss`` can be for each; * is what it takes unless asked."""
+    lines = ["Models, their scores and losses; * is what is taken unless asked:", "", "\b"]
+    for name, model in MODELS.items():
+        lines.append(f"  {name + ('*' if name == DEFAULT_MODEL else ''):14} {model.summary}")
+        for option, names in (("score", model.scores), ("loss", model.losses)):
+            taken = model.preset.get(option, "residual")
+            if names:
+                lines.append(f"  {'':14} --{option} " + ", ".join(n + "*" if n == taken else n for n in names))
+    return "\n".join(lines)
+
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -47,11 +63,11 @@ def parse_tiles(text: str) -> tuple[int, int] | Literal["auto"]:
     return int(match.group(1)), int(match.group(2))
 
 
-@app.command(help=EXAMPLES)
+@app.command(help=EXAMPLES, epilog=models_help())
 def train(
     data: Annotated[Path, typer.Option(metavar="DIR", help="folder of good images (MVTec AD layout)")],
     out: Annotated[Path, typer.Option(metavar="BUNDLE", help="folder to write the bundle to")],
-    model: Annotated[str, typer.Option(help="name in the model table")] = DEFAULT_MODEL,
+    model: Annotated[str, typer.Option(help="one of the models below")] = DEFAULT_MODEL,
     minutes: Annotated[float | None, typer.Option(help="time to train; 40 unless --steps is given")] = None,
     steps: Annotated[int | None, typer.Option(help="steps to train")] = None,
     name: Annotated[str | None, typer.Option(help="product name; default: the data folder's")] = None,

@@ -30,7 +30,7 @@ from training.data import Batches, scale
 from training.errors import StoppedError, TrainingError, memory_named
 from training.labelled import Labelled
 from training.models import model_class
-from training.models.base import EVAL_BATCH, Trainable
+from training.models.base import EVAL_BATCH, Deployed, Trainable
 from training.models.conditional import choose, folded, used
 from training.precision import choose_precision, pass_in_bf16
 from training.report import Progress, Quiet, Reporter
@@ -242,7 +242,7 @@ class Loop:
         return product
 
     @property
-    def averaged(self) -> nn.Module:
+    def averaged(self) -> Deployed:
         """The network that is validated and deployed, in evaluation mode; its weights move with every step."""
         return self._averaged
 
@@ -504,12 +504,12 @@ def _average(averaged: nn.Module, live: nn.Module, decay: float) -> None:
 
 
 @torch.no_grad()
-def measure_statistics(judge: nn.Module, tiles: Tensor, shown: Callable[[Tensor], Tensor]) -> None:
+def measure_statistics(judge: Deployed, tiles: Tensor, shown: Callable[[Tensor], Tensor]) -> None:
     """Set every BatchNorm's mean and variance to those of ``tiles`` as they are ``shown`` in training; evaluation mode.
 
-    ``tiles``: good, uint8 [M, H, W, C]. Averaged weights fit no statistics that training gathered on the way; with
-    stale ones a network that trains well draws badly once ``eval()`` is called. The same tiles and weights give the
-    same statistics.
+    ``tiles``: good, uint8 [M, H, W, C]. They pass as ``judge.measured`` has it, not as they are judged. Averaged
+    weights fit no statistics that training gathered on the way; with stale ones a network that trains well draws badly
+    once ``eval()`` is called. The same tiles and weights give the same statistics.
     """
     layers = [module for module in used(judge) if isinstance(module, nn.BatchNorm2d)]
     if not layers:
@@ -523,7 +523,7 @@ def measure_statistics(judge: nn.Module, tiles: Tensor, shown: Callable[[Tensor]
         torch.manual_seed(0)
         # Of one size, since each counts alike.
         for part in torch.tensor_split(tiles, math.ceil(len(tiles) / EVAL_BATCH)):
-            judge(shown(scale(part)))
+            judge.measured(shown(scale(part)))
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
         layer.eval()

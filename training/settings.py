@@ -83,47 +83,49 @@ class TrainSettings(Strict):
     def _consistent(self) -> TrainSettings:
         scores, losses = model_entry(self.model).scores, model_entry(self.model).losses
         if self.score not in scores:
-            raise ValueError(f"score {self.score!r}: {self.model} has {', '.join(scores)}")
+            raise ValueError(f"--score {self.score!r}: {self.model} has {', '.join(scores)}")
         if self.loss is not None and self.loss not in losses:
-            raise ValueError(f"loss {self.loss!r}: {self.model} has {', '.join(losses) or 'no choice of losses'}")
+            raise ValueError(f"--loss {self.loss!r}: {self.model} has {', '.join(losses) or 'no choice of losses'}")
         if self.size % 16:
             raise ValueError(
-                f"size {self.size} is not a multiple of 16; expected 64, 80, ... 256 (64, 128 or 256 fit best)"
+                f"--size {self.size} is not a multiple of 16; expected 64, 80, ... 256 (64, 128 or 256 fit best)"
             )
         if self.tiles != "auto" and not all(1 <= count <= 16 for count in self.tiles):
-            raise ValueError(f"tiles {self.tiles[0]}x{self.tiles[1]}: expected 1x1 to 16x16 (rows x columns)")
+            raise ValueError(f"--tiles {self.tiles[0]}x{self.tiles[1]}: expected 1x1 to 16x16 (rows x columns)")
         if self.tiles == "auto" and self.overlap:
-            raise ValueError(f"overlap {self.overlap} px: give tiles as well, such as 2x3; auto chooses both")
+            raise ValueError(f"--overlap {self.overlap} px: give --tiles as well, such as 2x3; auto chooses both")
         if self.overlap >= self.size:
-            raise ValueError(f"overlap {self.overlap} px is not below the tile's {self.size} px")
+            raise ValueError(f"--overlap {self.overlap} px is not below the tile's {self.size} px")
         if self.few_shot and self.resume:
-            raise ValueError("few_shot trains several times from the start: it cannot be resumed")
+            raise ValueError("--few-shot trains several times from the start: it cannot be resumed")
         if self.conditional:
             self._conditional()
         if self.defects is not None:
             self._with_defects()
         if self.holdout + self.validation > 0.9:
-            raise ValueError(f"holdout {self.holdout} and validation {self.validation} leave under 10 % to learn from")
+            raise ValueError(
+                f"--holdout {self.holdout} and --validation {self.validation} leave under 10 % to learn from"
+            )
         return self
 
     def _conditional(self) -> None:
         if not model_entry(self.model).conditional:
             able = ", ".join(sorted(name for name, model in MODELS.items() if model.conditional))
-            raise ValueError(f"conditional: {self.model} learns one product type; several are learnt by {able}")
+            raise ValueError(f"--conditional: {self.model} learns one product type; several are learnt by {able}")
         if self.few_shot:
-            raise ValueError("few_shot tries one product type at a time: give --data DIR/TYPE without --conditional")
+            raise ValueError("--few-shot tries one product type at a time: give --data DIR/TYPE without --conditional")
         if self.name is not None:
-            raise ValueError(f"name {self.name!r}: with --conditional each bundle is named after its type's folder")
+            raise ValueError(f"--name {self.name!r}: with --conditional each bundle is named after its type's folder")
 
     def _with_defects(self) -> None:
         if not model_entry(self.model).defects:
             able = ", ".join(sorted(name for name, model in MODELS.items() if model.defects))
             raise ValueError(
-                f"defects: {self.model} has no discriminator that learns where a defect is; labelled ones are learnt "
+                f"--defects: {self.model} has no discriminator that learns where a defect is; labelled ones are learnt "
                 f"by {able}"
             )
         if self.few_shot:
-            raise ValueError("few_shot is about good images: train it without --defects")
+            raise ValueError("--few-shot is about good images: train it without --defects")
 
     def learnt(self) -> dict[str, Any]:
         """The settings that decide what is learnt, as JSON types: equal for a run and its resumption."""

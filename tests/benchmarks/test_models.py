@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from benchmarks.cells import data_sets, make_cell
+from benchmarks.common import half_interval
 from benchmarks.model_page import BEGIN, END, replaced, section
 from benchmarks.models import RESULTS, document, main, mean
 from contract.errors import ConfigError
@@ -242,10 +243,22 @@ def test_the_page_says_what_the_file_says(measured: Path, tmp_path: Path) -> Non
     assert main(["--json", str(measured / "models.json"), "--page", str(page)]) == 0
     text, row = page.read_text(), load(measured)["rows"][0]
     assert text.startswith("before\n") and text.endswith("after\n") and "yesterday" not in text
-    assert f"{row['image_auroc']:.3f} ± {row['image_auroc_std']:.3f}" in text
-    assert f"| spot | 8 | {row['per_class']['spot']:.3f} ±" in text
+    half = 12.706 * row["image_auroc_std"] / 2**0.5  # Student's, of two seeds
+    assert f"| 64 | 1x1 | 2 | {row['image_auroc']:.3f} ± {half:.3f} |" in text
+    assert f"| spot | 8 | {row['per_class']['spot']:.3f} ± {half:.3f} |" in text
+    assert f"| {row['aupro']:.3f} ± {half_interval([seed['aupro'] for seed in row['per_seed']]):.3f} |" in text
+    escapes = half_interval([100 * seed["escape_rate"] for seed in row["per_seed"]])
+    assert f"| {100 * row['escape_rate']:.1f} ± {escapes:.1f} % |" in text
     page.write_text("no marks")
     assert main(["--json", str(measured / "models.json"), "--page", str(page)]) == 2
+
+
+def test_a_part_takes_as_long_as_its_tiles(measured: Path) -> None:
+    row = load(measured)["rows"][0]
+    settings = row["settings"] | {"tiles": "auto"}
+    cut = section({"rows": [row | {"tiles": [5, 5], "settings": settings}], "skipped": []})
+    assert "| 5x5 |" in cut and f"| {row['latency_ms']:.1f} (x 25) |" in cut
+    assert "| auto |" in section({"rows": [row | {"tiles": None, "settings": settings}], "skipped": []})
 
 
 def test_the_published_page_and_file_agree() -> None:

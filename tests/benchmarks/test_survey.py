@@ -20,8 +20,9 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks import survey_cells, survey_data
+from benchmarks.common import half_interval
 from benchmarks.model_page import replaced
-from benchmarks.survey import RESULTS, averages, half_interval, main
+from benchmarks.survey import RESULTS, averages, main
 from benchmarks.survey_cells import TRAININGS, Budget, Cell, Evaluation, evaluated, figures, finish, kept, make_cell
 from benchmarks.survey_data import (
     Data,

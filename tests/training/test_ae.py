@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import onnx
@@ -10,11 +11,15 @@ import torch
 from torch import Tensor
 
 from tests.training.stepping import all_weights, backward, changed, noise
+from training.data import scale
 from training.export import export
+from training.fit import measure_statistics
 from training.graph import Inspector
 from training.models import MODELS, model_class
 from training.models.ae import Ae, Coded, Encoder
 from training.models.ganomaly import MAX_CHANNELS
+
+FAMILY = ("ae", "dae", "vae", "aae", "vae_gan", "dec", "dcn")
 
 
 @pytest.fixture
@@ -82,8 +87,24 @@ def test_what_is_drawn_perfectly_has_no_score(model: Ae) -> None:
     assert float(judged.deviation.max()) == 0.0
 
 
+@pytest.mark.parametrize("name", [*FAMILY, "wgan_gp_l1"])
+def test_the_encoder_is_measured_on_tiles_alone(name: str) -> None:
+    """Training shows it no drawing, which the judge does."""
+    torch.manual_seed(0)
+    model = model_class(name).build(size=64, channels=1, width=4, latent=8)
+    judge, tiles = model.deployed().eval(), torch.randint(0, 256, (6, 64, 64, 1), dtype=torch.uint8)
+    expected = copy.deepcopy(judge.encoder).train()
+    for layer in expected.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.momentum = None
+    torch.manual_seed(0)  # as it is measured: of damaged tiles, where those are shown
+    with torch.no_grad():
+        expected(model.shown(scale(tiles)))
+    measure_statistics(judge, tiles, model.shown)
+    torch.testing.assert_close(judge.encoder.state_dict(), expected.state_dict())
+
+
 OF_THE_DISCRIMINATOR = {"features", "discriminator"}
-FAMILY = ("ae", "dae", "vae", "aae", "vae_gan", "dec", "dcn")
 SHOWN = {("vae_gan", "features"), ("dec", "cluster")}  # all others in the long tests
 
 

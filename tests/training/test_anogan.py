@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from tests.training.stepping import noise, weights
 from training.build import train
+from training.data import scale
 from training.errors import ExportError
 from training.export import export
 from training.fit import measure_statistics
@@ -83,12 +85,27 @@ def test_the_score_of_an_image_does_not_depend_on_the_batch(model: Anogan) -> No
     torch.testing.assert_close(together.scores["features"][2:3], alone.scores["features"], rtol=1e-4, atol=0)
 
 
-def test_no_statistics_are_measured_anew_and_so_nothing_is_searched(model: Anogan) -> None:
+def test_statistics_are_those_of_drawings_of_normal_noise_and_of_tiles_and_nothing_is_searched(
+    model: Anogan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the weights at hand: the loop averages them, and no statistics gathered on the way fit an average."""
+    monkeypatch.setattr(Search, "find", lambda *asked: pytest.fail("a search"))
     judge = search(model, 500)
-    before = {name: value.clone() for name, value in judge.state_dict().items()}
-    measure_statistics(judge, torch.zeros(100, 64, 64, 1, dtype=torch.uint8), model.shown)
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in judge.modules())
-    assert all(torch.equal(value, before[name]) for name, value in judge.state_dict().items())
+    tiles = torch.randint(0, 256, (40, 64, 64, 1), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
+    measure_statistics(judge, tiles, model.shown)
+    torch.manual_seed(0)  # as it is measured
+    for network, shown in ((judge.generator, torch.randn(40, 8, 1, 1)), (judge.discriminator, scale(tiles))):
+        expected = copy.deepcopy(network).apply(_afresh)
+        with torch.no_grad():
+            expected(shown)
+        torch.testing.assert_close(network.state_dict(), expected.state_dict())
+
+
+def _afresh(module: nn.Module) -> None:
+    if isinstance(module, nn.BatchNorm2d):
+        module.reset_running_stats()
+        module.momentum = None
+        module.train()
 
 
 def test_export_says_that_there_is_no_graph_and_points_to_f_anogan(model: Anogan, tmp_path: Path) -> None:

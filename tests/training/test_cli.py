@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from edge_runtime.engines.golden import check_golden
 from flawline import main
 from tests.bundles import draw_data
 from training.cli import app, make_settings, parse_tiles
+from training.models import MODELS
 from training.report import Progress, Terminal, line
 
 
@@ -37,6 +39,12 @@ def test_help_is_quick_and_loads_neither_torch_nor_opencv() -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().endswith("[]")
     assert "flawline train --data parts --out bundle --resume" in done.stdout
+    for name, model in MODELS.items():
+        assert re.search(rf"^ +{name}\*? +{re.escape(model.summary)}$", done.stdout, re.MULTILINE), name
+        for option, names in (("score", model.scores), ("loss", model.losses)):
+            assert not names or f"--{option} {', '.join(names)}\n" in done.stdout.replace("*", ""), name
+    assert "--loss non_saturating*, minimax, wasserstein" in done.stdout  # what dcgan takes
+    assert "--model dcgan --loss wasserstein" in done.stdout
     assert seconds < 5  # half a second on an idle machine; the modules above are what decides
 
 
@@ -62,14 +70,19 @@ def test_tiles_are_rows_by_columns(text: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"size": 70}, "size 70 is not a multiple of 16"),
+        ({"size": 70}, "^--size 70 is not a multiple of 16"),
         ({"size": 512}, r"--size: Input should be less than or equal to 256 \(found 512\)"),
         ({"minutes": -1}, "--minutes: Input should be greater than 0"),
         ({"channels": "cmyk"}, "--channels: Input should be 'grey', 'rgb' or 'auto'"),
         ({"learning_rate": 0}, "--learning-rate: Input should be greater than 0"),
-        ({"size": 64, "tiles": (2, 2), "overlap": 64}, "overlap 64 px is not below the tile's 64 px"),
-        ({"tiles": (0, 3)}, "tiles 0x3: expected 1x1 to 16x16"),
+        ({"size": 64, "tiles": (2, 2), "overlap": 64}, "^--overlap 64 px is not below the tile's 64 px"),
+        ({"tiles": (0, 3)}, "^--tiles 0x3: expected 1x1 to 16x16"),
         ({"holdout": 0.8, "validation": 0.5}, "leave under 10 % to learn from"),
+        ({"score": "features"}, "^--score 'features': ganomaly_d has residual, latent$"),
+        ({"loss": "hinge"}, "^--loss 'hinge': ganomaly_d has no choice of losses$"),
+        ({"model": "dec", "conditional": True}, "^--conditional: dec learns one"),
+        ({"model": "dec", "defects": Path("known")}, "^--defects: dec has no"),
+        ({"few_shot": True, "resume": True}, "^--few-shot trains several"),
         ({"epochs": 3}, "unknown key"),
     ],
 )

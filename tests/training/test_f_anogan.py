@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import copy
 import inspect
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.precision import half_graph
+from contract.bundle import ROLE_GRAPH, open_bundle, write_manifest
+from tests.bundles import draw_data, train_small_bundle
 from training.cli import make_settings, train
 from training.data import scale
-from training.export import prove, write_graph
+from training.export import open_session, prove, write_graph
 from training.fit import Loop, Tiles, measure_statistics, new_model
 from training.graph import Inspector
 from training.models.adversarial import SELECT_FROM, critic_loss, gradient_penalty
@@ -180,7 +185,7 @@ def test_the_encoders_loss_is_the_mean_score_of_its_batch(model: FAnogan, batch:
     model.generator.eval()
     with torch.no_grad():
         expected = (
-            judge(batch).scores["latent"].mean()
+            judge(batch).scores["features"].mean()
         )  # the encoder normalises by the batch, as it does while it learns
     losses = model.training_step(batch, model.optimizers(1e-4), backward, 0.7)
     torch.testing.assert_close(losses["image"] + losses["features"], expected)
@@ -199,8 +204,8 @@ def test_score_and_map_of_an_image_do_not_depend_on_the_batch(model: FAnogan, ba
     with torch.no_grad():
         together, alone = judge(batch), judge(batch[2:3])
         beside = judge(torch.cat([torch.ones_like(batch), batch[2:3]]))
-    torch.testing.assert_close(together.scores["latent"][2:3], alone.scores["latent"])
-    torch.testing.assert_close(beside.scores["latent"][-1:], alone.scores["latent"])
+    torch.testing.assert_close(together.scores["features"][2:3], alone.scores["features"])
+    torch.testing.assert_close(beside.scores["features"][-1:], alone.scores["features"])
     torch.testing.assert_close(together.deviation[2:3], alone.deviation)
     torch.testing.assert_close(together.deviation[:, 0], (batch - together.image).abs().mean(dim=1))
 
@@ -242,7 +247,7 @@ class Opposite(nn.Module):
         return Judgement(-tile, (2 * tile).abs().mean(dim=1, keepdim=True), {})
 
 
-@pytest.mark.parametrize("score", ["latent", "residual"])
+@pytest.mark.parametrize("score", ["features", "residual"])
 def test_the_graph_agrees_with_the_network(score: Any, model: FAnogan, tmp_path: Any) -> None:
     golden = torch.randint(0, 256, (3, 64, 64, 1), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
     inspector = Inspector(model.deployed(), 64, score)
@@ -252,10 +257,10 @@ def test_the_graph_agrees_with_the_network(score: Any, model: FAnogan, tmp_path:
     prove(tmp_path / "graph.onnx", golden, expected)
     names = [weight.name for weight in onnx.load(tmp_path / "graph.onnx").graph.initializer]
     assert any("generator" in name for name in names)
-    assert any("judge.trunk" in name for name in names) == (score == "latent")  # the residual needs no critic
-    if score == "latent":
+    assert any("judge.trunk" in name for name in names) == (score == "features")  # the residual needs no critic
+    if score == "features":
         with torch.no_grad():
-            torch.testing.assert_close(expected.score, inspector.judge(scale(golden)).scores["latent"])
+            torch.testing.assert_close(expected.score, inspector.judge(scale(golden)).scores["features"])
 
 
 def test_the_loop_averages_and_selects_late_weights(parts_tiles: Tensor, tmp_path: Any) -> None:
@@ -263,7 +268,7 @@ def test_the_loop_averages_and_selects_late_weights(parts_tiles: Tensor, tmp_pat
         data=tmp_path, out=tmp_path, model="f_anogan", steps=40, width=4, latent=8, batch=4, device="cpu",
         precision="32-true", learning_rate=1e-3,
     )  # fmt: skip
-    assert settings.score == "latent"
+    assert settings.score == "features"
     loop = Loop(new_model(settings, 1), Tiles(parts_tiles, parts_tiles[:4]), settings, "")
     while loop.share() < ENCODER_FROM:
         loop.train_once()
@@ -294,8 +299,28 @@ def parts_tiles() -> Tensor:
     return torch.from_numpy(np.stack(drawn))[..., None]
 
 
+def test_a_bundle_from_when_the_score_was_called_latent_still_judges(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.fit.refuse_collapse", lambda *given: None)  # four steps draw nothing but grey
+    data = draw_data(tmp_path / "parts", good=70, side=64)
+    sizes = {"width": 4, "latent": 8, "batch": 4}
+    out = train_small_bundle(tmp_path / "bundle", data, model="f_anogan", score=None, steps=4, tiles=(1, 1), **sizes)
+    manifest = open_bundle(out).manifest
+    assert manifest.model.score == "features"
+    settings = manifest.training["settings"] | {"score": "latent"}
+    model = manifest.model.model_copy(update={"score": "latent"})
+    write_manifest(out, manifest.model_copy(update={"model": model, "training": {"settings": settings}}))
+    bundle = open_bundle(out)
+    tiles = np.load(bundle.path(bundle.manifest.golden.role))
+    (single,) = open_session(bundle.path(ROLE_GRAPH), 1).run(["score"], {"image": tiles})
+    assert single.tolist() == pytest.approx(bundle.manifest.golden.scores, rel=1e-4)
+    graph = half_graph(bundle)  # made from the weights and the score's name
+    assert any("trunk" in weight.name for weight in onnx.load_from_string(graph).graph.initializer)
+
+
 def test_the_command_leaves_the_score_to_the_model_unless_asked() -> None:
     asked = {"data": "parts", "out": "bundle", "model": "f_anogan"}
-    assert make_settings({**asked, "score": None}).score == "latent"
+    assert make_settings({**asked, "score": None}).score == "features"
     assert make_settings({**asked, "score": "residual"}).score == "residual"
     assert inspect.signature(train).parameters["score"].default is None

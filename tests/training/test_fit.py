@@ -28,7 +28,7 @@ from training.fit import (
     refuse_collapse,
 )
 from training.models import ganomaly
-from training.models.base import Judgement
+from training.models.base import Deployed, Judgement
 from training.models.ganomaly import Ganomaly
 from training.pictures import GAP_PX
 from training.report import Progress, Quiet
@@ -270,9 +270,21 @@ def test_what_is_handed_over_is_in_evaluation_mode(tiles: Tiles, tmp_path: Path)
     torch.testing.assert_close(alone, together, rtol=1e-4, atol=1e-6)
 
 
+class Plain(Deployed):
+    """A layer and nothing else."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, tile: Tensor) -> Tensor:
+        passed: Tensor = self.layer(tile)
+        return passed
+
+
 def test_normalisation_statistics_are_those_of_what_training_shows() -> None:
     layer = nn.BatchNorm2d(1, momentum=0.3)
-    judge = nn.Sequential(layer).eval()
+    judge = Plain(layer).eval()
     white = torch.full((10, 8, 8, 1), 255, dtype=torch.uint8)
     measure_statistics(judge, white, lambda tiles: tiles)
     assert layer.running_mean is not None

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from contract.errors import ConfigError
 from tests.bundles import draw_part
 from training.cli import make_settings
-from training.fit import Loop, Tiles, new_model
+from training.fit import Loop, Tiles, measure_statistics, new_model
 from training.graph import Inspector
 from training.models import MODELS, model_class
 from training.settings import TrainSettings
@@ -38,6 +39,21 @@ def test_every_model_trains_and_judges(name: str, channels: int) -> None:
     assert all(score.shape == (4,) and torch.isfinite(score).all() for score in judged.scores.values())
     assert float(judged.deviation.min()) >= 0
     assert float(judged.image.abs().max()) <= 1
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_every_normalisation_is_measured_and_once_a_batch_but_in_discriminators(name: str) -> None:
+    """A discriminator is shown tiles and drawings; what draws is not, and would be measured on both."""
+    torch.manual_seed(0)
+    model = model_class(name).build(size=64, channels=1, width=4, latent=8)
+    judge, calls = model.deployed().eval(), Counter[str]()
+    for path, layer in judge.named_modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.register_forward_hook(lambda *passed, path=path: calls.update([path]))
+    measure_statistics(judge, torch.zeros(4, 64, 64, 1, dtype=torch.uint8), model.shown)
+    assert set(calls) == {path for path, layer in judge.named_modules() if isinstance(layer, nn.BatchNorm2d)}
+    assert {path.split(".")[0] for path, count in calls.items() if count > 1} <= {"discriminator"}
+    assert max(calls.values(), default=0) <= 2
 
 
 @pytest.fixture(autouse=True)

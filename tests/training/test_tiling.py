@@ -68,7 +68,7 @@ def test_words() -> None:
 
 
 def test_an_overlap_belongs_to_tiles_that_were_asked_for(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="give tiles as well"):
+    with pytest.raises(ValueError, match="give --tiles as well"):
         TrainSettings(data=tmp_path, out=tmp_path, overlap=16)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.training.stepping import all_weights, backward, changed, noise
+from training.fit import measure_statistics
 from training.models.ae import Coded
 from training.models.vae import Posterior, Vae, VaeJudge, posterior
 
@@ -91,6 +92,15 @@ def test_the_judge_by_hand() -> None:
     assert judged.scores["latent"].tolist() == pytest.approx([latent, latent])
     assert judged.scores["hidden"].tolist() == [0.25, 0.25]
     assert set(judged.deviation.flatten().tolist()) == {0.5}
+
+
+def test_the_decoder_is_measured_on_samples_which_it_learns_from(model: Vae) -> None:
+    """The codes' means are all alike here: only what is sampled about them varies."""
+    judge = model.deployed().eval()
+    judge.encoder = Says(*[0.0] * 16)  # type: ignore[assignment]
+    first = next(layer for layer in judge.decoder.modules() if isinstance(layer, nn.BatchNorm2d))
+    measure_statistics(judge, torch.zeros(8, 64, 64, 1, dtype=torch.uint8), model.shown)
+    assert first.running_var is not None and first.running_var.min() > 1e-4
 
 
 def test_the_judge_draws_no_lots_and_judges_each_tile_by_itself(model: Vae) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from contract.errors import ConfigError
@@ -15,7 +17,8 @@ class Model(NamedTuple):
     """Where a model lives, its line in the help, the settings it is trained with unless others are asked for, and the
     scores that there are to choose from: ``residual`` is made of the map, the others are its judge's own. Then the
     adversarial losses, where there is a choice, and why no graph is made of the model, where none can be; whether one
-    model learns several product types (``training.models.conditional``), and whether labelled defects."""
+    model learns several product types (``training.models.conditional``), and whether labelled defects. ``renamed``: a
+    score's name in bundles from before -> its name today."""
 
     target: str
     summary: str
@@ -25,6 +28,7 @@ class Model(NamedTuple):
     not_exported: str = ""
     conditional: bool = False
     defects: bool = False
+    renamed: Mapping[str, str] = MappingProxyType({})
 
 
 MODELS = {
@@ -46,9 +50,10 @@ MODELS = {
             "latent": 128,
             "batch": 32,
             "learning_rate": 1e-4,
-            "score": "latent",
+            "score": "features",
         },
-        ("residual", "latent"),
+        ("residual", "features"),
+        renamed={"latent": "features"},
     ),
     "egbad": Model(
         "training.models.egbad:Egbad",
@@ -183,6 +188,11 @@ def model_entry(name: str) -> Model:
     if entry is None:
         raise ConfigError(f"--model {name!r}: no such model; there are: {', '.join(sorted(MODELS))}")
     return entry
+
+
+def score_of(name: str, score: str) -> str:
+    """Today's name of the ``score`` that a bundle says it was trained for."""
+    return model_entry(name).renamed.get(score, score)
 
 
 def model_class(name: str) -> type[Trainable]:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from training.models.adversarial import update
-from training.models.base import Backward, Judgement, Trainable
+from training.models.base import Backward, Deployed, Judgement, Trainable
 from training.models.ganomaly import Decoder, Stem, initialise, pyramid
 from training.models.losses import deviation, mean_square
 
@@ -40,7 +40,7 @@ class Encoder(nn.Module):
         return Coded(features, self.head(features))
 
 
-class Judge(nn.Module):
+class Judge(Deployed):
     """The deployed half: the drawing, and how differently the encoder sees tile and drawing."""
 
     def __init__(self, encoder: Encoder, decoder: Decoder) -> None:
@@ -54,6 +54,15 @@ class Judge(nn.Module):
         again: Coded = self.encoder(image)
         scores = {"hidden": mean_square(seen.features, again.features), **self.compare(seen.code, again.code)}
         return Judgement(image, deviation(tile, image), scores)
+
+    def measured(self, tile: Tensor) -> None:
+        """Training shows the encoder no drawing."""
+        self.draw(tile)
+
+    def draw(self, tile: Tensor) -> Tensor:
+        """The tile as training draws it, [N, C, H, W]."""
+        drawn: Tensor = self.decoder(self.encoder(tile).code)
+        return drawn
 
     def point(self, code: Tensor) -> Tensor:
         """The code that the drawing is made from, [N, latent, 1, 1]; nothing random."""

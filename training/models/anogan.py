@@ -12,7 +12,6 @@ from torch.optim import Adam
 
 from training.models.base import Judgement, NotExported
 from training.models.dcgan import Criticism, Dcgan, Discriminator
-from training.models.f_anogan import FrozenNorm
 from training.models.ganomaly import Decoder
 from training.models.losses import city_block, deviation
 
@@ -49,6 +48,11 @@ class Search(NotExported):
         scores = {"features": anomaly(tile, image, of_tile.features, of_image.features)}
         return Judgement(image, deviation(tile, image), scores)
 
+    def measured(self, tile: Tensor) -> None:
+        """Training draws from N(0, I), and a search would rest on the statistics that are to be measured."""
+        self.discriminator(tile)
+        self.generator(torch.randn((len(tile), *self.start.shape[1:]), device=tile.device))
+
     @torch.enable_grad()
     def find(self, tile: Tensor, features: Tensor) -> Tensor:
         """The codes [N, latent, 1, 1] that lower A(x) of each tile; Adam moves each number by itself."""
@@ -63,12 +67,7 @@ class Search(NotExported):
 
 
 class Anogan(Dcgan):
-    """DCGAN's two networks, with the statistics of their normalisation as the game left them."""
-
-    def __init__(self, size: int, channels: int, width: int, latent: int) -> None:
-        super().__init__(size, channels, width, latent)
-        for network in (self.generator, self.discriminator):
-            keep_statistics(network)
+    """DCGAN's two networks, both deployed."""
 
     @classmethod
     def build(cls, *, size: int, channels: int, width: int, latent: int) -> Anogan:
@@ -80,12 +79,3 @@ class Anogan(Dcgan):
     def selection_loss(self, judge: nn.Module, tiles: Tensor) -> float:
         """The last weights: to look for the codes of all validation tiles takes longer than to learn."""
         return 1.0 - self.used
-
-
-def keep_statistics(network: nn.Module) -> None:
-    """Put normalisation that is never measured anew in place of BatchNorm2d: codes are searched against it."""
-    for name, module in list(network.named_modules()):
-        if isinstance(module, nn.BatchNorm2d):
-            own = FrozenNorm(module.num_features)
-            own.weight, own.bias = module.weight, module.bias
-            network.set_submodule(name, own)

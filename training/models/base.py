@@ -31,7 +31,18 @@ class Judgement(NamedTuple):
     scores: dict[str, Tensor]
 
 
-class NotExported(nn.Module):
+class Deployed(nn.Module):
+    """The networks that judge: ``forward`` maps float32 tiles [N, C, H, W] in [-1, 1] to a Judgement."""
+
+    def measured(self, tile: Tensor) -> None:
+        """Show every network what training shows it: the pass on which normalisation statistics are measured.
+
+        To be overridden where judging shows a network more than that, or something else.
+        """
+        self(tile)
+
+
+class NotExported(Deployed):
     """A judge that no graph can hold; the table says why beside the model's ``name``."""
 
     name: ClassVar[str]
@@ -87,8 +98,8 @@ class Trainable(nn.Module, ABC):
         """
 
     @abstractmethod
-    def deployed(self) -> nn.Module:
-        """The module that judges: maps float32 [N, C, H, W] in [-1, 1] to a Judgement; shares this model's weights."""
+    def deployed(self) -> Deployed:
+        """The module that judges; shares this model's weights."""
 
     def adapt(self, variety: float) -> None:
         """Told before training: how little good parts share of a layout, 0 to 1 (``training.augment``)."""

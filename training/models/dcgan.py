@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer, RMSprop
 
 from training.models.adversarial import Late, as_real, criticised, cross_entropy, frozen, minimax, update, wasserstein
-from training.models.base import Backward, Judgement
+from training.models.base import Backward, Deployed, Judgement
 from training.models.ganomaly import Decoder, Stem, initialise, pyramid
 
 N_CRITIC = 5  # updates of a Wasserstein critic for one of the generator
@@ -68,7 +68,7 @@ class Discriminator(nn.Module):
         return Criticism(features, (features * self.head).sum(dim=1, keepdim=True))
 
 
-class Judge(nn.Module):
+class Judge(Deployed):
     """The deployed half: the discriminator. The map is what 1 - D(x) would be if all places voted as this one does."""
 
     def __init__(self, discriminator: Discriminator) -> None:
@@ -146,5 +146,5 @@ class Dcgan(Late):
     def _codes(self, like: Tensor) -> Tensor:
         return torch.randn((len(like), self._latent, 1, 1), device=like.device)
 
-    def deployed(self) -> nn.Module:
+    def deployed(self) -> Deployed:
         return Judge(self.discriminator)

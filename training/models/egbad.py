@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from training.models.adversarial import Late, as_drawn, as_real, cross_entropy, feature_matching, frozen, update
-from training.models.base import Backward, Judgement
+from training.models.base import Backward, Deployed, Judgement
 from training.models.ganomaly import Decoder, Encoder, Stem, initialise, pyramid
 from training.models.losses import city_block, deviation
 
@@ -62,8 +62,11 @@ def with_features(tile: Tensor, image: Tensor, of_tile: Tensor, of_image: Tensor
     return (1.0 - WEIGHT) * city_block(tile, image) + WEIGHT * city_block(of_tile, of_image)
 
 
-class Judge(nn.Module):
-    """The deployed half: all three networks."""
+class Judge(Deployed):
+    """The deployed half: all three networks, whose statistics are measured as they judge.
+
+    Measured on noise, as it learns, the generator would draw all tiles alike until their codes are like that noise.
+    """
 
     def __init__(self, encoder: Encoder, generator: Decoder, discriminator: Discriminator) -> None:
         super().__init__()

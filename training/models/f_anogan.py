@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.optim import Adam, Optimizer, RMSprop
 
 from training.models.adversarial import Late, critic_loss, criticised, frozen, gradient_penalty, update
-from training.models.base import Backward, Judgement
+from training.models.base import Backward, Deployed, Judgement
 
 MAX_CHANNELS = 256  # the paper has 512 in its deepest stages at 64 px
 N_CRITIC = 5  # updates of the critic for one of the generator
@@ -202,8 +202,8 @@ def critic_step(
     return {"wasserstein": distance.detach(), "penalty": penalty.detach()}
 
 
-class Judge(nn.Module):
-    """The deployed half: encoder, generator and the critic's trunk; A(x) is the latent score."""
+class Judge(Deployed):
+    """The deployed half: encoder, generator and the critic's trunk; A(x) is the score of features."""
 
     def __init__(self, encoder: Encoder, generator: Generator, trunk: Trunk) -> None:
         super().__init__()
@@ -215,7 +215,7 @@ class Judge(nn.Module):
         image = self.generator(self.encoder(tile))
         deviation = (tile - image).abs().mean(dim=1, keepdim=True)
         anomaly = residuals(tile, image, self.trunk(tile), self.trunk(image)).total()
-        return Judgement(image, deviation, {"latent": anomaly})
+        return Judgement(image, deviation, {"features": anomaly})
 
 
 class FAnogan(Late):

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from training.models.adversarial import COLLAPSED_BELOW, cross_entropy, frozen, update
-from training.models.base import Backward, Judgement, Trainable
+from training.models.base import Backward, Deployed, Judgement, Trainable
 
 MAX_CHANNELS = 256  # without a cap the generator has 38 million parameters at 128 px and 144 million at 256 px
 WEIGHT_ADVERSARIAL, WEIGHT_CONTEXTUAL, WEIGHT_ENCODER = 1.0, 50.0, 1.0
@@ -121,7 +121,7 @@ class Discriminator(nn.Module):
         return Criticism(features, self.head(features).flatten())
 
 
-class Judge(nn.Module):
+class Judge(Deployed):
     """The deployed half: the generator, the mean absolute difference over channels, and the distance of the codes."""
 
     def __init__(self, generator: Generator) -> None:

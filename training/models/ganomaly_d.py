@@ -21,7 +21,7 @@ from training.defects import Drawn, draw
 from training.errors import TrainingError
 from training.heldout import Exam, set_exam
 from training.models.adversarial import as_real, cross_entropy, frozen, update
-from training.models.base import EVAL_BATCH, Backward, Judgement, Pooling, Trainable
+from training.models.base import EVAL_BATCH, Backward, Deployed, Judgement, Pooling, Trainable
 from training.models.conditional import used
 from training.variation import vary
 
@@ -199,7 +199,7 @@ class Discriminator(nn.Module):
         return Marks(marks[:, :1], marks[:, 1:])
 
 
-class Judge(nn.Module):
+class Judge(Deployed):
     """The deployed half: how far each pixel is from belonging, log(1 + e^logit), at the tile's own size."""
 
     def __init__(self, generator: Generator, discriminator: Discriminator) -> None:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from training.models.adversarial import COLLAPSED_BELOW, as_real, cross_entropy, frozen, update
-from training.models.base import Backward, Judgement, Trainable
+from training.models.base import Backward, Deployed, Judgement, Trainable
 from training.models.ganomaly import MAX_CHANNELS, Criticism, Stem, initialise, pyramid
 from training.models.losses import deviation, mean_square
 
@@ -97,7 +97,7 @@ def anomaly(tile: Tensor, image: Tensor, of_tile: Tensor, of_image: Tensor) -> T
     return SCORE_CONTEXTUAL * mean_square(tile, image) + SCORE_LATENT * mean_square(of_tile, of_image)
 
 
-class Judge(nn.Module):
+class Judge(Deployed):
     """The deployed half: generator and discriminator."""
 
     def __init__(self, generator: Generator, discriminator: Discriminator) -> None:

@@ -37,6 +37,11 @@ def posterior(code: Tensor) -> Posterior:
 class VaeJudge(Judge):
     """The deployed half, at the mean; a tile's distance in codes is that of its distribution from N(0, I)."""
 
+    def draw(self, tile: Tensor) -> Tensor:
+        """Training draws from a sample, not from the mean."""
+        drawn: Tensor = self.decoder(posterior(self.encoder(tile).code).sample())
+        return drawn
+
     def point(self, code: Tensor) -> Tensor:
         return posterior(code).mean
 

@@ -36,6 +36,11 @@ class VaeGanJudge(VaeJudge):
         judged.scores["discriminator"] = F.softplus(-real.logits)  # -log D
         return judged
 
+    def measured(self, tile: Tensor) -> None:
+        """Training shows the discriminator tiles and drawings."""
+        self.discriminator(tile)
+        self.discriminator(self.draw(tile))
+
 
 class VaeGan(Vae):
     """Encoder, decoder and discriminator, each with a loss of its own."""
