@@ -4,14 +4,15 @@
 
 ``geometry``: cameras with known lens, tilt, blur and noise see a ChArUco board; the preprocess file made of the
 pictures is held against the truth. ``told_px``: what the command itself says that places may be off, after the first
-views and after more were taken where it asked for them. ``scale``: error of its millimetres per pixel in per cent.
-``lens_px``: how far points of the plane, projected exactly, lie from where they belong in the corrected picture, over
-the whole of it. ``mark_px``: the same for a mark that lies at eight places and turns in rendered, noisy frames, found
-by the fixture.
+views and after more were taken where it asked for them. ``off_px``: the worst of ``lens_px`` after the same views.
+``scale``: error of its millimetres per pixel in per cent. ``lens_px``: how far points of the plane, projected exactly,
+lie from where they belong in the corrected picture, over the whole of it. ``mark_px``: the same for a mark that lies at
+eight places and turns in rendered, noisy frames, found by the fixture.
 Where the picture begins is free, so that places are compared after one shift and turn for all, without a scale.
 ``light``: AUROC of small bundles on drawn plates anywhere in the frame: learnt and tested in even light, in shade with
 dust, and in shade with the flat field made of white and dark frames; the same parts and noise each
 time. ``speed_ms``: a 5 MP grey frame on one core, in processor time; the median and the least of the rounds.
+``anew``: what was measured after the rest of the file, when and where.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -81,15 +83,17 @@ def apart(found: Floats, true_mm: Floats, mm_per_px: float) -> tuple[Floats, flo
 def geometry(seed: int, look: dict[str, float], folder: Path) -> dict[str, Any]:
     """One camera's errors against the truth."""
     truth = camera(seed, *FRAME)
-    content, told = taken(seed, truth, look, folder)
-    correction, pose = Correction(content, "benchmark"), plane_pose(truth, BOARD, seed)
+    contents, pose = taken(seed, truth, look, folder), plane_pose(truth, BOARD, seed)
+    off = [_off(content, truth, pose) for content in contents]
+    content, (lens_px, scale) = contents[-1], off[-1]
     assert content.mm_per_px is not None and content.lens is not None
-    lens_px, scale = apart(*_seen_points(correction, truth, pose), content.mm_per_px)
+    correction = Correction(content, "benchmark")
     mark_px, mark_scale = apart(*_found_marks(correction, truth, pose, seed, look), content.mm_per_px)
     return {
         "seed": seed,
         "views": content.measured["lens"]["views"] - 1,
-        "told_px": told,
+        "told_px": [each.measured["lens"]["places"]["worst_px"] for each in contents],
+        "off_px": [float(distances.max()) for distances, _ in off],
         "rms_px": content.measured["lens"]["rms_px"],
         "focal_percent": 100 * (content.lens.fx / truth.focal - 1),
         "scale_percent": scale,
@@ -103,19 +107,24 @@ def geometry(seed: int, look: dict[str, float], folder: Path) -> dict[str, Any]:
     }
 
 
-def taken(seed: int, truth: Truth, look: dict[str, float], folder: Path) -> tuple[PreprocessFile, list[float]]:
-    """As the command asks for it: VIEWS first, then more where it says that places are badly known."""
+def taken(seed: int, truth: Truth, look: dict[str, float], folder: Path) -> list[PreprocessFile]:
+    """What the command makes of VIEWS, and each time of more where it says that places are badly known."""
     views, plane = write_views(folder, truth, BOARD, VIEWS, seed, **look)
-    told: list[float] = []
+    made: list[PreprocessFile] = []
     for again in range(MOST_ROUNDS):
-        content = make_file(Asked(board=expand([views], "--board"), plane=plane)).content
-        places = content.measured["lens"]["places"]
-        told.append(places["worst_px"])
-        if told[-1] <= MOST_PLACE_PX:
+        made.append(make_file(Asked(board=expand([views], "--board"), plane=plane)).content)
+        places = made[-1].measured["lens"]["places"]
+        if places["worst_px"] <= MOST_PLACE_PX:
             break
         more = poses_at(truth, BOARD, places["where"], MORE, 100 * seed + again)
         write_poses(views, truth, BOARD, more, np.random.default_rng([seed, 8, again]), **look)
-    return content, told
+    return made
+
+
+def _off(content: PreprocessFile, truth: Truth, pose: Pose) -> tuple[Floats, float]:
+    """How far points of the plane lie from where they belong, and the scale's error in per cent."""
+    assert content.mm_per_px is not None
+    return apart(*_seen_points(Correction(content, "benchmark"), truth, pose), content.mm_per_px)
 
 
 def _seen_points(correction: Correction, truth: Truth, pose: Pose) -> tuple[Floats, Floats]:
@@ -326,6 +335,7 @@ def worst(rows: list[dict[str, Any]]) -> dict[str, float]:
         "mark_scale_percent": max(abs(row["mark_scale_percent"]) for row in rows),
         "lens_px_p99": max(row["lens_px"]["p99"] for row in rows),
         "lens_px": max(row["lens_px"]["worst"] for row in rows),
+        "lens_px_after_the_first_views": max(row["off_px"][0] for row in rows),
         "mark_px": max(row["mark_px"]["worst"] for row in rows),
         "mark_px_mean": statistics.mean(row["mark_px"]["mean"] for row in rows),
     }
@@ -358,8 +368,13 @@ def main() -> None:
     asked = parser(__doc__)
     asked.add_argument("--part", choices=PARTS_OF_IT, help="measure this anew and keep the rest of the file")
     arguments, before = asked.parse_args(), machine()
-    figures: dict[str, Any] = {} if arguments.part is None else json.loads(arguments.json.read_text())
-    figures = {name: figures[name] for name in PARTS_OF_IT if name in figures}
+    figures: dict[str, Any] = {}
+    if arguments.part is not None:
+        older = json.loads(arguments.json.read_text())
+        kept = ("date", "machine", "anew", *PARTS_OF_IT)
+        figures = {name: older[name] for name in kept if name in older}
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        figures["anew"] = figures.get("anew", {}) | {arguments.part: {"date": now, "machine": before}}
     for name in PARTS_OF_IT if arguments.part is None else [arguments.part]:
         with tempfile.TemporaryDirectory() as folder:
             figures[name] = PARTS_OF_IT[name](Path(folder))

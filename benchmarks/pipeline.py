@@ -102,18 +102,12 @@ def main() -> None:
     made.add_argument("--rate", type=float, default=20.0, help="frames per second for the latencies")
     made.add_argument("--batch", type=int, default=1, help="parts that at most go through one inference")
     made.add_argument("--bundle", type=Path, help="one that is there already, instead of training one")
-    made.add_argument("--shadow", action="store_true", help="the ratio alone, with a candidate in shadow and without")
-    made.add_argument("--share", type=float, default=ShadowSettings().share, help="of a core, for the candidate")
     made.add_argument("--anomalib", type=Path, metavar="PYTHON", help="a Python that has anomalib, to be measured too")
     options = made.parse_args()
     before = machine()
     register()
     with tempfile.TemporaryDirectory() as folder:
         bundle = make_bundle(Path(folder), options.size) if options.bundle is None else open_bundle(options.bundle)
-        if options.shadow:
-            figures = measure_shadow(Path(folder), bundle, options.share, options.rounds, options.seconds, options.rate)
-            write(options.json, figures | {"load_1min_after": os.getloadavg()[0], "nice": os.nice(0)}, before)
-            return
         figures = measure(Path(folder), bundle, options.batch, options.rounds, options.seconds, options.rate)
         pictures = Path(folder) / "small.npy"
         figures["anomalib"] = inference_peer.compare(
@@ -163,43 +157,6 @@ def measure(folder: Path, bundle: Bundle, batch: int, rounds: int, seconds: floa
         "preprocess_size_px": PREPROCESS_PX,
         "frame_handover_ms_5mp": handover_ms(),
         "restart_to_ready_s": restart_s(folder, bundle),
-    }
-
-
-def measure_shadow(
-    folder: Path, bundle: Bundle, share: float, rounds: int, seconds: float, rate: float
-) -> dict[str, Any]:
-    """The ratio to the bare engine with a candidate in shadow and without, in turns; and what the candidate got to.
-
-    Both at the most that the engine takes, where the candidate has least time, and for latencies at ``rate``. The
-    candidate is the same bundle: it costs as much as the line's own.
-    """
-    line, _ = make_lines(folder)
-    engine = open_engine("auto", bundle, 1)
-    beside = {"without": None, "with": ShadowSettings(bundle=bundle.root, share=share)}
-    ratios: dict[str, list[float]] = {name: [] for name in beside}
-    steady: dict[str, list[Measured]] = {name: [] for name in beside}
-    counts: Counter[str] = Counter()
-    at_rate: Counter[str] = Counter()
-    for turn in range(rounds):
-        order = list(beside.items())
-        for name, shadow in order if turn % 2 == 0 else order[::-1]:
-            before = engine_rate(engine, bundle, line, seconds / 2)
-            results = run_station(folder, bundle, engine, line, 1, OFFERED * before, seconds, shadow, counts)
-            after = engine_rate(engine, bundle, line, seconds / 2)
-            ratios[name].append(parts_per_second(results) / statistics.mean([before, after]))
-            steady[name] += run_station(folder, bundle, engine, line, 1, rate, seconds, shadow, at_rate)[5:-5]
-    medians = {name: statistics.median(values) for name, values in ratios.items()}
-    return {
-        "graph": {"model": bundle.manifest.model.name, "size_px": bundle.manifest.recipe.tile_hw[0]},
-        "share": share,
-        "ratio_to_engine": medians,
-        "ratio_to_engine_range": {name: [min(values), max(values)] for name, values in ratios.items()},
-        "ratio_lost": medians["without"] - medians["with"],
-        "ratio_lost_by_round": [a - b for a, b in zip(ratios["without"], ratios["with"], strict=True)],
-        "candidate_at_most": dict(counts),
-        f"candidate_at_{rate:g}_per_s": dict(at_rate),
-        "added_latency_ms": {name: latencies(measured)["added"] for name, measured in steady.items()},
     }
 
 
@@ -278,10 +235,11 @@ def run_station(
     seconds: float,
     candidate: ShadowSettings | None = None,
     counts: Counter[str] | None = None,
+    beside: Callable[[EdgeSettings, Spool, Emitter], Shadow] = Shadow,
 ) -> list[Measured]:
     """Results of a real station for ``seconds``, capture processes and wire included.
 
-    ``counts`` gets what became of the parts that a ``candidate`` in shadow was offered.
+    ``counts`` gets what became of the parts that a ``candidate`` in shadow was offered, ``beside`` makes it.
     """
     state = Path(tempfile.mkdtemp(dir=folder))
     endpoint = f"ipc://{state}/sink"
@@ -311,7 +269,7 @@ def run_station(
     with zmq.Context() as context:
         spool = Spool(state / "spool.sqlite")
         emitter = Emitter(spool, settings.host, context)
-        shadow = None if candidate is None else Shadow(settings, spool, emitter)
+        shadow = None if candidate is None else beside(settings, spool, emitter)
         station = Station(settings, bundle, engine, spool, emitter, results.append, shadow=shadow)
         settle()
         emitter.start()
@@ -321,6 +279,8 @@ def run_station(
         timer = threading.Thread(target=stop_after, args=(station, results, seconds), daemon=True)
         timer.start()
         station.run()
+        if shadow is not None and shadow.trouble is not None:
+            raise SystemExit(f"the candidate scored nothing: {shadow.trouble}")
         if shadow is not None and counts is not None:
             counts.update(offered=shadow.offered, scored=shadow.scored, dropped=shadow.dropped, unseen=shadow.unseen)
         emitter.wait_until_empty(10)

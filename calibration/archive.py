@@ -48,8 +48,14 @@ class Item(NamedTuple):
     score: float | None = None
 
 
+LeftOut = dict[str, tuple[int, str]]
+"""What an archive has that is no part: how many of each kind, and the first of them."""
+
+
 class Archive(Protocol):
-    """Lists its parts in an order that stands, and reads each of them."""
+    """Lists its parts in an order that stands, and reads each of them; ``left_out`` is whole once they are listed."""
+
+    left_out: LeftOut
 
     def items(self) -> Iterator[Item]:
         """Every part once. Raises CalibrationError where the archive cannot be listed whole."""
@@ -100,10 +106,13 @@ class FolderArchive:
         self._of_cameras = of_cameras
         self._labelled = any((root / name).is_dir() for name in LABELLED)
         self._mark = root / FOLDER / PICTURE if (root / FOLDER / FILE).is_file() else None
+        self.left_out: LeftOut = {}
 
     def items(self) -> Iterator[Item]:
-        """Sorted by name in each folder; holds one folder's names at a time. Links to folders are not followed."""
-        for folder, pictures in _walk(self._root, ignore=MASKS if self._labelled else None):
+        """Sorted by name in each folder; holds one folder's names at a time. Links to folders are followed."""
+        walk = _Walk(self._root, ignore=MASKS if self._labelled else None)
+        self.left_out = walk.left_out
+        for folder, pictures in walk.folders():
             pictures = [path for path in pictures if path != self._mark]
             whole = self._of_cameras and folder != self._root
             for path in [folder] if whole and pictures else pictures:
@@ -122,22 +131,82 @@ class FolderArchive:
         return read_part(path, recipe, line)
 
 
-def _walk(root: Path, ignore: str | None) -> Iterator[tuple[Path, list[Path]]]:
-    """Every folder with its image files, depth first, each level by name."""
-    waiting = [root]
-    while waiting:
-        folder = waiting.pop()
-        try:
-            with os.scandir(folder) as entries:
-                found = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
-        except OSError as error:
-            raise CalibrationError(
-                f"{folder}: cannot be listed ({error.strerror}); its parts would be missing"
-            ) from error
-        folders = [folder / name for name, is_folder in found if is_folder and not (folder == root and name == ignore)]
-        waiting += reversed(folders)
-        # Also what is no file, or a link that leads nowhere: a part by its name, and the reader says what is wrong.
-        yield folder, [folder / name for name, is_dir in found if not is_dir and Path(name).suffix.lower() in SUFFIXES]
+class _Walk:
+    """Every folder with its image files, depth first, each level by name; what links lead to is below as well.
+
+    Each folder comes once, under its own name where it lies below the root: so links that lead round in a circle end.
+    """
+
+    def __init__(self, root: Path, ignore: str | None) -> None:
+        self._root = root
+        self._ignored = None if ignore is None else root / ignore
+        self._came = {_identity(root)}
+        self.left_out: LeftOut = {}
+
+    def folders(self) -> Iterator[tuple[Path, list[Path]]]:
+        waiting = [(self._root, False)]
+        while waiting:
+            folder, linked = waiting.pop()
+            if linked and not self._is_new(folder):
+                self._leave_out("folders under another name", folder)
+                continue
+            pictures: list[Path] = []
+            below: list[tuple[Path, bool]] = []
+            for name, is_folder, is_link in _names(folder):
+                path = folder / name
+                if is_folder:
+                    below.append((path, linked or is_link))
+                elif path.suffix.lower() in SUFFIXES:
+                    # Also what is no file, or leads nowhere: a part by its name, and the reader says what is wrong.
+                    pictures.append(path)
+                else:
+                    _refuse_unreachable(path)
+                    self._leave_out("files of other types", path)
+            waiting += [each for each in reversed(below) if each[0] != self._ignored]
+            yield folder, pictures
+
+    def _is_new(self, folder: Path) -> bool:
+        """Of a folder behind a link; what lies below the root comes, or came, under its own name."""
+        if folder.resolve().is_relative_to(self._root) or (identity := _identity(folder)) in self._came:
+            return False
+        self._came.add(identity)
+        return True
+
+    def _leave_out(self, kind: str, path: Path) -> None:
+        count, first = self.left_out.get(kind, (0, path.relative_to(self._root).as_posix()))
+        self.left_out[kind] = (count + 1, first)
+
+
+def _names(folder: Path) -> list[tuple[str, bool, bool]]:
+    """Sorted: each name in it, whether that is or leads to a folder, and whether it is a link."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(
+                (entry.name, (folder / entry.name).is_dir() if (link := entry.is_symlink()) else entry.is_dir(), link)
+                for entry in entries
+            )
+    except OSError as error:
+        raise CalibrationError(
+            f"{error.filename or folder}: cannot be listed ({error.strerror}); its parts would be missing"
+        ) from error
+
+
+def _refuse_unreachable(path: Path) -> None:
+    """Raise CalibrationError where it is a link to what may be a folder that is not there just now."""
+    if path.is_symlink() and not path.exists():
+        raise CalibrationError(
+            f"{path}: a link to {path.readlink()}, which is not there; parts would be missing if that is a folder: "
+            "mount what it leads to, or remove the link"
+        )
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    """Of a folder, by whatever name. Raises CalibrationError."""
+    try:
+        status = folder.stat()
+    except OSError as error:
+        raise CalibrationError(f"{folder}: cannot be read ({error.strerror}); its parts would be missing") from error
+    return status.st_dev, status.st_ino
 
 
 class _Part(Wire):
@@ -175,6 +244,7 @@ class HostArchive:
         self._connection, self._base = exports.connect(place.source)
         self._headers = {"accept": "application/json"} | exports.authorization(place.source.token_file)
         self._held: tuple[str, dict[str, bytes]] = ("", {})
+        self.left_out: LeftOut = {}
 
     def items(self) -> Iterator[Item]:
         """By the store's numbers, which must rise: so that no part can come twice."""

@@ -120,7 +120,8 @@ def correct(
 ) -> None:
     """Write pictures as training and the line see them: to draw masks over, or to take a template's mark from.
 
-    Exit code 2 where one cannot be corrected.
+    Each becomes NAME.png in DIR; two of one name are refused before anything is written. Exit code 2 where one cannot
+    be corrected.
 
     \b
     Example:
@@ -128,7 +129,7 @@ def correct(
     """
     from calibration.camera_file import expand
     from calibration.errors import CalibrationError
-    from contract.bundle import MANIFEST, open_bundle
+    from contract.bundle import MANIFEST, open_bundle, write_atomic
     from contract.correction import open_correction
     from contract.errors import ImageError
     from contract.images import encode_png, read_image
@@ -141,9 +142,9 @@ def correct(
         line = Line(correction, correction.placer)
     if line.correction is None:
         raise CalibrationError(f"{source}: this bundle has no preprocess file")
-    out.mkdir(parents=True, exist_ok=True)
     failed = 0
-    for path in expand(images, "IMAGE"):
+    outputs = _outputs(expand(images, "IMAGE"), out)
+    for path, made in outputs.items():
         try:
             frame = read_image(path, 3)
             grey = bool((frame[..., :1] == frame).all())
@@ -153,9 +154,34 @@ def correct(
             failed += 1
             typer.echo(f"{path}: {error}", err=True)
             continue
-        (out / f"{path.stem}.png").write_bytes(encode_png(part))
-    typer.echo(f"pictures: {out}")
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            write_atomic(made, encode_png(part))
+        except OSError as error:
+            raise CalibrationError(f"--out {made}: cannot be written ({error.strerror or error})") from error
+    if failed < len(outputs):
+        typer.echo(f"pictures: {out}")
     raise typer.Exit(2 if failed else 0)
+
+
+def _outputs(files: list[Path], out: Path) -> dict[Path, Path]:
+    """Where each picture goes. Raises CalibrationError where that is another's place, or one of the pictures."""
+    from calibration.errors import CalibrationError
+
+    sources = {file.resolve(): file for file in files}
+    taken: dict[Path, Path] = {}
+    for file in files:
+        made = out / f"{file.stem}.png"
+        if (other := taken.setdefault(made, file)) is not file:
+            raise CalibrationError(
+                f"{other} and {file}: both would become {made}, and nothing was written; correct them one after the "
+                f"other with an --out each, such as --out {out / (file.parent.name or 'more')}"
+            )
+        if (source := sources.get(made.resolve())) is not None:
+            raise CalibrationError(
+                f"{source}: {file} would be written over it; give another folder than {out} as --out"
+            )
+    return {file: made for made, file in taken.items()}
 
 
 def _region(text: str) -> tuple[int, int, int, int]:

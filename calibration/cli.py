@@ -471,7 +471,7 @@ def replay(
         int | None, typer.Option(min=1, max=1024, help="processes  [default: one for each core]")
     ] = None,
     ray: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help="on a Ray cluster: its address, auto, or local")
+        str | None, typer.Option(metavar="ADDRESS", help="on a Ray cluster: HOST:PORT, auto, or local")
     ] = None,
     engine: EngineName = "auto",
     precision: OfGraph = "fp32",
@@ -485,7 +485,7 @@ def replay(
     Examples:
       flawline calibrate replay candidate --against bundle --archive parts --out replay
       flawline calibrate replay candidate --archive https://host.plant.local:8765 --token-file host.token --out replay
-      flawline calibrate replay candidate --against bundle --archive /mnt/archive --ray ray://head:10001 --out replay
+      flawline calibrate replay candidate --against bundle --archive /mnt/archive --ray head:6379 --out replay
     """
     from json import dumps
 

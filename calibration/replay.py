@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.archive import Item, Place
+from calibration.archive import Item, LeftOut, Place
 from calibration.errors import CalibrationError
 from calibration.rescoring import Row, Scorer, Scoring, refuse_other_cut, refuse_uncut_folder
 from calibration.rescoring_pool import Chunk, Pool
@@ -43,7 +43,7 @@ SHOWN = 12
 
 REASONS, MOST_REASONS = 20, 10_000
 FLAGGED = (Verdict.REVIEW, Verdict.REJECT)
-WORK, PARTS, LISTING, PLAN = "work", "parts.jsonl", "parts.jsonl", "plan.json"
+WORK, PARTS, LISTING, PLAN, LEFT_OUT = "work", "parts.jsonl", "parts.jsonl", "plan.json", "left_out.json"
 Run = Callable[[Scoring, int, Iterable[Chunk]], Iterator[tuple[Chunk, list[Row]]]]
 Heard = Callable[[int, int], None]
 """Told how many parts are done, of how many."""
@@ -62,6 +62,7 @@ class Replay(NamedTuple):
     ``table``: parts by both verdicts; ``reasons``: why parts were not inspected, of the current one and the candidate;
     ``flagged``: by truth (``""`` all, ``good``, ``defective``) the rates of parts flagged, current and candidate.
     ``largest``: the largest changes from a pass and to a pass, whose pictures are worth a look.
+    ``left_out``: what the archive has that is no part.
     """
 
     scoring: Scoring
@@ -70,6 +71,7 @@ class Replay(NamedTuple):
     reasons: tuple[Counter[str], Counter[str]]
     flagged: dict[str, tuple[Rate, Rate]]
     largest: dict[str, list[Change]]
+    left_out: LeftOut
     resumed: int = 0
 
     @property
@@ -159,12 +161,13 @@ def _listed(work: Path, place: Place) -> int:
     """How many parts the archive has; listed once, so that a replay that goes on goes on with the same ones."""
     listing = work / LISTING
     if not listing.exists():
-        draft = listing.with_suffix(".draft")
+        draft, archive = listing.with_suffix(".draft"), place.open()
         with draft.open("w", encoding="utf-8") as file:
-            for item in place.open().items():
+            for item in archive.items():
                 file.write(json.dumps(item) + "\n")  # ASCII: the names of files may be no text
             file.flush()
             os.fsync(file.fileno())
+        write_atomic(work / LEFT_OUT, json.dumps(archive.left_out).encode())
         draft.replace(listing)
     with listing.open("rb") as lines:
         count = sum(1 for _ in lines)
@@ -174,6 +177,15 @@ def _listed(work: Path, place: Place) -> int:
             f"{place.source.url}: no parts; is this the archive, and do --since and --recipe fit it?"
         )
     return count
+
+
+def _left_out(work: Path) -> LeftOut:
+    """As it was when the archive was listed. Raises CalibrationError."""
+    path = work / LEFT_OUT
+    try:
+        return {str(kind): (int(count), str(first)) for kind, (count, first) in json.loads(path.read_bytes()).items()}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise CalibrationError(f"{path}: not there, or not whole; remove {work} and run the replay again") from error
 
 
 def _chunks(work: Path) -> Iterator[Chunk]:
@@ -265,6 +277,7 @@ def _summed(scoring: Scoring, work: Path, parts: Path, listed: int) -> Replay:
         reasons,
         {name: _rates(pairs) for name, pairs in sorted(truth.items())},
         _largest(rows_of(work), (ordered[0], ordered[1])),
+        _left_out(work),
     )
 
 
@@ -347,6 +360,7 @@ def document(found: Replay) -> dict[str, Any]:
             "not_compared": found.listed - found.compared,
             "other_verdict": found.changed_parts,
         },
+        "left_out": {kind: {"count": count, "first": first} for kind, (count, first) in found.left_out.items()},
         **rate_fields("changed", found.changed),
         "verdicts": {now: {then: found.table[now, then] for then in verdicts} for now in verdicts},
         "flagged": {

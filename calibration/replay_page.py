@@ -67,6 +67,7 @@ def rows(found: Replay) -> list[tuple[str, str]]:
         ("compared", str(found.compared)),
         ("not inspected under either, or both", str(found.listed - found.compared)),
         ("of those compared another verdict", found.changed.text()),
+        *((f"left out: {kind}", f"{n}, first {plain(first)}") for kind, (n, first) in found.left_out.items()),
     ]
 
 

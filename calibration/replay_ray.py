@@ -55,8 +55,13 @@ class _Actor:
 def on_ray(address: str) -> Run:
     """A way to run chunks on the cluster at ``address``: HOST:PORT, auto, or LOCAL.
 
-    Raises CalibrationError where Ray is not installed.
+    Raises CalibrationError where Ray is not installed, or the address is of another kind.
     """
+    if "://" in address:
+        raise CalibrationError(
+            f"--ray {address!r}: expected HOST:PORT of the cluster's head, such as head:6379, on a machine that is one "
+            "of its nodes; auto; or local. Addresses with :// are those of Ray's client, which a replay does not use"
+        )
     try:
         ray = importlib.import_module("ray")
         importlib.import_module("ray.data")
@@ -95,7 +100,7 @@ def _join(ray: Any, address: str, workers: int) -> None:
 
 def _refuse_silent(address: str) -> None:
     """Raise CalibrationError where nobody takes a connection: Ray itself would try for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
+    host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         return
     try:

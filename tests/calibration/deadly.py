@@ -7,7 +7,7 @@ import signal
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from calibration.archive import Archive, Item, Place
+from calibration.archive import Archive, Item, LeftOut, Place
 from contract.part_pictures import AS_CUT, Line
 from contract.preprocess import Picture
 from contract.recipe import Recipe
@@ -18,6 +18,7 @@ DEADLY = "test/good/part_003.png"
 class DeadlyArchive:
     def __init__(self, place: Place) -> None:
         self._archive = place.open()
+        self.left_out: LeftOut = self._archive.left_out
 
     def items(self) -> Iterator[Item]:
         return self._archive.items()

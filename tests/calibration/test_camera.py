@@ -335,6 +335,30 @@ def test_an_older_file_is_measured_anew_in_part_cropped_and_given_a_template(
     assert "bare.png: fixture: " in capfd.readouterr().err
 
 
+def test_corrected_pictures_that_would_be_written_over_are_refused(
+    made: Path, pictures: tuple[Path, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    plane = pictures[1].read_bytes()
+    for name in ("good/1.png", "scratch/1.png", "twice/1.jpg", "twice/1.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(plane)
+    good, scratch, twice, out = (tmp_path / name for name in ("good", "scratch", "twice", "out"))
+
+    def said(*words: Path | str) -> str:
+        assert main(["calibrate", "correct", str(made), *map(str, words)]) == 2
+        return " ".join(capfd.readouterr().err.split())
+
+    both = said(good, scratch, "--out", out)
+    assert f"{good / '1.png'} and {scratch / '1.png'}: both would become {out / '1.png'}" in both
+    assert f"--out {out / 'scratch'}" in both
+    assert f"{twice / '1.jpg'} and {twice / '1.png'}: both would become" in said(twice, "--out", out)
+    assert "would be written over it" in said(good, "--out", good)
+    assert not out.exists() and (good / "1.png").read_bytes() == plane
+    assert f"--out {scratch / '1.png' / '1.png'}: cannot be written" in said(good, "--out", scratch / "1.png")
+    assert main(["calibrate", "correct", str(made), str(scratch), "--out", str(out / "scratch")]) == 0
+    assert [path.name for path in (out / "scratch").iterdir()] == ["1.png"]
+
+
 def test_a_new_plane_takes_nothing_of_the_older_one(
     made: Path, pictures: tuple[Path, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -28,6 +28,7 @@ from contract.bundle import ROLE_GRAPH_INT8, BundleError, open_bundle, put_files
 from contract.dataset import load_dataset, sha256_of_image
 from contract.event import Verdict
 from contract.images import read_image
+from contract.recipe import Recipe
 from flawline import main
 from tests.bundles import draw_data
 from tests.calibration.deadly import DEADLY, DeadlyPlace
@@ -258,7 +259,52 @@ def test_hostile_files_are_counted_with_their_reason(bundles: tuple[Path, Path],
     assert "60000 x 60000" in found["huge.png"]["candidate"]["reason"]
     page = (out / "replay.html").read_text()
     assert "<script" not in page and "&lt;script&gt;" in page
-    assert json.loads((out / "replay.json").read_text())["parts"]["not_compared"] == len(found) - 2
+    figures = json.loads((out / "replay.json").read_text())
+    assert figures["parts"]["not_compared"] == len(found) - 2
+    assert figures["left_out"] == {
+        "folders under another name": {"count": 1, "first": "loop"},
+        "files of other types": {"count": 1, "first": "notes.txt"},
+    }
+    assert "<td>left out: files of other types</td><td>1, first notes.txt</td>" in page
+
+
+def listed(root: Path) -> tuple[list[str], dict[str, tuple[int, str]]]:
+    archive = Place(Source(str(root)), of_cameras=False).open()
+    return [item.key for item in archive.items()], archive.left_out
+
+
+def test_folders_behind_links_are_part_of_the_archive_and_come_once(drawn: Path, tmp_path: Path) -> None:
+    picture = (drawn / "test" / "good" / "part_000.png").read_bytes()
+    root, store = tmp_path / "archive", tmp_path / "store"
+    for folder in (root / "test" / "z", store / "may" / "day", store / "june"):
+        folder.mkdir(parents=True)
+        (folder / "1.png").write_bytes(picture)
+    (root / "test" / "may").symlink_to(store / "may")
+    (root / "test" / "store").symlink_to(store)  # holds may once more
+    (root / "test" / "a").symlink_to(root / "test" / "z")
+    (root / "test" / "dotted.png").symlink_to(store / "june")
+    (root / "ground_truth").symlink_to(store)
+    (store / "june" / "up").symlink_to(root)
+    (store / "june" / "self").symlink_to(store / "june")
+    (store / "may" / "day" / "b.gif").write_bytes(b"GIF")
+    keys, left_out = listed(root)
+    assert keys == ["test/dotted.png/1.png", "test/may/day/1.png", "test/z/1.png"]
+    assert listed(root) == (keys, left_out)
+    assert left_out == {
+        "folders under another name": (5, "test/a"),
+        "files of other types": (1, "test/may/day/b.gif"),
+    }
+    place = Place(Source(str(root)), of_cameras=False)
+    labels = {item.key: item.label for item in place.open().items()}
+    assert labels["test/may/day/1.png"] == "may"
+    assert place.open().read("test/may/day/1.png", Recipe()) is not None
+
+
+def test_a_link_to_what_is_not_mounted_ends_the_replay(drawn: Path, tmp_path: Path) -> None:
+    shutil.copy(drawn / "test" / "good" / "part_000.png", tmp_path / "1.png")
+    (tmp_path / "2026.10").symlink_to(tmp_path / "gone")
+    with pytest.raises(CalibrationError, match=r"2026.10: a link to .*gone, which is not there; .*mount what"):
+        listed(tmp_path)
 
 
 def test_mistakes_are_explained(

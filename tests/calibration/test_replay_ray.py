@@ -40,6 +40,22 @@ def test_without_ray_it_says_what_to_install(
     assert "pip install 'flawline[ray]'" in capsys.readouterr().err
 
 
+def test_an_address_of_ray_s_client_is_refused_by_name(
+    bundles: tuple[Path, Path], drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["calibrate", "replay", str(bundles[1]), "--against", str(bundles[0]), "--archive", str(drawn)]
+    assert main([*words, "--out", str(tmp_path / "out"), "--ray", "ray://head:10001"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "--ray 'ray://head:10001': expected HOST:PORT of the cluster's head, such as head:6379" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_help_s_example_is_of_a_kind_that_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["calibrate", "replay", "--help"]) == 0
+    said = capsys.readouterr().out
+    assert "--ray head:6379" in said and "ray://" not in said
+
+
 @pytest.mark.long
 def test_a_worker_of_the_cluster_is_killed_and_nothing_is_skipped_or_double(
     bundles: tuple[Path, Path],
