@@ -12,6 +12,7 @@ false_alarms_per_month   of the streams without a fault, --parts parts in all, t
                          own baseline and limit, the others each against good parts of their own and the limit that
                          those give: alarms over months, and what the rate is at most (exact Poisson, 95 %); one number,
                          beside every fault
+cost                     what the watch takes of a part, beside that part's inspection by the same thread, in turns
 calibration              how many further good parts were held against the bundle's own baseline
 
 Delays are those of a line that makes a part every 2.6 s (10^6 a month). False alarms are counted at a tenth of that:
@@ -23,8 +24,10 @@ each part then is worth ten times as much evidence, so that 10^6 parts are ten m
 from __future__ import annotations
 
 import math
+import statistics
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -131,6 +134,7 @@ def main() -> None:
     result = {
         "asked": {"false_alarms_per_month": RATE, "defect_share": DEFECTS, "parts_per_month": FAST},
         "without_a_fault": calm,
+        "cost": cost(bench),
         "calibration": {"scores": bench.reference.parts, "rejects_at_most": bench.reference.rejects_at_most},
         "rows": rows,
     }
@@ -237,6 +241,29 @@ def without_fault(bench: Bench, parts: int, seeds: int) -> dict[str, Any]:
         "of": dict(alarms),
         "per_month": found / months,
         "at_most": _poisson_limit(found) / months,
+    }
+
+
+def cost(bench: Bench, rounds: int = 21, parts: int = 20) -> dict[str, Any]:
+    """Microseconds a part, medians over rounds in which both take turns."""
+    watch = Watch(bench.reference, len(TESTS) / RATE)
+    rows = bench.good[:parts].tolist()
+    pictures = bench.pictures[:parts]
+    seen, inspected = [], []
+    for _ in range(rounds):
+        begun = time.perf_counter()
+        for row in rows:
+            see(watch, bench.limit, row, 1 / FAST)
+        between = time.perf_counter()
+        bench.measured(pictures)
+        seen.append((between - begun) / parts)
+        inspected.append((time.perf_counter() - between) / parts)
+    watch_s, part_s = statistics.median(seen), statistics.median(inspected)
+    return {
+        "measures": len(bench.reference.columns),
+        "watch_us": round(1e6 * watch_s, 1),
+        "inspection_us": round(1e6 * part_s, 1),
+        "ratio": round(watch_s / part_s, 4),
     }
 
 
