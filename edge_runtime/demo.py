@@ -109,15 +109,24 @@ class Demo:
             )
 
     def _empty_folder(self) -> None:
-        """Begin anew, but only in a folder that a demo made."""
+        """Begin anew, but only in a folder that a demo made, and say so."""
         from contract.errors import FlawlineError
 
         marker = self.out / ".flawline-demo"
-        if self.out.exists() and any(self.out.iterdir()) and not marker.is_file():
+        taken = self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir()))
+        if taken and not marker.is_file():
             raise FlawlineError(f"{self.out}: not empty and not made by a demo; give another folder with --out")
-        shutil.rmtree(self.out, ignore_errors=True)
-        self.out.mkdir(parents=True)
-        marker.touch()
+        if marker.is_file():
+            sys.stdout.write(f"{self.out}: the demo before is replaced, its bundle and reviews too; --out keeps both\n")
+        try:
+            if self.out.exists():
+                shutil.rmtree(self.out)
+            self.out.mkdir(parents=True)
+            marker.touch()
+        except OSError as error:
+            raise FlawlineError(
+                f"{error.filename or self.out}: cannot be replaced ({error.strerror}); give another folder with --out"
+            ) from error
 
     def _draw(self) -> tuple[Path, str, Path]:
         from edge_runtime.synthetic import PART_LENGTH_PX

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from contract.errors import FlawlineError
+from edge_runtime.demo import Demo
 from tests.shared_data import shared_data
 from training.settings import DEFAULT_MODEL
 
@@ -92,6 +94,23 @@ def test_a_folder_that_no_demo_made_is_left_alone(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "not empty and not made by a demo" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_the_demo_before_is_replaced_and_that_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "demo"
+    made = Demo(out, DEFAULT_MODEL, 0.1, 64, 0.05)
+    made._empty_folder()
+    assert capsys.readouterr().out == ""
+    (out / "summary.json").write_text("{}")
+    made._empty_folder()
+    assert f"{out}: the demo before is replaced" in capsys.readouterr().out
+    assert [path.name for path in out.iterdir()] == [".flawline-demo"]
+
+
+def test_a_folder_that_cannot_be_replaced_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(FlawlineError, match=r"file.* cannot be replaced \(.*; give another folder with --out"):
+        Demo(tmp_path / "file" / "demo", DEFAULT_MODEL, 0.1, 64, 0.05)._empty_folder()
 
 
 def test_a_video_that_is_not_there_is_named(tmp_path: Path) -> None:
