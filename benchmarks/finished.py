@@ -6,6 +6,7 @@ learnt again as it was after the training.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +26,7 @@ from training.data import make_recipe, split_by_group
 from training.fit import new_model
 from training.graph import Inspector
 from training.models import MODELS, model_class, score_of
+from training.models.base import Deployed, Judgement
 from training.settings import TrainSettings
 
 RECORD = "cell.json"
@@ -44,6 +46,21 @@ class Finished(NamedTuple):
         made = Inspector(self.judge, self.settings.size, score, model_class(self.settings.model).pooling)
         made.load_state_dict(self.state)
         return made
+
+
+class Remembered(Deployed):
+    """A judge that searches for no tiles twice: each further score of them costs nothing."""
+
+    def __init__(self, judge: Deployed) -> None:
+        super().__init__()
+        self.judge = judge
+        self._known: dict[bytes, Judgement] = {}
+
+    def forward(self, tile: Tensor) -> Judgement:
+        key = hashlib.sha256(tile.contiguous().numpy().tobytes()).digest()
+        if key not in self._known:
+            self._known[key] = self.judge(tile)
+        return self._known[key]
 
 
 def work_of(cell: Path) -> Path:
@@ -80,6 +97,7 @@ def _searched(dataset: str, settings: TrainSettings) -> Finished:
     recipe = make_recipe(settings, split.fit)
     judge = new_model(settings, recipe.channels).deployed().eval()
     judge.load_state_dict(load_checkpoint(checkpoint_path(settings.out), settings.learnt(), "")["best"])
-    inspector = Inspector(judge, settings.size, settings.score, model_class(settings.model).pooling)
+    once = Remembered(judge)
+    inspector = Inspector(once, settings.size, settings.score, model_class(settings.model).pooling)
     learn_typical(inspector, load(split, recipe, settings))
-    return Finished(dataset, settings, recipe, judge, inspector.state_dict())
+    return Finished(dataset, settings, recipe, once, inspector.state_dict())

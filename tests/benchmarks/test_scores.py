@@ -10,6 +10,7 @@ from typing import Any
 
 import cv2
 import pytest
+from torch import Tensor
 
 from benchmarks import model_pictures, models
 from benchmarks.finished import open_cell
@@ -17,7 +18,7 @@ from benchmarks.scores import BEGIN, document, main
 from contract.errors import ConfigError
 from tests.bundles import draw_data
 from training.models import MODELS
-from training.models.anogan import Anogan
+from training.models.anogan import Anogan, Search
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -79,6 +80,21 @@ def test_every_score_of_every_finished_cell(work: Path, tmp_path: Path) -> None:
     assert f"| `ae` | 6 steps | 1 | **{residual:.3f}** |" in text
     (features,) = rows["plates", "anogan"]["image_auroc"]["features"]
     assert f"| — | — | **{features:.3f}** |" in text
+
+
+def test_tiles_are_searched_for_once_whatever_the_scores(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched: list[int] = []
+
+    def find(self: Search, tile: Tensor, features: Tensor) -> Tensor:
+        searched.append(len(tile))
+        return self.start.repeat(len(tile), 1, 1, 1)
+
+    monkeypatch.setattr(Search, "find", find)
+    scored(work, tmp_path, "--models", "anogan")
+    learnt_from = 28  # of 40 parts 70 % are learnt from or select weights: what is usual is learnt of those
+    assert sum(searched) == learnt_from + 12
 
 
 def test_rows_of_other_models_stay(work: Path, tmp_path: Path) -> None:
