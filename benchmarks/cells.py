@@ -162,7 +162,12 @@ def note_source(cell: Cell) -> None:
 
 def sources(cell: Cell) -> list[str]:
     """The commits that trained the cell."""
-    return sorted(set((cell.folder / "source.txt").read_text().split()))
+    return sources_of(cell.folder)
+
+
+def sources_of(folder: Path) -> list[str]:
+    """The commits that trained the cell in ``folder``."""
+    return sorted(set((folder / "source.txt").read_text().split()))
 
 
 def source_version() -> str:

@@ -22,7 +22,7 @@ from contract.preprocess import prepare, size_of
 from contract.recipe import Recipe
 from training.build import TYPICAL_TILES, evenly, load, metrics
 from training.data import fingerprint, make_recipe, split_by_group
-from training.fit import Fitted, fit, new_model
+from training.fit import Fitted, Tiles, fit, new_model
 from training.graph import Inspector
 from training.models import model_class
 from training.report import Reporter
@@ -39,7 +39,7 @@ def measure(settings: TrainSettings, dataset_name: str, looks: Path, reporter: R
     tiles = load(split, recipe, settings)
     fitted = fit(new_model(settings, recipe.channels), tiles, settings, "", reporter)
     inspector = Inspector(fitted.judge, settings.size, settings.score, model_class(settings.model).pooling)
-    inspector.learn_typical(evenly(torch.cat([tiles.fit, tiles.validation]), min(SEARCHED_TILES, TYPICAL_TILES)))
+    learn_typical(inspector, tiles)
     reporter.say(f"{dataset_name}: searching {len(dataset.test)} test images")
     figures = evaluated(look(inspector, recipe, dataset.test), settings, dataset_name)
     looks.parent.mkdir(parents=True, exist_ok=True)
@@ -55,6 +55,11 @@ def measure(settings: TrainSettings, dataset_name: str, looks: Path, reporter: R
         "tiles": tiles_of(recipe),
         "machine": machine(),
     }
+
+
+def learn_typical(inspector: Inspector, tiles: Tiles) -> None:
+    """Learn what deviation is usual, from some of the good tiles."""
+    inspector.learn_typical(evenly(torch.cat([tiles.fit, tiles.validation]), min(SEARCHED_TILES, TYPICAL_TILES)))
 
 
 def tiles_of(recipe: Recipe) -> list[int]:

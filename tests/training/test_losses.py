@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.models.losses import deviation, divergence, half_square, mean_square
+from training.models.losses import city_block, deviation, divergence, half_square, mean_square
 
 ONE = torch.tensor([[[[0.5, -0.5]], [[0.0, 1.0]]], [[[0.0, 0.0]], [[0.0, 0.0]]]])  # two images, two channels, 1 x 2
 OTHER = torch.tensor([[[[0.0, 0.5]], [[0.0, 0.5]]], [[[0.0, 0.0]], [[0.0, 2.0]]]])
@@ -25,6 +25,10 @@ def test_a_deviation_is_the_mean_over_the_channels() -> None:
 def test_each_image_has_its_own_square_difference() -> None:
     assert mean_square(ONE, OTHER).tolist() == [(0.25 + 1.0 + 0.25) / 4, 4.0 / 4]
     assert half_square(ONE, OTHER).tolist() == [(0.25 + 1.0 + 0.25) / 2, 4.0 / 2]
+
+
+def test_a_city_block_is_the_sum_of_absolute_differences() -> None:
+    assert city_block(ONE, OTHER).tolist() == [0.5 + 1.0 + 0.0 + 0.5, 2.0]
 
 
 def test_half_square_is_the_normal_density_less_its_constant() -> None:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from training.models.adversarial import as_real, cross_entropy, frozen, update
+from training.models.adversarial import as_real, cross_entropy, frozen, unlikely, update
 from training.models.ae import Ae, Encoder, Judge
 from training.models.base import Backward
 from training.models.ganomaly import Decoder
@@ -37,8 +36,8 @@ class AaeJudge(Judge):
         self.discriminator = discriminator
 
     def compare(self, code: Tensor, recode: Tensor) -> dict[str, Tensor]:
-        unlikely = F.softplus(-self.discriminator(code)).squeeze(1)  # -log D
-        return {"latent": half_square(code, torch.zeros_like(code)), "discriminator": unlikely}
+        verdict = unlikely(self.discriminator(code)).squeeze(1)
+        return {"latent": half_square(code, torch.zeros_like(code)), "discriminator": verdict}
 
 
 class Aae(Ae):

@@ -21,9 +21,14 @@ MOST_DEVIATION = 2.0  # between tiles in [-1, 1]
 COLLAPSED_BELOW = 1e-5  # a discriminator this sure gives the generator nothing to learn from
 
 
+def unlikely(verdicts: Tensor) -> Tensor:
+    """-log D of each verdict: how far it is from being called real."""
+    return F.softplus(-verdicts)
+
+
 def as_real(verdicts: Tensor) -> Tensor:
     """Cross entropy of calling these real, mean of -log D: of a discriminator on tiles, of a generator on drawings."""
-    return F.softplus(-verdicts).mean()
+    return unlikely(verdicts).mean()
 
 
 def as_drawn(verdicts: Tensor) -> Tensor:
@@ -71,6 +76,11 @@ def gradient_penalty(judge: Callable[[Tensor], Tensor], real: Tensor, fake: Tens
 def feature_matching(real: Tensor, drawn: Tensor) -> Tensor:
     """Mean square difference of two batches' mean features [N, ...] (Salimans and others 2016, arXiv 1606.03498)."""
     return F.mse_loss(drawn.mean(dim=0), real.mean(dim=0))
+
+
+def noise(like: Tensor, *shape: int) -> Tensor:
+    """Draws of N(0, 1), [N, *shape]: as many as ``like`` has tiles, where it is."""
+    return torch.randn((len(like), *shape), device=like.device)
 
 
 class Late(Trainable):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam
 
+from training.models.adversarial import noise
 from training.models.base import Judgement, NotExported
 from training.models.dcgan import Criticism, Dcgan, Discriminator
 from training.models.ganomaly import Decoder
@@ -51,7 +52,7 @@ class Search(NotExported):
     def measured(self, tile: Tensor) -> None:
         """Training draws from N(0, I), and a search would rest on the statistics that are to be measured."""
         self.discriminator(tile)
-        self.generator(torch.randn((len(tile), *self.start.shape[1:]), device=tile.device))
+        self.generator(noise(tile, *self.start.shape[1:]))
 
     @torch.enable_grad()
     def find(self, tile: Tensor, features: Tensor) -> Tensor:

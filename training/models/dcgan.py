@@ -14,7 +14,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer, RMSprop
 
-from training.models.adversarial import Late, as_real, criticised, cross_entropy, frozen, minimax, update, wasserstein
+from training.models.adversarial import (
+    Late,
+    as_real,
+    criticised,
+    cross_entropy,
+    frozen,
+    minimax,
+    noise,
+    update,
+    wasserstein,
+)
 from training.models.base import Backward, Deployed, Judgement
 from training.models.ganomaly import Decoder, Stem, initialise, pyramid
 
@@ -125,7 +135,7 @@ class Dcgan(Late):
     def discriminator_step(self, batch: Tensor, optimizer: Optimizer, backward: Backward) -> Tensor:
         """Update the discriminator on tiles and on as many drawings of new codes."""
         with torch.no_grad():
-            drawn = self.generator(self._codes(batch))
+            drawn = self.generator(noise(batch, self._latent, 1, 1))
         critic = self.discriminator
         loss = GAMES[self.loss].discriminator(critic(batch).verdicts(), critic(drawn).verdicts())
         update(loss, backward, optimizer)
@@ -139,12 +149,10 @@ class Dcgan(Late):
     def generator_step(self, like: Tensor, optimizer: Optimizer, backward: Backward) -> Tensor:
         """Update the generator on drawings of new codes, as many as ``like`` has tiles; the discriminator is frozen."""
         with frozen(self.discriminator):
-            loss = GAMES[self.loss].generator(self.discriminator(self.generator(self._codes(like))).verdicts())
+            drawn = self.generator(noise(like, self._latent, 1, 1))
+            loss = GAMES[self.loss].generator(self.discriminator(drawn).verdicts())
             update(loss, backward, optimizer)
         return loss
-
-    def _codes(self, like: Tensor) -> Tensor:
-        return torch.randn((len(like), self._latent, 1, 1), device=like.device)
 
     def deployed(self) -> Deployed:
         return Judge(self.discriminator)

@@ -11,10 +11,19 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from training.models.adversarial import Late, as_drawn, as_real, cross_entropy, feature_matching, frozen, update
+from training.models.adversarial import (
+    Late,
+    as_drawn,
+    as_real,
+    cross_entropy,
+    feature_matching,
+    frozen,
+    noise,
+    unlikely,
+    update,
+)
 from training.models.base import Backward, Deployed, Judgement
 from training.models.ganomaly import Decoder, Encoder, Stem, initialise, pyramid
 from training.models.losses import city_block, deviation
@@ -54,7 +63,7 @@ def _dense(before: int, after: int) -> nn.Sequential:
 
 def with_verdict(tile: Tensor, image: Tensor, logits: Tensor) -> Tensor:
     """The paper's score by cross entropy, [N]: (1 - w) |x - G(E(x))|_1 + w (-log D(x, E(x)))."""
-    return (1.0 - WEIGHT) * city_block(tile, image) + WEIGHT * F.softplus(-logits)
+    return (1.0 - WEIGHT) * city_block(tile, image) + WEIGHT * unlikely(logits)
 
 
 def with_features(tile: Tensor, image: Tensor, of_tile: Tensor, of_image: Tensor) -> Tensor:
@@ -112,7 +121,7 @@ class Egbad(Late):
     def discriminator_step(self, batch: Tensor, optimizer: Optimizer, backward: Backward) -> Tensor:
         """Update the discriminator on tiles with their codes and on drawings with theirs."""
         with torch.no_grad():
-            code, drawn_from = self.encoder(batch), self._codes(batch)
+            code, drawn_from = self.encoder(batch), noise(batch, self._latent, 1, 1)
             image = self.generator(drawn_from)
         loss = cross_entropy(self.discriminator(batch, code).logits, self.discriminator(image, drawn_from).logits)
         update(loss, backward, optimizer)
@@ -120,7 +129,7 @@ class Egbad(Late):
 
     def generator_step(self, batch: Tensor, generator: Optimizer, encoder: Optimizer, backward: Backward) -> Tensor:
         """Update generator and encoder, which both try to be taken for the other; the discriminator is frozen."""
-        drawn_from = self._codes(batch)
+        drawn_from = noise(batch, self._latent, 1, 1)
         with frozen(self.discriminator):
             of_tile: Criticism = self.discriminator(batch, self.encoder(batch))
             of_drawing: Criticism = self.discriminator(self.generator(drawn_from), drawn_from)
@@ -130,9 +139,6 @@ class Egbad(Late):
                 loss = as_drawn(of_tile.logits) + as_real(of_drawing.logits)
             update(loss, backward, generator, encoder)
         return loss
-
-    def _codes(self, like: Tensor) -> Tensor:
-        return torch.randn((len(like), self._latent, 1, 1), device=like.device)
 
     def deployed(self) -> Judge:
         return Judge(self.encoder, self.generator, self.discriminator)

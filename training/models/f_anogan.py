@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Adam, Optimizer, RMSprop
 
-from training.models.adversarial import Late, critic_loss, criticised, frozen, gradient_penalty, update
+from training.models.adversarial import Late, critic_loss, criticised, frozen, gradient_penalty, noise, update
 from training.models.base import Backward, Deployed, Judgement
+from training.models.losses import deviation, mean_square
 
 MAX_CHANNELS = 256  # the paper has 512 in its deepest stages at 64 px
 N_CRITIC = 5  # updates of the critic for one of the generator
@@ -184,9 +185,7 @@ def initialise(module: nn.Module) -> None:
 
 def residuals(tile: Tensor, image: Tensor, tile_features: Tensor, image_features: Tensor) -> Residuals:
     """Mean square differences of each image by itself."""
-    return Residuals(
-        (tile - image).square().mean(dim=(1, 2, 3)), (tile_features - image_features).square().mean(dim=(1, 2, 3))
-    )
+    return Residuals(mean_square(tile, image), mean_square(tile_features, image_features))
 
 
 def critic_step(
@@ -213,9 +212,8 @@ class Judge(Deployed):
 
     def forward(self, tile: Tensor) -> Judgement:
         image = self.generator(self.encoder(tile))
-        deviation = (tile - image).abs().mean(dim=1, keepdim=True)
         anomaly = residuals(tile, image, self.trunk(tile), self.trunk(image)).total()
-        return Judgement(image, deviation, {"features": anomaly})
+        return Judgement(image, deviation(tile, image), {"features": anomaly})
 
 
 class FAnogan(Late):
@@ -258,13 +256,14 @@ class FAnogan(Late):
     def critic_step(self, real: Tensor, optimizer: Optimizer, backward: Backward) -> dict[str, Tensor]:
         """Update the critic on tiles and on as many drawings of new codes."""
         with torch.no_grad():
-            fake = self.generator(self._codes(real))
+            fake = self.generator(noise(real, self._latent))
         return critic_step(self.critic, real, fake, optimizer, backward)
 
     def generator_step(self, like: Tensor, optimizer: Optimizer, backward: Backward) -> None:
         """Update the generator on drawings of new codes, as many as ``like`` has tiles; the critic is frozen."""
         with frozen(self.critic):
-            update(criticised(self.critic(self.generator(self._codes(like))).verdicts), backward, optimizer)
+            drawn = self.generator(noise(like, self._latent))
+            update(criticised(self.critic(drawn).verdicts), backward, optimizer)
 
     def encoder_step(self, batch: Tensor, optimizer: Optimizer, backward: Backward) -> dict[str, Tensor]:
         """Update the encoder on the residuals that the score is made of."""
@@ -274,9 +273,6 @@ class FAnogan(Late):
         found = residuals(batch, image, features, self.critic(image).features)
         update(found.total().mean(), backward, optimizer)
         return {"image": found.image.mean().detach(), "features": found.features.mean().detach()}
-
-    def _codes(self, like: Tensor) -> Tensor:
-        return torch.randn((len(like), self._latent), device=like.device)
 
     def deployed(self) -> Judge:
         return Judge(self.encoder, self.generator, self.critic.trunk)

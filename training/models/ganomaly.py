@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from training.models.adversarial import COLLAPSED_BELOW, cross_entropy, frozen, update
 from training.models.base import Backward, Deployed, Judgement, Trainable
+from training.models.losses import city_block, deviation
 
 MAX_CHANNELS = 256  # without a cap the generator has 38 million parameters at 128 px and 144 million at 256 px
 WEIGHT_ADVERSARIAL, WEIGHT_CONTEXTUAL, WEIGHT_ENCODER = 1.0, 50.0, 1.0
@@ -45,9 +46,12 @@ class GeneratorLosses(NamedTuple):
 
     def total(self) -> Tensor:
         """The weighted sum 1 : 50 : 1 of the paper."""
-        return (
-            WEIGHT_ADVERSARIAL * self.adversarial + WEIGHT_CONTEXTUAL * self.contextual + WEIGHT_ENCODER * self.encoder
-        )
+        return weighted(*self)
+
+
+def weighted(adversarial: Tensor, contextual: Tensor, coded: Tensor) -> Tensor:
+    """The sum 1 : 50 : 1 of a generator's three terms."""
+    return WEIGHT_ADVERSARIAL * adversarial + WEIGHT_CONTEXTUAL * contextual + WEIGHT_ENCODER * coded
 
 
 def pyramid(size: int, width: int) -> tuple[list[int], int]:
@@ -130,9 +134,8 @@ class Judge(Deployed):
 
     def forward(self, tile: Tensor) -> Judgement:
         drawn = self.generator(tile)
-        deviation = (tile - drawn.image).abs().mean(dim=1, keepdim=True)
         # The paper scores with the L1 norm of the codes' difference, one number an image.
-        return Judgement(drawn.image, deviation, {"latent": (drawn.code - drawn.recode).abs().sum(dim=(1, 2, 3))})
+        return Judgement(drawn.image, deviation(tile, drawn.image), {"latent": city_block(drawn.code, drawn.recode)})
 
 
 def initialise(module: nn.Module) -> None:
@@ -157,6 +160,14 @@ def generator_losses(tile: Tensor, drawn: Passage, real_features: Tensor, fake_f
 def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
     """Half the sum of both binary cross entropies: ``real`` and ``fake`` are logits [N]."""
     return 0.5 * cross_entropy(real, fake)
+
+
+def start_afresh(discriminator: nn.Module, losses: dict[str, float]) -> bool:
+    """Initialise the discriminator once its loss has vanished; whether it had."""
+    if losses["discriminator"] >= COLLAPSED_BELOW:
+        return False
+    discriminator.apply(initialise)
+    return True
 
 
 class Ganomaly(Trainable):
@@ -207,8 +218,4 @@ class Ganomaly(Trainable):
         return Judge(self.generator)
 
     def mend(self, losses: dict[str, float]) -> bool:
-        """Start the discriminator afresh once its loss has vanished."""
-        if losses["discriminator"] >= COLLAPSED_BELOW:
-            return False
-        self.discriminator.apply(initialise)
-        return True
+        return start_afresh(self.discriminator, losses)

@@ -14,12 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from training.models.adversarial import COLLAPSED_BELOW, as_real, cross_entropy, frozen, update
+from training.models.adversarial import as_real, cross_entropy, frozen, update
 from training.models.base import Backward, Deployed, Judgement, Trainable
-from training.models.ganomaly import MAX_CHANNELS, Criticism, Stem, initialise, pyramid
+from training.models.ganomaly import MAX_CHANNELS, Criticism, Stem, initialise, pyramid, start_afresh, weighted
 from training.models.losses import deviation, mean_square
 
-WEIGHT_ADVERSARIAL, WEIGHT_CONTEXTUAL, WEIGHT_LATENT = 1.0, 50.0, 1.0
 SCORE_CONTEXTUAL, SCORE_LATENT = 0.9, 0.1
 
 
@@ -32,7 +31,7 @@ class Losses(NamedTuple):
 
     def total(self) -> Tensor:
         """The weighted sum 1 : 50 : 1 of the code."""
-        return WEIGHT_ADVERSARIAL * self.adversarial + WEIGHT_CONTEXTUAL * self.contextual + WEIGHT_LATENT * self.latent
+        return weighted(*self)
 
 
 def halvings(size: int, width: int) -> list[int]:
@@ -151,8 +150,4 @@ class SkipGanomaly(Trainable):
         return Judge(self.generator, self.discriminator)
 
     def mend(self, losses: dict[str, float]) -> bool:
-        """Start the discriminator afresh once its loss has vanished."""
-        if losses["discriminator"] >= COLLAPSED_BELOW:
-            return False
-        self.discriminator.apply(initialise)
-        return True
+        return start_afresh(self.discriminator, losses)

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.optim import Optimizer, RMSprop
 
-from training.models.adversarial import as_real, cross_entropy, frozen, update
+from training.models.adversarial import as_real, cross_entropy, frozen, unlikely, update
 from training.models.ae import Encoder
 from training.models.base import Backward, Judgement
 from training.models.ganomaly import Criticism, Decoder, Discriminator, initialise
@@ -33,7 +32,7 @@ class VaeGanJudge(VaeJudge):
         real: Criticism = self.discriminator(tile)
         drawn: Criticism = self.discriminator(judged.image)
         judged.scores["features"] = mean_square(real.features, drawn.features)
-        judged.scores["discriminator"] = F.softplus(-real.logits)  # -log D
+        judged.scores["discriminator"] = unlikely(real.logits)
         return judged
 
     def measured(self, tile: Tensor) -> None:
