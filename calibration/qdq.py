@@ -66,6 +66,7 @@ def quantize(model: onnx.ModelProto, ranges: Ranges, left_out: Collection[str] =
     weights = {value.name: value for value in graph.initializer}
     first: list[onnx.NodeProto] = []
     after: dict[str, list[onnx.NodeProto]] = {}
+    joined = {node.output[0] for node in graph.node if node.op_type == "Concat"}
     for name, nodes in layers_of(made).items():
         if name in left_out:
             continue
@@ -74,8 +75,8 @@ def quantize(model: onnx.ModelProto, ranges: Ranges, left_out: Collection[str] =
         for node in nodes:
             entering = node.input[0]
             if entering not in after:
-                after[entering] = _pair(graph, entering, ranges[entering])
-            node.input[0], node.input[1] = after[entering][1].output[0], first[-1].output[0]
+                after[entering] = _pair(graph, entering, ranges[entering], entering in joined)
+            node.input[0], node.input[1] = after[entering][-1].output[0], first[-1].output[0]
     ordered = [*first, *(made for node in graph.node for made in (node, *_following(node, after)))]
     nodes = [_copied(node) for node in ordered]
     del graph.node[:]
@@ -116,11 +117,21 @@ def _store(graph: onnx.GraphProto, weight: onnx.TensorProto, by_channel: bool) -
     return made
 
 
-def _pair(graph: onnx.GraphProto, name: str, largest: float) -> list[onnx.NodeProto]:
-    """Quantize and dequantize the activation ``name``."""
+def _pair(graph: onnx.GraphProto, name: str, largest: float, joined: bool) -> list[onnx.NodeProto]:
+    """Quantize and dequantize the activation ``name``; ``joined``: it is what a Concat makes."""
     parameters = _parameters(graph, name, np.asarray(max(largest, SMALLEST) / LEVELS, np.float32))
+    ahead, entering = [], name
+    if joined:
+        # OpenVINO 2026.4 moves a quantizer from behind a Concat in front of it and rounds to whole numbers then, on
+        # processors without AMX at least. It moves none through a Max, and this one changes nothing: what is below
+        # is the lowest level anyway.
+        lowest = np.asarray(-(LEVELS + 1) * max(largest, SMALLEST) / LEVELS, np.float32)
+        graph.initializer.append(numpy_helper.from_array(lowest, f"{name}.lowest"))
+        entering = f"{name}.held"
+        ahead = [helper.make_node("Max", [name, f"{name}.lowest"], [entering], name=f"{name}.hold")]
     return [
-        helper.make_node("QuantizeLinear", [name, *parameters], [f"{name}.int8"], name=f"{name}.quantize"),
+        *ahead,
+        helper.make_node("QuantizeLinear", [entering, *parameters], [f"{name}.int8"], name=f"{name}.quantize"),
         helper.make_node("DequantizeLinear", [f"{name}.int8", *parameters], [f"{name}.float"], name=f"{name}.back"),
     ]
 

@@ -115,6 +115,21 @@ def test_a_layer_that_is_left_out_stays_as_it_was(made: Made) -> None:
     assert quantize(made.full, ranges, [first, *rest]).graph.node == made.full.graph.node
 
 
+def test_what_holds_a_quantizer_behind_a_concat_changes_nothing(made: Made) -> None:
+    bare = onnx.ModelProto()
+    bare.CopyFrom(made.int8)
+    holds = {node.output[0]: node for node in bare.graph.node if node.op_type == "Max" and ".hold" in node.name}
+    behind = {node.output[0] for node in bare.graph.node if node.op_type == "Concat"}
+    for node in bare.graph.node:
+        if node.op_type == "QuantizeLinear":
+            assert node.input[0] not in behind
+            if (hold := holds.get(node.input[0])) is not None:
+                node.input[0] = hold.input[0]
+    spec = GraphSpec(4, (SIDE, SIDE), 1, (SIDE, SIDE), "int8")
+    held, free = (compile_graph("onnxruntime", graph.SerializeToString(), spec) for graph in (made.int8, bare))
+    np.testing.assert_array_equal(held.infer(tiles(4)).scores, free.infer(tiles(4)).scores)
+
+
 def test_tensorrt_rtx_builds_int8(made: Made) -> None:
     """NVIDIA's own parser and builder, without a graphics card; nothing is run."""
     pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX's wheels are not installed")
