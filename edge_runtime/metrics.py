@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -86,7 +85,6 @@ def _info(snapshot: Snapshot) -> Iterator[Value]:
         yield (*(word or "" for word in said), (state.model_sha256 or "")[:16]), 1.0
 
 
-@functools.cache
 def _station_state(snapshot: Snapshot) -> Iterator[Value]:
     if snapshot.state is not None:
         for name in STATES:
