@@ -16,7 +16,9 @@ PARTS = 12
 def test_what_a_candidate_says_arrives_and_moves_no_output(tmp_path: Path, bundle: Path, candidate: str) -> None:
     folder = bundle if candidate == "itself" else tmp_path / "nothing"
     link = f'[shadow]\nbundle = "{folder}"\nshare = 1.0\n'
-    line = Line(tmp_path, bundle, f"synthetic://line?seed=5&parts={PARTS}&fps=25", camera=TOUCHING, link=link)
+    url = f"synthetic://line?seed=5&parts={PARTS}&fps=5"
+    patient = '[[lines]]\nid = "line-1"\ndeadline_ms = 60000'  # how soon verdicts come is not what is tested here
+    line = Line(tmp_path, bundle, url, edge="deadline_ms = 60000", camera=TOUCHING, host=patient, link=link)
     try:
         line.start_host()
         edge = line.start_edge()
